@@ -1,0 +1,40 @@
+"""The two records that travel through pipes: a request's descriptor and its completion.
+
+House rules of this file: standard library only, Python 3.7 and up, no I/O.
+
+Both records are far below PIPE_BUF, and both sizes divide 4096: a write of whole records up to
+PIPE_BUF is atomic (POSIX.1, write()), and a read of whole records never sees half of one.
+
+    descriptor   16 bytes   front -> any replica     "slot s, in its life g, holds n bytes of kind k"
+    completion   32 bytes   replica -> that front    "slot s, life g: answered with n bytes, like so"
+                            supervisor -> front      "slot s, life g: its replica died"
+
+The *generation* counts a slot's lives.  Whoever reads a record whose generation is not the slot's
+present one drops it: that is why a late answer can never reach another caller.
+"""
+
+import struct
+
+# slot, generation, length of the body in bytes, kind, attempt (0 first, 1 replayed), zero
+DESCRIPTOR = struct.Struct("<IIIBBH")
+# slot, generation, length of the answer in bytes, outcome, attempt, replica,
+# microseconds in the queue, in predict, in encoding the answer, in decoding the request
+COMPLETION = struct.Struct("<IIIBBHIIII")
+
+DESCRIPTOR_SIZE = DESCRIPTOR.size
+COMPLETION_SIZE = COMPLETION.size
+
+# Kinds of request. Zero is "no descriptor": an empty mailbox cell.
+JSON = 1
+BYTES = 2
+
+# Outcomes that a replica reports.
+ANSWERED = 1  # the slot holds the JSON of what predict() returned
+RAISED = 2  # predict() raised, or its result is not JSON; the log has the traceback
+MALFORMED = 3  # the body is not JSON; the slot holds the reason as UTF-8 text
+SKIPPED = 4  # not started: its client had left or its deadline had passed
+TOO_LARGE = 5  # the answer does not fit into the slot
+
+# Outcomes that the supervisor reports for a replica that died with the request in hand.
+RETRY = 16  # the first death: offer it once more
+REFUSED = 17  # the second death, or replay is off: answer 500
