@@ -39,6 +39,7 @@ MAX_CLAIM = 4  # descriptors that a replica may take in one read
 
 CONTROL_SIZE = PAGE
 QUARANTINE_CELLS = 64
+DIGEST_SIZE = 16  # of a body, BLAKE2b
 QUARANTINE_CELL = struct.Struct("<16sQQ")  # digest, expiry (monotonic ns), zero
 MAILBOX_SIZE = 64
 REPLICA_WORDS_SIZE = 64
@@ -58,17 +59,23 @@ QUARANTINED = 0  # how many quarantine cells are in use; 0 lets fronts skip the 
 READY_REPLICAS = 4
 DRAINING = 8
 BOARD_SEQUENCE = 12  # which half of the status board is whole: sequence % 2
+UNAVAILABLE = 16  # 1 when no replica is ready and none is about to be: fronts refuse at once
 
 # Replica words: 64-bit counters of one replica.
 REPLICA_WORDS = struct.Struct("<QQQQQQQQ")
 REQUESTS_SERVED = 0
 LOG_LINES_DROPPED = 1
 
-# generation, cancelled (0 or 1), length of the request id, zero, deadline and hand-in time (both
-# CLOCK_MONOTONIC in ns, which is one clock for every process of a machine), then the request id
+# generation, state, length of the request id, zero, deadline and hand-in time (both CLOCK_MONOTONIC
+# in ns, which is one clock for every process of a machine), then the request id
 SLOT_HEADER = struct.Struct("<IBBHQQ")
 SLOT_HEADER_SIZE = 256
-CANCELLED_OFFSET = 4
+STATE_OFFSET = 4
+# States. The front sets WAITING and CANCELLED, the replica DONE, before it writes the completion: a
+# front that starts anew reads here which slots of its predecessor may still be in somebody's hands.
+DONE = 0
+WAITING = 1
+CANCELLED = 2
 REQUEST_ID_OFFSET = SLOT_HEADER.size
 MAX_REQUEST_ID = SLOT_HEADER_SIZE - REQUEST_ID_OFFSET
 

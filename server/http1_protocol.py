@@ -1,0 +1,343 @@
+"""One client connection: bytes in, requests handed in, answers out, in order.
+
+Touches its transport and the dispatch of its front; the front owns everything that connections
+share.  A connection works on one request at a time, so pipelined requests are answered in order
+by construction; what arrives meanwhile waits in `partial`, and beyond a limit in the kernel.
+
+All connections of a front receive into one buffer, since a read and its processing are one step
+of the loop.  A large body is received straight into its slot instead: `sink` is what the next
+read may fill, and it never reaches beyond the body's end.
+
+    IDLE -> HEAD -> SMALL -> WAITING -> IDLE         SMALL: the body gathers in `partial`
+                 -> BODY  -> WAITING -> SENDING      BODY: it flows into the slot
+                 -> TASK                             TASK: the ASGI application has the request
+    any  -> LINGER                                   refused with a body unread: RFC 9112, 9.6
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from server import answers, dispatch, http1, plan
+from server.failures import BUSY, DOWN, failure
+from server.plan import Plan, Refusal
+from server.replica import frame
+
+if TYPE_CHECKING:
+    from server.front import Front
+
+IDLE, HEAD, SMALL, BODY, WAITING, SENDING, TASK, LINGER, CLOSED = range(9)
+
+RECEIVE_SIZE = 65536
+SMALL_BODY = 49152  # gathered in memory when it comes in pieces; larger ones get their slot at once
+SMALL_ANSWER = 65536  # copied and sent with its head; larger ones are sent from their slot
+MAX_BACKLOG = 131072  # pipelined bytes held for later
+LINGER_SECONDS = 2.0
+MIN_BODY_RATE = 32768  # bytes per second below which a body is not arriving but holding a slot
+
+RECEIVE = bytearray(RECEIVE_SIZE)
+RECEIVE_VIEW = memoryview(RECEIVE)
+
+GONE = 499
+
+
+class Connection(asyncio.BufferedProtocol):
+    __slots__ = (
+        "front", "dispatch", "transport",
+        "state", "since", "sink", "partial", "paused",
+        "plan", "slot", "started", "request_id", "sending", "progress", "due", "task",
+    )  # fmt: skip
+
+    def __init__(self, front: Front) -> None:
+        # The life of the connection
+        self.front = front
+        self.dispatch = front.dispatch
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        # Reading
+        self.state = IDLE
+        self.since = front.now
+        self.sink = RECEIVE_VIEW
+        self.partial: bytearray | None = None
+        self.paused = False
+        # The request in hand
+        self.plan: Plan = None  # type: ignore[assignment]
+        self.slot = -1
+        self.started = 0
+        self.request_id = b""
+        self.sending = 0
+        self.progress = 0
+        self.due = 0.0
+        self.task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        # resume_writing() must mean that nothing of a slot is left in the transport.
+        self.transport.set_write_buffer_limits(high=SMALL_ANSWER, low=0)
+        self.front.connected(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.sink
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """The hot path: a whole predict request in one read, with a head that was seen before."""
+        if self.state != IDLE or self.partial:
+            self._more(nbytes)
+            return
+        end = RECEIVE.find(b"\r\n\r\n", 0, nbytes) + 4
+        known = self.front.plans.get(bytes(RECEIVE_VIEW[:end]))
+        if known is not None and end + known.length == nbytes and known.lane == plan.EXPRESS:
+            slot = self.dispatch.take()
+            if slot is not None:
+                self.dispatch.body(slot, known.length)[:] = RECEIVE_VIEW[end:nbytes]
+                self._submit(known, slot)
+                return
+        self.partial = bytearray(RECEIVE_VIEW[:nbytes])
+        self._advance()
+
+    def _more(self, nbytes: int) -> None:
+        if self.state == BODY:
+            self.sink, self.since = self.sink[nbytes:], self.front.now
+            if not self.sink:
+                self.sink = RECEIVE_VIEW
+                self._submit(self.plan, self.slot)
+        elif self.state == LINGER:
+            self.progress += nbytes
+            if self.progress > http1.MAX_HEAD * 128:
+                self.transport.abort()
+        else:
+            self.partial = self.partial or bytearray()
+            self.partial += RECEIVE_VIEW[:nbytes]
+            if self.state in (IDLE, HEAD, SMALL):
+                self._advance()
+            elif len(self.partial) > MAX_BACKLOG and not self.paused:
+                self.paused = True
+                self.transport.pause_reading()
+
+    def _advance(self) -> None:
+        """Take as many steps as `partial` allows."""
+        while self.partial and self.state in (IDLE, HEAD, SMALL):
+            if self.state != SMALL and not self._read_head():
+                return
+            if self.state == SMALL and not self._read_small():
+                return
+
+    def _read_head(self) -> bool:
+        """True when a head was complete and its request has begun."""
+        partial = self.partial
+        assert partial is not None
+        if self.state == IDLE:
+            self.state, self.since = HEAD, self.front.now
+        try:
+            end = http1.find_head(partial)
+            if end < 0:
+                doom = http1.doomed(bytes(partial))
+                if doom is not None:
+                    raise doom
+                return False
+            raw = bytes(partial[:end])
+            self.plan = self.front.plans.get(raw) or self.front.remember(raw)
+        except http1.BadRequest as error:
+            self.plan = self.front.no_plan
+            self._refuse(Refusal(error.status, error.code, error.message), close=True)
+            return False
+        del partial[:end]
+        self._begin(self.plan)
+        return True
+
+    def _begin(self, chosen: Plan) -> None:
+        self.request_id = self.front.ids.mint(chosen.head.request_id)
+        have = len(self.partial or b"")
+        if chosen.refusal is not None:
+            self._refuse(chosen.refusal, close=chosen.close)
+        elif chosen.lane == plan.EXPRESS and chosen.length > max(have, SMALL_BODY):
+            self._receive_into_slot(chosen)
+        else:
+            self.state, self.since = SMALL, self.front.now
+            if chosen.head.expect_continue and have < chosen.length:
+                if chosen.lane == plan.EXPRESS and not self.dispatch.admits():
+                    self._refuse_busy(unread=True)
+                    return
+                self.transport.write(answers.CONTINUE)
+            if chosen.length == 0:
+                self._read_small()
+
+    def _receive_into_slot(self, chosen: Plan) -> None:
+        slot = self.dispatch.take_large()
+        if slot is None:
+            self._refuse_busy(unread=True)
+            return
+        have = self.partial or bytearray()
+        body = self.dispatch.body(slot, chosen.length)
+        body[: len(have)] = have
+        self.slot, self.sink, self.partial = slot, body[len(have) :], None
+        self.state, self.since = BODY, self.front.now
+        self.due = self.since + self.front.http.body_timeout + chosen.length / MIN_BODY_RATE
+        if chosen.head.expect_continue and not have:
+            self.transport.write(answers.CONTINUE)
+
+    def _read_small(self) -> bool:
+        """True when the body was complete and its request went on its way."""
+        chosen, partial = self.plan, self.partial if self.partial is not None else bytearray()
+        if len(partial) < chosen.length:
+            return False
+        body = bytes(partial[: chosen.length])
+        self.partial = partial[chosen.length :] or None
+        if chosen.lane == plan.APPLICATION:
+            self.state = TASK
+            self.task = self.front.run_application(self, chosen, body)
+            return True
+        slot = self.dispatch.take()
+        if slot is None:
+            self._refuse_busy(unread=False)
+        else:
+            self.dispatch.body(slot, len(body))[:] = body
+            self._submit(chosen, slot)
+        return True
+
+    def _submit(self, chosen: Plan, slot: int) -> None:
+        self.plan, self.slot, self.state = chosen, slot, WAITING
+        if not self.request_id:
+            self.request_id = self.front.ids.mint(chosen.head.request_id)
+        self.started = self.dispatch.submit(self, slot, chosen.length, chosen.kind, self.request_id)
+
+    # ------------------------------------------------------------------ answers
+
+    def answered(self, slot: int, size: int, outcome: int, queue_us: int, predict_us: int, encode_us: int) -> None:
+        """From dispatch: write the answer. The hot path is the first branch."""
+        front, chosen = self.front, self.plan
+        connection = front.connection or chosen.connection
+        millis = answers.millis
+        if outcome == frame.ANSWERED:
+            self.slot = -1
+            head = front.answers.ok % (
+                millis(queue_us), millis(predict_us), millis(encode_us), self.request_id, connection, size,
+            )  # fmt: skip
+            front.account(self, 200, size + len(head), queue_us, predict_us, encode_us)
+            if size <= SMALL_ANSWER:
+                self.transport.write(b"".join((head, self.dispatch.answer(slot, size))))
+                self.dispatch.release(slot, max(size, chosen.length))
+                self._finish(chosen.close or front.draining)
+            else:
+                self._send_from_slot(slot, head, size)
+            return
+        refusal = failure(outcome, bytes(self.dispatch.answer(slot, size)))
+        if outcome < frame.RETRY:
+            self.dispatch.release(slot, chosen.length)
+        self.slot = -1
+        spent = answers.timing(queue_us, predict_us, encode_us)
+        payload = front.answers.error(refusal, self.request_id, connection, spent)
+        front.account(self, refusal.status, len(payload), queue_us, predict_us, encode_us)
+        self.transport.write(payload)
+        self._finish(chosen.close or front.draining)
+
+    def _send_from_slot(self, slot: int, head: bytes, size: int) -> None:
+        """A large answer leaves from the slot itself, which is released when all has been sent."""
+        self.state, self.since, self.sending, self.progress = SENDING, self.front.now, slot, -1
+        self.transport.write(head)
+        self.transport.write(self.dispatch.answer(slot, size))
+        if self.transport.get_write_buffer_size() == 0:
+            self.resume_writing()
+
+    def pause_writing(self) -> None:
+        """Only a large answer, or many pipelined ones, fill the transport; see resume_writing()."""
+
+    def resume_writing(self) -> None:
+        if self.state == SENDING:
+            self.dispatch.release(self.sending, dispatch.FAT + 1)
+            self._finish(self.plan.close or self.front.draining)
+
+    def _refuse_busy(self, unread: bool) -> None:
+        refusal = DOWN if self.dispatch.unavailable else BUSY
+        retry = b"retry-after: %d\r\n" % self.dispatch.retry_after()
+        self._refuse(Refusal(refusal.status, refusal.code, refusal.message, retry), self.plan.close or unread)
+
+    def _refuse(self, refusal: Refusal, close: bool) -> None:
+        front = self.front
+        close = close or front.draining
+        if not self.request_id:
+            self.request_id = front.ids.mint(b"")
+        connection = b"connection: close\r\n" if close else self.plan.connection
+        self.started = 0
+        payload = front.answers.error(refusal, self.request_id, connection)
+        front.account(self, refusal.status, len(payload), 0, 0, 0)
+        self.transport.write(payload)
+        if close:
+            self.linger()
+        else:
+            self._finish(False)
+
+    def linger(self) -> None:
+        """Close, but let the client read the answer first: a body unread would turn it into a reset."""
+        self.state, self.since, self.progress, self.partial = LINGER, self.front.now, 0, None
+        self.sink = RECEIVE_VIEW
+        self.transport.write_eof()
+
+    def finish_task(self, close: bool) -> None:
+        """From the front: the ASGI application has answered."""
+        self.task = None
+        if self.state == TASK:
+            self._finish(close or self.front.draining)
+
+    def _finish(self, close: bool) -> None:
+        """The answer is on its way: next request, or the end."""
+        self.request_id = b""
+        if close:
+            self.state = CLOSED
+            self.transport.close()
+            return
+        self.state, self.since = IDLE, self.front.now
+        if self.paused:
+            self.paused = False
+            self.transport.resume_reading()
+        if self.partial:
+            self._advance()
+
+    # ------------------------------------------------------------------ endings
+
+    def eof_received(self) -> bool:
+        """A client that closes its side has left (as HAProxy's abortonclose has it)."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        state, self.state = self.state, CLOSED
+        if state == WAITING:
+            self.dispatch.cancel(self.slot)
+            self.front.account(self, GONE, 0, 0, 0, 0)
+        elif state == BODY:
+            self.dispatch.release(self.slot, self.plan.length)
+        elif state == SENDING:
+            self.dispatch.release(self.sending, dispatch.FAT + 1)
+        elif state == TASK and self.task is not None:
+            self.task.cancel()
+        self.front.disconnected(self)
+
+    def check(self, now: float) -> None:
+        """Once a second: has this connection been silent for too long?"""
+        http, silent = self.front.http, now - self.since
+        if self.state == IDLE:
+            if silent > http.idle_timeout or self.front.draining:
+                self.transport.close()
+        elif (
+            (self.state == HEAD and silent > http.head_timeout)
+            or (self.state in (SMALL, BODY) and silent > http.body_timeout)
+            or (self.state == BODY and now > self.due)
+        ):
+            self._time_out()
+        elif self.state == LINGER and silent > LINGER_SECONDS:
+            self.transport.abort()
+        elif self.state in (SENDING, CLOSED):
+            left = self.transport.get_write_buffer_size()
+            if left != self.progress:
+                self.progress, self.since = left, now
+            elif silent > http.body_timeout:
+                self.transport.abort()
+
+    def _time_out(self) -> None:
+        if self.state == BODY:
+            self.dispatch.release(self.slot, self.plan.length)
+            self.slot = -1
+        elif self.state == HEAD:
+            self.plan = self.front.no_plan
+        what = "head" if self.state == HEAD else "body"
+        self._refuse(Refusal(408, "RequestTimeout", f"the {what} did not arrive in time"), close=True)

@@ -1,0 +1,90 @@
+"""The nursery as the supervisor sees it: start it, order replicas from it, end it.
+
+Its other half, server/replica/nursery.py, runs in the model's interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from server.plumbing import Plumbing
+
+RUNTIME = Path(__file__).parent / "replica"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a nursery must know besides the plumbing."""
+
+    python: Path
+    variables: Mapping[str, str]
+    artifact: Path
+    preload: str
+    threads: int
+    source: str
+    sample: Path | None
+
+    def without_preload(self) -> Facts:
+        return replace(self, preload="none")
+
+
+class Nursery:
+    def __init__(self, plumbing: Plumbing, facts: Facts) -> None:
+        self.preload = facts.preload
+        self._control, theirs = socket.socketpair()
+        inherited = {
+            "memory": plumbing.memory_fd,
+            "queue": plumbing.queue.read,
+            "completions": [pipe.write for pipe in plumbing.completions],
+            "reports": plumbing.reports.write,
+            "predict_log": plumbing.predict_log.write,
+            "crashes": list(plumbing.crashes),
+            "control": theirs.fileno(),
+        }
+        wiring = {
+            **inherited,
+            "layout": plumbing.layout.as_tuple(),
+            "supervisor": os.getpid(),
+            "artifact": str(facts.artifact),
+            "preload": facts.preload,
+            "threads": facts.threads,
+            "source": facts.source,
+            "sample": str(facts.sample or ""),
+        }
+        fds = [fd for value in inherited.values() for fd in (value if isinstance(value, list) else [value])]
+        self._process = subprocess.Popen(
+            [str(facts.python), str(RUNTIME), "nursery", json.dumps(wiring)],
+            env=dict(facts.variables),
+            cwd=facts.artifact,
+            stdin=subprocess.DEVNULL,
+            stdout=plumbing.native_log.write,
+            stderr=plumbing.native_log.write,
+            pass_fds=fds,
+            start_new_session=True,  # a Ctrl-C in the terminal is the supervisor's to handle
+        )
+        theirs.close()
+        self.pid = self._process.pid
+
+    def order(self, index: int, spare: bool, variables: Mapping[str, str]) -> bool:
+        """Ask for a replica; False when the nursery is no more."""
+        line = json.dumps({"replica": index, "spare": spare, "variables": dict(variables)}) + "\n"
+        try:
+            self._control.sendall(line.encode())
+        except OSError:
+            return False
+        return True
+
+    def ended(self, status: int) -> None:
+        """The supervisor has reaped it."""
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        self._control.close()
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)

@@ -1,0 +1,86 @@
+"""Why did a process end?  Exit status, cgroup counters and faulthandler's words, put into one line.
+
+Reads /proc and /sys/fs/cgroup; decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+from server.errors import ExitCode
+
+MAX_CRASH = 4000
+
+
+def oom_kills(root: str = "/") -> int:
+    """How often the kernel has killed for memory in this process's cgroup (v2, else v1); 0 if unknown."""
+    base = Path(root)
+    try:
+        lines = (base / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return 0
+    total = 0
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            files = [f"sys/fs/cgroup{path}/memory.events", f"sys/fs/cgroup/unified{path}/memory.events"]
+        elif "memory" in controllers.split(","):
+            files = [f"sys/fs/cgroup/memory{path}/memory.oom_control", "sys/fs/cgroup/memory/memory.oom_control"]
+        else:
+            continue
+        for file in files:
+            found = _counter(base / file.lstrip("/"))
+            if found is not None:
+                total += found
+                break
+    return total
+
+
+def _counter(file: Path) -> int | None:
+    try:
+        text = file.read_text()
+    except OSError:
+        return None
+    found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
+    return int(found.group(1)) if found else None
+
+
+def decode(status: int, out_of_memory: bool, cause: str = "") -> str:
+    """One line for a wait status; `cause` is our own reason where we killed it ourselves."""
+    if cause:
+        return cause
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        name = signal.Signals(number).name if number in signal.Signals.__members__.values() else str(number)
+        if number == signal.SIGKILL and out_of_memory:
+            return "out of memory: killed by the kernel (cgroup oom_kill)"
+        if number == signal.SIGKILL:
+            return "killed by SIGKILL from outside (an operator, or the machine ran out of memory)"
+        return f"killed by {name}"
+    code = os.WEXITSTATUS(status)
+    if code == ExitCode.RESOURCES:
+        return "out of memory: predict() raised MemoryError, so the process was replaced"
+    if code == ExitCode.MODEL:
+        return "the model did not load"
+    return f"exited with code {code}" if code else "exited by itself with code 0"
+
+
+def read_crash(fd: int) -> str:
+    """What faulthandler wrote into a replica's crash file, which is emptied for the next life."""
+    size = os.lseek(fd, 0, os.SEEK_END)
+    text = os.pread(fd, min(size, MAX_CRASH), 0).decode("utf-8", "replace")
+    os.ftruncate(fd, 0)
+    os.lseek(fd, 0, os.SEEK_SET)  # the offset is shared with the process that will write next
+    return text.strip()
+
+
+def crash_line(text: str) -> str:
+    """The one line of a faulthandler dump that says where: the innermost frame of the user's code."""
+    frames = re.findall(r'File "([^"]+)", line (\d+) in (\S+)', text)
+    for file, line, function in frames:
+        if "/server/replica/" not in file:
+            return f" in {function} ({os.path.basename(file)}:{line})"
+    return ""

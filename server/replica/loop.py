@@ -1,0 +1,213 @@
+"""A replica: take a descriptor, call predict(), put the answer into the slot, say so.
+
+Standard library only, Python 3.7 to 3.14.  Touches the shared memory, the request queue, the
+completion pipes and its own signals; everything else is the model's business.
+
+The loop blocks in readv() and nowhere else.  SIGTERM ends it between two requests: the handler
+looks into the mailbox, which the kernel fills in the same step as it takes the request from the
+queue, so there is no moment in which a request could be taken and forgotten.
+"""
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+import traceback
+
+from . import codec, frame, lineage, model, nursery, output, slots, threads
+
+SHORT_PREDICT_NS = 50000  # below this, taking several requests at once costs nobody waiting time
+NO_DESCRIPTOR = bytes(frame.DESCRIPTOR_SIZE)
+NOTHING = bytes(slots.MAILBOX_SIZE)
+PATIENCE = 10.0  # seconds to wait for the subreaper to become the parent
+EXIT_OUT_OF_MEMORY = 8  # ExitCode.RESOURCES on the server's side
+
+
+class Stop(Exception):
+    """SIGTERM arrived while no request was in hand."""
+
+
+class Replica:
+    """One replica's view of the shared memory, and the request loop."""
+
+    def __init__(self, wiring, index, loaded):
+        # type: (nursery.Wiring, int, model.Model) -> None
+        self.layout = slots.Layout(*wiring.layout)
+        self.memory = slots.attach(wiring.memory, self.layout)
+        self.view = memoryview(self.memory)
+        self.queue = wiring.queue
+        self.completions = wiring.completions
+        self.index = index
+        self.predict = loaded.predict
+        self.loads, self.dumps = codec.select()
+        self.mailbox = slots.MAILBOX_OFFSET + index * slots.MAILBOX_SIZE
+        words = slots.REPLICA_WORDS_OFFSET + index * slots.REPLICA_WORDS_SIZE
+        self.words = self.view[words : words + slots.REPLICA_WORDS_SIZE].cast("Q")
+        self.stopping = False
+        self.exit_code = 0
+        self.recent_ns = 10 * SHORT_PREDICT_NS
+
+    def terminate(self, signum, stack):
+        # type: (int, object) -> None
+        self.stopping = True
+        if self.memory[self.mailbox : self.mailbox + slots.MAILBOX_SIZE] == NOTHING:
+            raise Stop
+
+    def run(self):
+        # type: () -> int
+        """Serve until told to stop; the exit code."""
+        size = frame.DESCRIPTOR_SIZE
+        mailbox = self.mailbox
+        one = [self.view[mailbox : mailbox + size]]
+        several = [self.view[mailbox : mailbox + slots.MAX_CLAIM * size]]
+        readv, handle = os.readv, self.handle
+        try:
+            signal.signal(signal.SIGTERM, self.terminate)
+            while not self.stopping:
+                taken = readv(self.queue, several if self.recent_ns < SHORT_PREDICT_NS else one)
+                if not taken:  # every writer is gone, and so is the server
+                    break
+                for cell in range(mailbox, mailbox + taken, size):
+                    handle(cell)
+        except Stop:
+            pass
+        return self.exit_code
+
+    def handle(self, cell):
+        # type: (int) -> None
+        """Serve the descriptor in a mailbox cell, then clear the cell: the claim is settled."""
+        memory = self.memory
+        slot, generation, length, kind, attempt, _ = frame.DESCRIPTOR.unpack_from(memory, cell)
+        base = slots.SLOTS_OFFSET + slot * self.layout.stride
+        life, state, id_size, _, deadline, handed_in = slots.SLOT_HEADER.unpack_from(memory, base)
+        claimed = time.monotonic_ns()
+        if life == generation:
+            if state != slots.WAITING or claimed > deadline:
+                outcome, size, decoded, predicted, encoded = frame.SKIPPED, 0, claimed, claimed, claimed
+            else:
+                id_start = base + slots.REQUEST_ID_OFFSET
+                output.request_id = memory[id_start : id_start + id_size]
+                outcome, size, decoded, predicted, encoded = self.answer(base, length, kind, claimed)
+                output.request_id = b""
+                self.recent_ns = max(predicted - decoded, self.recent_ns * 7 >> 3)
+                self.words[0] += 1
+            memory[base + slots.STATE_OFFSET] = slots.DONE
+            completion = frame.COMPLETION.pack(
+                slot, generation, size, outcome, attempt, self.index, (claimed - handed_in) // 1000,
+                (predicted - decoded) // 1000, (encoded - predicted) // 1000, (decoded - claimed) // 1000,
+            )  # fmt: skip
+            os.write(self.completions[slot // self.layout.slots_per_front], completion)
+        memory[cell : cell + frame.DESCRIPTOR_SIZE] = NO_DESCRIPTOR
+
+    def answer(self, base, length, kind, started):
+        # type: (int, int, int, int) -> tuple
+        """(outcome, size of the answer, and when decoding, predict and encoding ended)."""
+        clock = time.monotonic_ns
+        start = base + slots.SLOT_HEADER_SIZE
+        decoded = predicted = 0
+        try:
+            with self.view[start : start + length] as body:
+                data = self.loads(body) if kind == frame.JSON else bytes(body)
+            decoded = clock()
+            result = self.predict(data)
+            predicted = clock()
+            payload = self.dumps(result)
+        except BaseException as error:
+            now = clock()
+            if not decoded and isinstance(error, ValueError):
+                outcome, size = self.put(base, frame.MALFORMED, str(error).encode())
+            else:
+                self.blame(error)
+                outcome, size = frame.RAISED, 0
+            return outcome, size, decoded or now, predicted or now, now
+        outcome, size = self.put(base, frame.ANSWERED, payload)
+        return outcome, size, decoded, predicted, clock()
+
+    def put(self, base, outcome, payload):
+        # type: (int, int, bytes) -> tuple
+        size = len(payload)
+        if size > self.layout.max_answer:
+            print("the answer has %d bytes, max_answer_mb allows %d" % (size, self.layout.max_answer),
+                  file=sys.stderr)  # fmt: skip
+            return frame.TOO_LARGE, 0
+        start = base + self.layout.answer_offset
+        self.memory[start : start + size] = payload
+        return outcome, size
+
+    def blame(self, error):
+        # type: (BaseException) -> None
+        """The traceback goes to the predict log; a process short of memory does not go on."""
+        traceback.print_exception(type(error), error, error.__traceback__)
+        if isinstance(error, MemoryError):
+            self.exit_code = EXIT_OUT_OF_MEMORY
+            self.stopping = True
+
+
+def be_replica(wiring, order, preloaded):
+    # type: (nursery.Wiring, dict, model.Model | None) -> None
+    """The whole life of a freshly forked replica. Never returns."""
+    code = nursery.EXIT_LOAD_FAILED
+    index = order["replica"]
+    try:
+        settle(wiring, order)
+        loaded = load(wiring, index, preloaded)
+        if loaded is not None:
+            if order["spare"]:
+                signal.sigwait([signal.SIGUSR1])  # the supervisor's word that this spare is needed
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+            code = Replica(wiring, index, loaded).run()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+
+def settle(wiring, order):
+    # type: (nursery.Wiring, dict) -> None
+    """Become a process of one's own: parent, group, signals, environment, streams."""
+    index = order["replica"]
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    os.setpgid(0, 0)  # whatever predict() forks ends with this replica
+    waited = time.monotonic() + PATIENCE
+    while os.getppid() != wiring.supervisor and time.monotonic() < waited:
+        time.sleep(0.001)
+    lineage.die_with_parent(wiring.supervisor)
+    with open("/proc/self/oom_score_adj", "w") as score:
+        score.write("500")  # when memory runs out the kernel should choose a replica, not a front
+    faulthandler.enable(wiring.crashes[index])
+    os.environ.update(order["variables"])
+    threads.limit_onnxruntime(wiring.threads)
+    output.redirect(wiring.predict_log, wiring.source, index)
+
+
+def load(wiring, index, preloaded):
+    # type: (nursery.Wiring, int, model.Model | None) -> model.Model | None
+    """Load the model, try it where a sample is at hand, and report; None if it failed."""
+    started = time.monotonic()
+    wiring.report("loading", replica=index, pid=os.getpid())
+    try:
+        loaded = preloaded or model.Model.load(wiring.artifact)
+        tried = try_sample(wiring.sample, loaded)
+    except model.LoadFailure as failure:
+        wiring.report("failed", replica=index, stage=failure.stage, error=str(failure))
+        return None
+    except BaseException:
+        wiring.report("failed", replica=index, stage="sample", error=traceback.format_exc())
+        return None
+    wiring.report("ready", replica=index, pid=os.getpid(), seconds=time.monotonic() - started, tried=tried)
+    return loaded
+
+
+def try_sample(path, loaded):
+    # type: (str, model.Model) -> bool
+    """One real predict() before any caller's: it warms the model up and proves the fork."""
+    if not path:
+        return False
+    loads, dumps = codec.select()
+    with open(path, "rb") as sample:
+        dumps(loaded.predict(loads(memoryview(sample.read()))))
+    return True

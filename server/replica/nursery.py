@@ -1,0 +1,124 @@
+"""The nursery: one process in the model's interpreter that forks replicas on command.
+
+Standard library only, Python 3.7 to 3.14.  It talks to the supervisor through two inherited fds:
+
+    control   supervisor -> nursery   a JSON line for each replica wanted
+    reports   everybody -> supervisor a JSON line (<= PIPE_BUF, so lines never mix) for each event
+
+A replica is forked twice: the process between exits at once, and the kernel hands the replica to
+the nearest subreaper, which is the supervisor.  So the supervisor reaps every replica itself and
+sees how it ended, and a nursery that dies takes no replica with it.
+
+preload: "none" leaves all to the replica; "imports" imports what score.py imports, here, once;
+"model" loads the model here, once, and the replicas share its memory copy-on-write.
+"""
+
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+
+from . import lineage, loop, model
+
+MAX_REPORT = 4096
+EXIT_LOAD_FAILED = 6  # ExitCode.MODEL on the server's side
+
+
+class Wiring:
+    """The inherited fds and the facts that every replica of this nursery shares."""
+
+    def __init__(self, facts):
+        # type: (dict) -> None
+        self.memory = facts["memory"]  # type: int
+        self.layout = tuple(facts["layout"])
+        self.queue = facts["queue"]  # type: int
+        self.completions = facts["completions"]  # type: list
+        self.reports = facts["reports"]  # type: int
+        self.control = facts["control"]  # type: int
+        self.predict_log = facts["predict_log"]  # type: int
+        self.crashes = facts["crashes"]  # type: list
+        self.supervisor = facts["supervisor"]  # type: int
+        self.artifact = facts["artifact"]  # type: str
+        self.preload = facts["preload"]  # type: str
+        self.threads = facts["threads"]  # type: int
+        self.source = facts["source"]  # type: str
+        self.sample = facts["sample"]  # type: str
+
+    def report(self, event, **facts):
+        # type: (str, object) -> None
+        """Tell the supervisor. A text that is too long for one atomic write loses its beginning."""
+        facts["event"] = event
+        line = json.dumps(facts).encode() + b"\n"
+        excess = len(line) - MAX_REPORT
+        if excess > 0 and "error" in facts:
+            error = str(facts["error"])
+            # JSON may spend up to six bytes on one character.
+            facts["error"] = "..." + error[max(len(error) // 2, excess + 3) :]
+            return self.report(**facts)  # type: ignore
+        os.write(self.reports, line)
+
+
+def main():
+    # type: () -> None
+    wiring = Wiring(json.loads(sys.argv[2]))
+    lineage.die_with_parent(wiring.supervisor)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    preloaded = None
+    try:
+        preloaded = preload(wiring)
+    except model.LoadFailure as failure:
+        wiring.report("preload_failed", stage=failure.stage, error=str(failure))
+        sys.exit(EXIT_LOAD_FAILED)
+    gc.collect()
+    gc.freeze()
+    orders = socket.socket(fileno=wiring.control).makefile("r", encoding="utf-8")
+    for line in iter(orders.readline, ""):
+        order = json.loads(line)
+        try:
+            fork_replica(wiring, order, preloaded)
+        except OSError as error:  # EAGAIN: the process table or a limit is full
+            wiring.report("unborn", replica=order["replica"], error=str(error))
+
+
+def preload(wiring):
+    # type: (Wiring) -> model.Model | None
+    started = time.monotonic()
+    loaded = None
+    failed = []  # type: list
+    if wiring.preload == "imports":
+        failed = [name + ": " + error for name, error in model.preload_imports(wiring.artifact) if error]
+    elif wiring.preload == "model":
+        loaded = model.Model.load(wiring.artifact)
+    wiring.report(
+        "nursery",
+        pid=os.getpid(),
+        python="%d.%d.%d" % sys.version_info[:3],
+        seconds=time.monotonic() - started,
+        failed=failed,
+        threads=len(os.listdir("/proc/self/task")),
+    )
+    return loaded
+
+
+def fork_replica(wiring, order, preloaded):
+    # type: (Wiring, dict, model.Model | None) -> None
+    between = os.fork()
+    if between:
+        os.waitpid(between, 0)
+        return
+    try:
+        pid = os.fork()
+        if pid == 0:
+            loop.be_replica(wiring, order, preloaded)
+        else:
+            wiring.report("forked", replica=order["replica"], pid=pid)
+    except OSError as error:
+        wiring.report("unborn", replica=order["replica"], error=str(error))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
