@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import h11
@@ -103,9 +102,7 @@ def test_keep_alive_is_said_on_1_0() -> None:
         app_of(start(), body(b"x")), call(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
     )
     assert not outcome.close
-    assert (
-        b"connection: keep-alive\r\ncontent-length" in writes[0] or b"connection: keep-alive\r\n" in writes[0]
-    )
+    assert b"\r\nconnection: keep-alive\r\n" in writes[0]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -212,7 +209,7 @@ def test_what_follows_a_whole_answer_does_no_harm() -> None:
 def test_whoever_wants_to_close_is_heard(source: str) -> None:
     request = b"Connection: close\r\n" if source == "request" else b""
     made = call(b"GET / HTTP/1.1\r\nHost: h\r\n" + request + b"\r\n", close=source == "server")
-    fields = {"connection": "close"} if source == "answer" else {}
+    fields: dict[str, Any] = {"connection": "close"} if source == "answer" else {}
     writes, outcome = run(app_of(start(**fields), body(b"x")), made)
     assert outcome.close
     assert writes[0].lower().count(b"connection: close\r\n") == 1
@@ -235,7 +232,7 @@ def test_production_waits_for_the_client() -> None:
 
 
 def test_cancellation_passes_through() -> None:
-    async def hangs(scope: Any, receive: Callable[[], Awaitable[Event]], send: Any) -> None:
+    async def hangs(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await receive()
 
@@ -258,7 +255,7 @@ def test_cancellation_passes_through() -> None:
 )
 def test_any_client_reads_what_the_application_sent(parts: list[bytes], sized: bool, method: str) -> None:
     whole = b"".join(parts)
-    fields = {"content_length": str(len(whole))} if sized else {}
+    fields: dict[str, Any] = {"content_length": str(len(whole))} if sized else {}
     events = [body(part, index < len(parts) - 1) for index, part in enumerate(parts)]
     made = call(method.encode() + b" / HTTP/1.1\r\nHost: h\r\n\r\n")
     writes, outcome = run(app_of(start(**fields), *events), made)
