@@ -231,7 +231,7 @@ class _Collector:
         replicas = self.board.get("replicas", [])
         states = [replica.get("state") for replica in replicas]
         yield _gauge("replicas", "Replicas by state", "state", [(s, states.count(s)) for s in REPLICA_STATES])
-        memory = [(str(r["index"]), int(r.get("memory_mb", 0) * 2**20)) for r in replicas]
+        memory = [(str(r["index"]), int(r.get("memory_mb", 0) * 1e6)) for r in replicas]
         yield _gauge("replica_memory_bytes", "Memory of a replica (PSS)", "replica", memory)
         served = [(str(index), count) for index, count in enumerate(self.counted.served)]
         yield _counter("replica_requests", "Requests a replica has handled", "replica", served)

@@ -139,7 +139,7 @@ def test_exposition_is_what_prometheus_reads(memory: mmap.mmap) -> None:
     assert found["twofold_queue_depth", ()] == 3
     assert found["twofold_ready", ()] == 1
     assert found["twofold_replicas", (("state", "backoff"),)] == 1
-    assert found["twofold_replica_memory_bytes", (("replica", "0"),)] == 1.5 * 2**20
+    assert found["twofold_replica_memory_bytes", (("replica", "0"),)] == 1.5e6
     assert found["twofold_replica_restarts_total", (("reason", 'out of memory, "killed"\n'),)] == 2
     assert found["twofold_predict_seconds_count", ()] == 6
     assert found["twofold_predict_seconds_sum", ()] == pytest.approx((10 + 100 + 1000 + 10**6 + 2**31) / 1e6)
