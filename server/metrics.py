@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .replica import slots
+from server.replica import slots
 
 if TYPE_CHECKING:
     from prometheus_client.core import HistogramMetricFamily, Metric

@@ -11,7 +11,7 @@ import os
 import select
 import stat
 
-from .log import say
+from server.log import say
 
 MAX_LINE = 1024 * 1024  # bytes; a longer line is dropped before it comes here
 PIPE_BUF = 4096  # what a pipe or socket that polls writable takes without blocking

@@ -26,8 +26,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .log import PredictLog
-from .outlet import MAX_LINE, File, Stdout
+from server.log import PredictLog
+from server.outlet import MAX_LINE, File, Stdout
 
 CANCEL = b"\x18"
 CHUNK = 64 * 1024  # bytes taken from a pipe at once; four times as much costs twice the time
