@@ -14,12 +14,14 @@ from server.plan import Refusal
 
 NO_TIMING = b"queue;dur=0, predict;dur=0, encode;dur=0"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_MILLIS = [b"%.3f" % (us / 1000) for us in range(2048)]
+KNOWN_MILLIS = 8192  # microseconds for which the text is ready
+MILLIS = [b"%.3f" % (us / 1000) for us in range(KNOWN_MILLIS)]
+_TWO_DIGITS = [b"%02X" % byte for byte in range(256)]
 
 
 def millis(us: int) -> bytes:
     """Microseconds as milliseconds with three decimals."""
-    return _MILLIS[us] if us < 2048 else b"%.3f" % (us / 1000)
+    return MILLIS[us] if us < KNOWN_MILLIS else b"%.3f" % (us / 1000)
 
 
 def timing(queue_us: int, predict_us: int, encode_us: int) -> bytes:
@@ -35,19 +37,24 @@ class RequestIds:
     """Ids of the contract's form: three groups of 32 hex digits, joined by slashes.
 
     The caller's id, where there is one, is the first group; the second is this process; the third
-    is the request.  Unique by a random prefix and a counter: no randomness is drawn per request.
+    is the request.  Unique by a random prefix and a counter: no randomness is drawn per request, and
+    but for the last two digits the text is made once for 256 requests.
     """
 
     def __init__(self) -> None:
-        caller, process, request = (os.urandom(8).hex().upper().encode() for _ in range(3))
+        self._caller, self._process, self._prefix = (os.urandom(size).hex().upper().encode() for size in (16, 16, 8))
         self._count = 0
-        tail = b"/%b%016X/%b" % (process, os.getpid(), request)
-        self._own = caller + b"%016X" + tail + b"%016X"
-        self._called = b"%b" + tail + b"%016X"
+        self._turn_over()
+
+    def _turn_over(self) -> None:
+        self._tail = b"/%b/%b%014X" % (self._process, self._prefix, self._count >> 8)
+        self._own = self._caller + self._tail
 
     def mint(self, caller: bytes) -> bytes:
         self._count = count = self._count + 1
-        return self._called % (caller, count) if caller else self._own % (count, count)
+        if not count & 255:
+            self._turn_over()
+        return (caller + self._tail if caller else self._own) + _TWO_DIGITS[count & 255]
 
 
 class Answers:

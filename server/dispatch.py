@@ -23,10 +23,13 @@ import sys
 import termios
 import time
 from asyncio import AbstractEventLoop
+from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic_ns
 from typing import Protocol
 
 from server.replica import frame, slots
+from server.replica.slots import SLOTS_OFFSET
 
 # Outcomes that only the front itself reports; they follow those of server.replica.frame.
 EXPIRED = 32  # the deadline passed before an answer came
@@ -39,6 +42,15 @@ FAT_IDLE_NS = 1_000_000_000
 FAT_PER_TICK = 4  # handing back 10 MB takes 1.5 ms of the loop's time
 ORPHAN_NS = 2_000_000_000  # a replica that holds a request past its deadline is dead by then
 LIFE_MASK = 0xFFFFFFFF
+BODIES_OFFSET = SLOTS_OFFSET + slots.SLOT_HEADER_SIZE
+
+_pack_header = slots.SLOT_HEADER_AND_ID.pack_into
+_pack_descriptor = frame.DESCRIPTOR.pack
+_unpack = frame.COMPLETION.iter_unpack
+
+
+def _not_started(callback: Callable[[], None]) -> None:
+    raise RuntimeError("Dispatch.start() comes first")
 
 
 class Caller(Protocol):
@@ -73,7 +85,10 @@ class Dispatch:
         self.replayed = 0
         self.rate = 0.0  # completions per second, smoothed
         self._rated = (time.monotonic(), 0)
-        self._loop: AbstractEventLoop | None = None
+        self.stride = layout.stride
+        self.answers_offset = SLOTS_OFFSET + layout.answer_offset
+        self._call_soon: Callable[[Callable[[], None]], object] = _not_started
+        self.now_ns = time.monotonic_ns()  # as of the last answers or the last tick
         self._adopt()
 
     def _adopt(self) -> None:
@@ -99,7 +114,7 @@ class Dispatch:
         self.free.reverse()  # LIFO: the same few slots stay warm
 
     def start(self, loop: AbstractEventLoop) -> None:
-        self._loop = loop
+        self._call_soon = loop.call_soon
         loop.add_reader(self.lanes.completions, self.drain)
 
     @property
@@ -133,33 +148,31 @@ class Dispatch:
 
     def body(self, slot: int, size: int) -> memoryview:
         """Where the body of `size` bytes belongs."""
-        start = slots.SLOTS_OFFSET + slot * self.layout.stride + slots.SLOT_HEADER_SIZE
+        start = BODIES_OFFSET + slot * self.stride
         return self.view[start : start + size]
 
     def answer(self, slot: int, size: int) -> memoryview:
         """The answer of `size` bytes; valid until release()."""
-        start = slots.SLOTS_OFFSET + slot * self.layout.stride + self.layout.answer_offset
+        start = self.answers_offset + slot * self.stride
         return self.view[start : start + size]
 
     def submit(self, caller: Caller, slot: int, size: int, kind: int, request_id: bytes) -> int:
         """Hand in the body that lies in `slot`; the time of it (monotonic ns)."""
         memory = self.memory
-        base = slots.SLOTS_OFFSET + slot * self.layout.stride
-        now = time.monotonic_ns()
+        now = monotonic_ns()
         if memory[slots.QUARANTINED] and self._quarantined(self.body(slot, size), now):
             self.release(slot)
             caller.answered(slot, 0, QUARANTINED, 0, 0, 0)
             return now
         life = self.lives[slot]
-        slots.SLOT_HEADER.pack_into(
-            memory, base, life, slots.WAITING, len(request_id), 0, now + self.timeout_ns, now
-        )
-        start = base + slots.REQUEST_ID_OFFSET
-        memory[start : start + len(request_id)] = request_id
+        _pack_header(
+            memory, SLOTS_OFFSET + slot * self.stride,
+            life, slots.WAITING, len(request_id), 0, now + self.timeout_ns, now, request_id,
+        )  # fmt: skip
         self.pending[slot] = caller
         if not self.outbox:
-            self._loop.call_soon(self.flush)  # type: ignore[union-attr]
-        self.outbox.append(frame.DESCRIPTOR.pack(slot, life, size, kind, 0, 0))
+            self._call_soon(self.flush)
+        self.outbox.append(_pack_descriptor(slot, life, size, kind, 0, 0))
         return now
 
     def flush(self) -> None:
@@ -175,17 +188,18 @@ class Dispatch:
 
     def release(self, slot: int, touched: int = 0) -> None:
         """The slot is free for its next life; `touched` bytes of it were used."""
-        self.lives[slot] = self.lives[slot] + 1 & LIFE_MASK or 1
+        lives = self.lives
+        lives[slot] = lives[slot] + 1 & LIFE_MASK or 1
         self.free.append(slot)
         if touched > FAT:
-            self.fat[slot] = time.monotonic_ns()
+            self.fat[slot] = self.now_ns
 
     def drain(self) -> None:
         """Read what the replicas have finished, many answers at once."""
         lives, pending = self.lives, self.pending
-        for slot, life, size, outcome, attempt, _, queued, predicted, encoded, _ in frame.COMPLETION.iter_unpack(
-            os.read(self.lanes.completions, READ_SIZE)
-        ):
+        completions = os.read(self.lanes.completions, READ_SIZE)
+        self.now_ns = monotonic_ns()
+        for slot, life, size, outcome, attempt, _, queued, predicted, encoded, _ in _unpack(completions):
             if lives.get(slot) != life:
                 continue
             self.completed += 1
@@ -206,12 +220,12 @@ class Dispatch:
         self.replayed += 1
         self.memory[self.layout.slot(slot) + slots.STATE_OFFSET] = slots.WAITING
         if not self.outbox:
-            self._loop.call_soon(self.flush)  # type: ignore[union-attr]
+            self._call_soon(self.flush)
         self.outbox.append(frame.DESCRIPTOR.pack(slot, self.lives[slot], size, kind, attempt, 0))
 
     def tick(self) -> None:
         """Every 50 ms or so: deadlines, orphans, the completion rate, idle memory."""
-        now = time.monotonic_ns()
+        now = self.now_ns = monotonic_ns()
         while self.pending:
             slot = next(iter(self.pending))
             _, _, _, _, deadline, handed_in = slots.SLOT_HEADER.unpack_from(self.memory, self.layout.slot(slot))

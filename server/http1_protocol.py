@@ -20,6 +20,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from server import answers, dispatch, http1, plan
+from server.answers import KNOWN_MILLIS, MILLIS, millis
 from server.failures import BUSY, DOWN, failure
 from server.plan import Plan, Refusal
 from server.replica import frame
@@ -46,7 +47,7 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "front", "dispatch", "transport",
         "state", "since", "sink", "partial", "paused",
-        "plan", "slot", "started", "request_id", "sending", "progress", "due", "task",
+        "plan", "raw", "expected", "slot", "started", "request_id", "sending", "progress", "due", "task",
     )  # fmt: skip
 
     def __init__(self, front: Front) -> None:
@@ -61,7 +62,9 @@ class Connection(asyncio.BufferedProtocol):
         self.partial: bytearray | None = None
         self.paused = False
         # The request in hand
-        self.plan: Plan = None  # type: ignore[assignment]
+        self.plan: Plan = front.no_plan
+        self.raw = b""  # the head that `plan` was made from
+        self.expected = -1  # bytes of a read that holds such a head and its body, and nothing else
         self.slot = -1
         self.started = 0
         self.request_id = b""
@@ -80,20 +83,19 @@ class Connection(asyncio.BufferedProtocol):
         return self.sink
 
     def buffer_updated(self, nbytes: int) -> None:
-        """The hot path: a whole predict request in one read, with a head that was seen before."""
-        if self.state != IDLE or self.partial:
-            self._more(nbytes)
-            return
-        end = RECEIVE.find(b"\r\n\r\n", 0, nbytes) + 4
-        known = self.front.plans.get(bytes(RECEIVE_VIEW[:end]))
-        if known is not None and end + known.length == nbytes and known.lane == plan.EXPRESS:
+        """The hot path: a whole predict request in one read, with the head of the last one."""
+        if nbytes == self.expected and self.state == IDLE and RECEIVE.startswith(self.raw):
             slot = self.dispatch.take()
             if slot is not None:
-                self.dispatch.body(slot, known.length)[:] = RECEIVE_VIEW[end:nbytes]
-                self._submit(known, slot)
+                chosen = self.plan
+                self.dispatch.body(slot, chosen.length)[:] = RECEIVE_VIEW[nbytes - chosen.length : nbytes]
+                self._submit(chosen, slot)
                 return
-        self.partial = bytearray(RECEIVE_VIEW[:nbytes])
-        self._advance()
+        if self.state == IDLE:
+            self.partial = bytearray(RECEIVE_VIEW[:nbytes])
+            self._advance()
+        else:
+            self._more(nbytes)
 
     def _more(self, nbytes: int) -> None:
         if self.state == BODY:
@@ -108,7 +110,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self.partial = self.partial or bytearray()
             self.partial += RECEIVE_VIEW[:nbytes]
-            if self.state in (IDLE, HEAD, SMALL):
+            if self.state in (HEAD, SMALL):
                 self._advance()
             elif len(self.partial) > MAX_BACKLOG and not self.paused:
                 self.paused = True
@@ -135,8 +137,9 @@ class Connection(asyncio.BufferedProtocol):
                 if doom is not None:
                     raise doom
                 return False
-            raw = bytes(partial[:end])
+            self.raw = raw = bytes(partial[:end])
             self.plan = self.front.plans.get(raw) or self.front.remember(raw)
+            self.expected = end + self.plan.length if self.plan.lane == plan.EXPRESS else -1
         except http1.BadRequest as error:
             self.plan = self.front.no_plan
             self._refuse(Refusal(error.status, error.code, error.message), close=True)
@@ -207,29 +210,43 @@ class Connection(asyncio.BufferedProtocol):
         """From dispatch: write the answer. The hot path is the first branch."""
         front, chosen = self.front, self.plan
         connection = front.connection or chosen.connection
-        millis = answers.millis
-        if outcome == frame.ANSWERED:
-            self.slot = -1
-            head = front.answers.ok % (
-                millis(queue_us), millis(predict_us), millis(encode_us), self.request_id, connection, size,
-            )  # fmt: skip
-            front.account(self, 200, size + len(head), queue_us, predict_us, encode_us)
-            if size <= SMALL_ANSWER:
-                self.transport.write(b"".join((head, self.dispatch.answer(slot, size))))
-                self.dispatch.release(slot, max(size, chosen.length))
-                self._finish(chosen.close or front.draining)
-            else:
-                self._send_from_slot(slot, head, size)
+        if outcome != frame.ANSWERED:
+            self._fail(slot, size, outcome, (queue_us, predict_us, encode_us))
             return
+        head = front.answers.ok % (
+            MILLIS[queue_us] if queue_us < KNOWN_MILLIS else millis(queue_us),
+            MILLIS[predict_us] if predict_us < KNOWN_MILLIS else millis(predict_us),
+            MILLIS[encode_us] if encode_us < KNOWN_MILLIS else millis(encode_us),
+            self.request_id, connection, size,
+        )  # fmt: skip
+        self._note(200, len(head) + size, queue_us, predict_us, encode_us)
+        if size > SMALL_ANSWER:
+            self._send_from_slot(slot, head, size)
+            return
+        dispatch = self.dispatch
+        start = dispatch.answers_offset + slot * dispatch.stride
+        self.transport.write(b"".join((head, dispatch.memory[start : start + size])))
+        dispatch.release(slot, size if size > chosen.length else chosen.length)
+        self._finish(chosen.close or front.draining)
+
+    def _fail(self, slot: int, size: int, outcome: int, spent: tuple[int, int, int]) -> None:
         refusal = failure(outcome, bytes(self.dispatch.answer(slot, size)))
         if outcome < frame.RETRY:
-            self.dispatch.release(slot, chosen.length)
-        self.slot = -1
-        spent = answers.timing(queue_us, predict_us, encode_us)
-        payload = front.answers.error(refusal, self.request_id, connection, spent)
-        front.account(self, refusal.status, len(payload), queue_us, predict_us, encode_us)
+            self.dispatch.release(slot, self.plan.length)
+        connection = self.front.connection or self.plan.connection
+        payload = self.front.answers.error(refusal, self.request_id, connection, answers.timing(*spent))
+        self._note(refusal.status, len(payload), *spent)
         self.transport.write(payload)
-        self._finish(chosen.close or front.draining)
+        self._finish(self.plan.close or self.front.draining)
+
+    def _note(self, status: int, sent: int, queue_us: int, predict_us: int, encode_us: int) -> None:
+        """One entry for the access log and the counters, which are both made in batches."""
+        now, chosen, front = self.dispatch.now_ns, self.plan, self.front
+        total_us = (now - self.started) // 1000 if self.started else 0
+        front.journal.append((
+            (now + front.wall_offset, chosen.message, status, predict_us, self.request_id, sent, total_us),
+            queue_us, encode_us, chosen.length,
+        ))  # fmt: skip
 
     def _send_from_slot(self, slot: int, head: bytes, size: int) -> None:
         """A large answer leaves from the slot itself, which is released when all has been sent."""
@@ -260,7 +277,7 @@ class Connection(asyncio.BufferedProtocol):
         connection = b"connection: close\r\n" if close else self.plan.connection
         self.started = 0
         payload = front.answers.error(refusal, self.request_id, connection)
-        front.account(self, refusal.status, len(payload), 0, 0, 0)
+        self._note(refusal.status, len(payload), 0, 0, 0)
         self.transport.write(payload)
         if close:
             self.linger()
@@ -273,11 +290,13 @@ class Connection(asyncio.BufferedProtocol):
         self.sink = RECEIVE_VIEW
         self.transport.write_eof()
 
-    def finish_task(self, close: bool) -> None:
+    def finish_task(self, status: int, sent: int, close: bool) -> None:
         """From the front: the ASGI application has answered."""
         self.task = None
         if self.state == TASK:
-            self._finish(close or self.front.draining)
+            self.started = 0
+            self._note(status, sent, 0, 0, 0)
+            self._finish(close)
 
     def _finish(self, close: bool) -> None:
         """The answer is on its way: next request, or the end."""
@@ -303,7 +322,7 @@ class Connection(asyncio.BufferedProtocol):
         state, self.state = self.state, CLOSED
         if state == WAITING:
             self.dispatch.cancel(self.slot)
-            self.front.account(self, GONE, 0, 0, 0, 0)
+            self._note(GONE, 0, 0, 0, 0)
         elif state == BODY:
             self.dispatch.release(self.slot, self.plan.length)
         elif state == SENDING:

@@ -67,7 +67,7 @@ class Nursery:
             stdout=plumbing.native_log.write,
             stderr=plumbing.native_log.write,
             pass_fds=fds,
-            start_new_session=True,  # a Ctrl-C in the terminal is the supervisor's to handle
+            process_group=0,  # a Ctrl-C in the terminal is the supervisor's to handle
         )
         theirs.close()
         self.pid = self._process.pid

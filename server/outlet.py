@@ -57,6 +57,16 @@ class File:
 
     def write(self, lines: bytes) -> int:
         """Append whole lines; returns how many were dropped."""
+        dropped = 0
+        while lines:
+            end = len(lines)
+            if end > self._max_bytes:
+                end = lines.rfind(b"\n", 0, self._max_bytes) + 1 or lines.find(b"\n") + 1
+            dropped += self._append(lines[:end])
+            lines = lines[end:]
+        return dropped
+
+    def _append(self, lines: bytes) -> int:
         written = 0
         try:
             if self._fd < 0:

@@ -19,7 +19,7 @@ from server.errors import AddressError, ResourceError
 from server.replica import slots
 
 PIPE_BYTES = 1 << 20  # the kernel's default limit for an ordinary user
-MEGABYTE = 1_000_000
+MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

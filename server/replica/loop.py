@@ -9,6 +9,7 @@ queue, so there is no moment in which a request could be taken and forgotten.
 """
 
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -24,6 +25,12 @@ PATIENCE = 10.0  # seconds to wait for the subreaper to become the parent
 EXIT_OUT_OF_MEMORY = 8  # ExitCode.RESOURCES on the server's side
 
 
+_unpack_descriptor = frame.DESCRIPTOR.unpack_from
+_unpack_header = slots.SLOT_HEADER.unpack_from
+_pack_completion = frame.COMPLETION.pack
+_clock = time.monotonic_ns
+
+
 class Stop(Exception):
     """SIGTERM arrived while no request was in hand."""
 
@@ -36,6 +43,7 @@ class Replica:
         self.layout = slots.Layout(*wiring.layout)
         self.memory = slots.attach(wiring.memory, self.layout)
         self.view = memoryview(self.memory)
+        self.stride = self.layout.stride
         self.queue = wiring.queue
         self.completions = wiring.completions
         self.index = index
@@ -78,43 +86,42 @@ class Replica:
         # type: (int) -> None
         """Serve the descriptor in a mailbox cell, then clear the cell: the claim is settled."""
         memory = self.memory
-        slot, generation, length, kind, attempt, _ = frame.DESCRIPTOR.unpack_from(memory, cell)
-        base = slots.SLOTS_OFFSET + slot * self.layout.stride
-        life, state, id_size, _, deadline, handed_in = slots.SLOT_HEADER.unpack_from(memory, base)
-        claimed = time.monotonic_ns()
+        slot, generation, length, kind, attempt, _ = _unpack_descriptor(memory, cell)
+        base = slots.SLOTS_OFFSET + slot * self.stride
+        life, state, id_size, _, deadline, handed_in = _unpack_header(memory, base)
+        claimed = _clock()
         if life == generation:
             if state != slots.WAITING or claimed > deadline:
                 outcome, size, decoded, predicted, encoded = frame.SKIPPED, 0, claimed, claimed, claimed
             else:
                 id_start = base + slots.REQUEST_ID_OFFSET
                 output.request_id = memory[id_start : id_start + id_size]
-                outcome, size, decoded, predicted, encoded = self.answer(base, length, kind, claimed)
+                outcome, size, decoded, predicted, encoded = self.answer(base, length, kind)
                 output.request_id = b""
                 self.recent_ns = max(predicted - decoded, self.recent_ns * 7 >> 3)
                 self.words[0] += 1
             memory[base + slots.STATE_OFFSET] = slots.DONE
-            completion = frame.COMPLETION.pack(
+            completion = _pack_completion(
                 slot, generation, size, outcome, attempt, self.index, (claimed - handed_in) // 1000,
                 (predicted - decoded) // 1000, (encoded - predicted) // 1000, (decoded - claimed) // 1000,
             )  # fmt: skip
             os.write(self.completions[slot // self.layout.slots_per_front], completion)
         memory[cell : cell + frame.DESCRIPTOR_SIZE] = NO_DESCRIPTOR
 
-    def answer(self, base, length, kind, started):
-        # type: (int, int, int, int) -> tuple
+    def answer(self, base, length, kind):
+        # type: (int, int, int) -> tuple
         """(outcome, size of the answer, and when decoding, predict and encoding ended)."""
-        clock = time.monotonic_ns
         start = base + slots.SLOT_HEADER_SIZE
         decoded = predicted = 0
         try:
-            with self.view[start : start + length] as body:
-                data = self.loads(body) if kind == frame.JSON else bytes(body)
-            decoded = clock()
+            body = self.view[start : start + length]
+            data = self.loads(body) if kind == frame.JSON else bytes(body)
+            decoded = _clock()
             result = self.predict(data)
-            predicted = clock()
+            predicted = _clock()
             payload = self.dumps(result)
         except BaseException as error:
-            now = clock()
+            now = _clock()
             if not decoded and isinstance(error, ValueError):
                 outcome, size = self.put(base, frame.MALFORMED, str(error).encode())
             else:
@@ -122,7 +129,7 @@ class Replica:
                 outcome, size = frame.RAISED, 0
             return outcome, size, decoded or now, predicted or now, now
         outcome, size = self.put(base, frame.ANSWERED, payload)
-        return outcome, size, decoded, predicted, clock()
+        return outcome, size, decoded, predicted, _clock()
 
     def put(self, base, outcome, payload):
         # type: (int, int, bytes) -> tuple
@@ -153,6 +160,8 @@ def be_replica(wiring, order, preloaded):
         settle(wiring, order)
         loaded = load(wiring, index, preloaded)
         if loaded is not None:
+            gc.collect()
+            gc.freeze()  # the model is no garbage: no collection during a request need look at it
             if order["spare"]:
                 signal.sigwait([signal.SIGUSR1])  # the supervisor's word that this spare is needed
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)

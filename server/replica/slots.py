@@ -69,6 +69,8 @@ LOG_LINES_DROPPED = 1
 # generation, state, length of the request id, zero, deadline and hand-in time (both CLOCK_MONOTONIC
 # in ns, which is one clock for every process of a machine), then the request id
 SLOT_HEADER = struct.Struct("<IBBHQQ")
+MAX_REQUEST_ID = 136
+SLOT_HEADER_AND_ID = struct.Struct("<IBBHQQ%ds" % MAX_REQUEST_ID)  # shorter ids are filled up with NUL
 SLOT_HEADER_SIZE = 256
 STATE_OFFSET = 4
 # States. The front sets WAITING and CANCELLED, the replica DONE, before it writes the completion: a
@@ -77,7 +79,6 @@ DONE = 0
 WAITING = 1
 CANCELLED = 2
 REQUEST_ID_OFFSET = SLOT_HEADER.size
-MAX_REQUEST_ID = SLOT_HEADER_SIZE - REQUEST_ID_OFFSET
 
 
 def pages(size):
