@@ -159,6 +159,10 @@ def test_limits_count_what_they_say() -> None:
         assert status(b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * (size - rest) + b"\r\n\r\n") == expected
     for count, expected in ((http1.MAX_FIELDS, 200), (http1.MAX_FIELDS + 1, 431)):
         assert status(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: a\r\n" * (count - 1) + b"\r\n") == expected
+    fields = b"GET / HTTP/1.1\r\n" + b"A: a\r\n" * http1.MAX_FIELDS
+    assert doomed(fields) is None
+    assert (fault := doomed(fields + b"A: a\r\n")) is not None
+    assert fault.status == 431
     assert doomed(b"GET /" + b"a" * (http1.MAX_HEAD - 6)) is None
     assert doomed(b"GET /" + b"a" * (http1.MAX_HEAD - 5)) is not None
 
