@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import stat
+from pathlib import Path
 
 from server.log import say
 
@@ -46,11 +47,11 @@ class File:
 
     __slots__ = ("_fd", "_keep", "_max_bytes", "_outage", "_path", "_size")
 
-    def __init__(self, path: str, max_bytes: int, keep: int) -> None:
+    def __init__(self, path: Path, max_bytes: int, keep: int) -> None:
         self._path = path
         self._max_bytes = max_bytes
         self._keep = keep
-        self._outage = Outage(path)
+        self._outage = Outage(str(path))
         self._fd = -1
         self._size = 0
         self.reopen()
@@ -119,9 +120,9 @@ class File:
         try:
             if self._keep:
                 for number in range(self._keep - 1, 0, -1):
-                    if os.path.exists(f"{self._path}.{number}"):
-                        os.replace(f"{self._path}.{number}", f"{self._path}.{number + 1}")
-                os.replace(self._path, f"{self._path}.1")
+                    if (older := Path(f"{self._path}.{number}")).exists():
+                        older.replace(f"{self._path}.{number + 1}")
+                self._path.replace(f"{self._path}.1")
             else:
                 os.truncate(self._path, 0)
             self._open()

@@ -25,6 +25,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from server.log import PredictLog
 from server.outlet import MAX_LINE, File, Stdout
@@ -166,7 +167,7 @@ class Scribe:
         if destination.directory:
             self._outlets = {
                 stream: File(
-                    os.path.join(destination.directory, stream + ".log"),
+                    Path(destination.directory, stream + ".log"),
                     destination.max_bytes,
                     destination.keep,
                 )
