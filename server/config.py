@@ -194,7 +194,7 @@ def from_json(text: str) -> Config:
 
 def _build(values: dict[str, Value], sources: Mapping[str, str]) -> Config:
     groups: dict[str, Any] = {
-        group: settings_class(**{f.name: values[f.name] for f in fields(settings_class) if f.name in values})  # type: ignore[arg-type]
+        group: settings_class(**{f.name: values[f.name] for f in fields(settings_class) if f.name in values})
         for group, settings_class in GROUPS.items()
     }
     return Config(artifact=str(values.get("artifact", "")), sources=sources, **groups)
@@ -282,7 +282,7 @@ def _suggestion(name: str) -> str:
 
 def _parse(known: Field[Any], given: object) -> object:
     """As the setting's type where that is possible, otherwise as it came."""
-    kind = type(known.default)
+    kind: object = type(known.default)
     if kind is float and type(given) is int:
         return float(given)
     if not isinstance(given, str):

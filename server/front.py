@@ -138,7 +138,16 @@ class Front:
         if self.pipe is not None:
             lines = self.access.format([entry[0] for entry in batch]) if batch else b""
             cells[metrics.ACCESS_DROPPED] += self.pipe.write(lines)
+            if self.pipe.pending:
+                asyncio.get_running_loop().add_writer(self.pipe.fileno(), self._flush_pipe)
         self.counters.flush()
+
+    def _flush_pipe(self) -> None:
+        """The scribe has made room for lines that did not fit at once."""
+        assert self.pipe is not None
+        self.cells[metrics.ACCESS_DROPPED] += self.pipe.flush()
+        if not self.pipe.pending:
+            asyncio.get_running_loop().remove_writer(self.pipe.fileno())
 
     # ------------------------------------------------------------------ life
 

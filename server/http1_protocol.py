@@ -46,7 +46,7 @@ GONE = 499
 class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "front", "dispatch", "transport",
-        "state", "since", "sink", "partial", "paused",
+        "state", "since", "sink", "partial", "searched", "paused",
         "plan", "raw", "expected", "slot", "started", "request_id", "sending", "progress", "due", "task",
     )  # fmt: skip
 
@@ -60,6 +60,7 @@ class Connection(asyncio.BufferedProtocol):
         self.since = front.now
         self.sink = RECEIVE_VIEW
         self.partial: bytearray | None = None
+        self.searched = 0  # bytes of `partial` that hold no end of a head
         self.paused = False
         # The request in hand
         self.plan: Plan = front.no_plan
@@ -131,12 +132,14 @@ class Connection(asyncio.BufferedProtocol):
         if self.state == IDLE:
             self.state, self.since = HEAD, self.front.now
         try:
-            end = http1.find_head(partial)
+            end = http1.find_head(partial, max(0, self.searched - 3))
             if end < 0:
-                doom = http1.doomed(bytes(partial))
+                doom = http1.doomed(partial, self.searched)
                 if doom is not None:
                     raise doom
+                self.searched = len(partial)
                 return False
+            self.searched = 0
             self.raw = raw = bytes(partial[:end])
             self.plan = self.front.plans.get(raw) or self.front.remember(raw)
             self.expected = end + self.plan.length if self.plan.lane == plan.EXPRESS else -1

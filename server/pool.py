@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,8 +192,7 @@ class Pool:
     def died(self, pid: int, status: int, now: float) -> bool:
         """A process was reaped; False if it was none of ours."""
         if self.nursery is not None and pid == self.nursery.pid:
-            self.nursery.ended(status)
-            self.nursery = None
+            self._nursery_ended(status, now)
             return True
         replica = next((r for r in self.replicas if r.pid == pid), None)
         if replica is None:
@@ -203,13 +203,22 @@ class Pool:
         self._bury(replica, status, now)
         return True
 
+    def _nursery_ended(self, status: int, now: float) -> None:
+        """Its replicas live on; what it had been asked for and not yet forked is asked for again."""
+        assert self.nursery is not None
+        self.nursery.ended(status)
+        self.nursery = None
+        for replica in self.replicas:
+            if replica.state == State.LOADING and not replica.pid:
+                replica.die("the nursery ended before it was forked", useful=False, now=now)
+
     def _bury(self, replica: Replica, status: int, now: float) -> None:
         _kill_group(replica.pid)  # whatever predict() had forked
         ooms = postmortem.oom_kills()
         reason = postmortem.decode(status, ooms > self._ooms, replica.cause)
         self._ooms = ooms
         crash = postmortem.read_crash(self.plumbing.crashes[replica.index])
-        reason += postmortem.crash_line(crash)
+        reason += postmortem.crash_line(crash, str(self.facts.artifact))
         if replica.state == State.LEAVING:
             replica.move("died", now)
             replica.pid = 0
@@ -239,6 +248,7 @@ class Pool:
         self.facts = self.facts.without_preload()
         if self.nursery is not None:
             self.nursery.kill()
+            self._nursery_ended(signal.SIGKILL, time.monotonic())
 
     def _call_spare(self, now: float) -> None:
         """A crash is a switch, not a model load, where a spare stands ready."""

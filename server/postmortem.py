@@ -77,10 +77,11 @@ def read_crash(fd: int) -> str:
     return text.strip()
 
 
-def crash_line(text: str) -> str:
-    """The one line of a faulthandler dump that says where: the innermost frame of the user's code."""
+def crash_line(text: str, artifact: str) -> str:
+    """Where a faulthandler dump says it happened: the innermost frame of the artifact, else of all."""
     frames = re.findall(r'File "([^"]+)", line (\d+) in (\S+)', text)
-    for file, line, function in frames:
-        if "/server/replica/" not in file:
-            return f" in {function} ({os.path.basename(file)}:{line})"
-    return ""
+    frames.sort(key=lambda frame: not frame[0].startswith(artifact))  # stable: innermost stays first
+    if not frames:
+        return ""
+    file, line, function = frames[0]
+    return f" in {function} ({os.path.basename(file)}:{line})"
