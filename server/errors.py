@@ -8,6 +8,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import ClassVar
 
+TRACEBACK = "Traceback (most recent call last):"
+
 
 class ExitCode(IntEnum):
     """What `twofold` exits with. Numbers are a contract: they are never given a new meaning."""
@@ -41,7 +43,10 @@ _MEANINGS = {
 
 
 class TwofoldError(Exception):
-    """A failure that the user can understand and end. `str()` is one line: place, message, remedy."""
+    """A failure that the user can understand and end. `str()` is one line: place, message, remedy.
+
+    Of a message that holds a traceback, the line has the beginning and the last line.
+    """
 
     exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
 
@@ -52,7 +57,9 @@ class TwofoldError(Exception):
         self.place = place
 
     def __str__(self) -> str:
-        text = f"{self.place}: {self.message}" if self.place else self.message
+        first, *others = self.message.strip().splitlines() or [""]
+        message = f"{first.removesuffix(TRACEBACK)}{others[-1]}" if others else first
+        text = f"{self.place}: {message}" if self.place else message
         return " ".join((f"{text} ({self.remedy})" if self.remedy else text).split())
 
 
