@@ -86,12 +86,9 @@ def _option(group: str, known: Field[Any]) -> inspect.Parameter:
     """Values arrive as text: config.load parses them as it does those of the file and the variables."""
     flag = "--" + known.name.replace("_", "-")
     switch = isinstance(known.default, bool)
-    default = f" (default {_text(known.default)})" if known.default != "" else ""
-    shown = {
-        "help": known.metadata["help"] + default,
-        "rich_help_panel": PANELS[group],
-        "show_default": False,
-    }
+    value: Any = known.default
+    help_text = known.metadata["help"] + (f" (default {_text(value)})" if value != "" else "")
+    shown = {"help": help_text, "rich_help_panel": PANELS[group], "show_default": False}
     if switch:
         return _parameter(known.name, bool | None, typer.Option(None, f"{flag}/--no-{flag[2:]}", **shown))
     metavar = "|".join(known.metadata["among"]) or METAVARS[type(known.default)]

@@ -76,7 +76,11 @@ class ReplicaSettings(_Checked):
 
     replicas: int = setting(0, "copies of the model; 0 is two for each OCPU, or one for each GPU", high=4096)
     ocpus: float = setting(0.0, "OCPUs (two hardware threads each) to plan for; 0 measures them", high=2048)
-    preload: str = setting("none", "what replicas share by forking", among=("none", "imports", "model"))
+    preload: str = setting(
+        "none",
+        "what replicas share by forking: nothing, imports, or the loaded model",
+        among=("none", "imports", "model"),
+    )
     replay: str = setting("once", "offer a request again when its replica died", among=("once", "never"))
     spare: int = setting(0, "loaded replicas standing by for a crash", high=64)
     predict_timeout: float = setting(60.0, "seconds from a request's admission to its answer", low=0.001)
@@ -216,8 +220,8 @@ def _from_file(path: Path) -> Iterator[tuple[str, str, str]]:
         raise ConfigError(f"not YAML: {error.problem}", EXAMPLE, f"{path}:{line}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {error}", EXAMPLE, str(path)) from None
-    if root is None:
-        return
+    if root is None or root.tag.endswith(":null"):
+        return  # nothing but comments, or `---`
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError("not a mapping", EXAMPLE, f"{path}:{root.start_mark.line + 1}")
     seen: dict[str, int] = {}
