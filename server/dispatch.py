@@ -25,6 +25,7 @@ import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic_ns
 from typing import Protocol
 
@@ -162,7 +163,7 @@ class Dispatch:
         now = monotonic_ns()
         if memory[slots.QUARANTINED] and self._quarantined(self.body(slot, size), now):
             self.release(slot)
-            caller.answered(slot, 0, QUARANTINED, 0, 0, 0)
+            self._call_soon(partial(caller.answered, slot, 0, QUARANTINED, 0, 0, 0))
             return now
         life = self.lives[slot]
         _pack_header(

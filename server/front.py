@@ -145,7 +145,7 @@ class Front:
     def _flush_pipe(self) -> None:
         """The scribe has made room for lines that did not fit at once."""
         assert self.pipe is not None
-        self.cells[metrics.ACCESS_DROPPED] += self.pipe.flush()
+        self.pipe.flush()
         if not self.pipe.pending:
             asyncio.get_running_loop().remove_writer(self.pipe.fileno())
 

@@ -46,7 +46,7 @@ GONE = 499
 class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "front", "dispatch", "transport",
-        "state", "since", "sink", "partial", "searched", "paused",
+        "state", "since", "sink", "partial", "searched", "paused", "advancing",
         "plan", "raw", "expected", "slot", "started", "request_id", "sending", "progress", "due", "task",
     )  # fmt: skip
 
@@ -62,6 +62,7 @@ class Connection(asyncio.BufferedProtocol):
         self.partial: bytearray | None = None
         self.searched = 0  # bytes of `partial` that hold no end of a head
         self.paused = False
+        self.advancing = False
         # The request in hand
         self.plan: Plan = front.no_plan
         self.raw = b""  # the head that `plan` was made from
@@ -118,12 +119,16 @@ class Connection(asyncio.BufferedProtocol):
                 self.transport.pause_reading()
 
     def _advance(self) -> None:
-        """Take as many steps as `partial` allows."""
+        """Take as many steps as `partial` allows: a loop, since a refusal ends in here again."""
+        if self.advancing:
+            return
+        self.advancing = True
         while self.partial and self.state in (IDLE, HEAD, SMALL):
             if self.state != SMALL and not self._read_head():
-                return
+                break
             if self.state == SMALL and not self._read_small():
-                return
+                break
+        self.advancing = False
 
     def _read_head(self) -> bool:
         """True when a head was complete and its request has begun."""
