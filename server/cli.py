@@ -82,6 +82,10 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+def _text(value: config.Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _option(group: str, known: Field[Any]) -> inspect.Parameter:
     """Values arrive as text: config.load parses them as it does those of the file and the variables."""
     flag = "--" + known.name.replace("_", "-")
@@ -107,11 +111,7 @@ def serve(settings: config.Config) -> int:
     announce = display.Announcer(display.stderr())
     try:
         opened = artifact.opened(settings.artifact, settings.cache_folder())
-        prepared = environment.prepare(
-            opened.runtime,
-            settings.environment,
-            lambda what, done, total: announce("unpacking", what=what, done=done, total=total),
-        )
+        prepared = environment.prepare(opened.runtime, settings.environment, announce.unpacking)
         return supervisor.run(settings, prepared, opened, announce)
     finally:
         announce.close()
@@ -123,7 +123,11 @@ def check(settings: config.Config) -> int:
     _need_artifact(settings)
     from server import check as checking
 
-    code: ExitCode = checking.run(settings, display.verdicts(sys.stdout))
+    announce = display.Announcer(display.stderr())
+    try:
+        code: ExitCode = checking.run(settings, display.verdicts(sys.stdout), announce.unpacking)
+    finally:
+        announce.close()
     display.verdict(code, sys.stdout)
     return code
 
@@ -134,10 +138,6 @@ def show_settings(settings: config.Config) -> int:
     rows = ((name, _text(value), *others) for name, value, *others in config.settings(settings))
     display.table(("setting", "value", "from", "meaning"), rows, sys.stdout)
     return 0
-
-
-def _text(value: config.Value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _need_artifact(settings: config.Config) -> None:

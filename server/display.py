@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 LEVELS = {"dead": "warning"}
 PLAIN_STEPS = 4  # lines about one unpacking where no bar can be drawn
+MARGIN = " " * 27  # of what stands below a finding's first line
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
@@ -131,8 +132,9 @@ def verdicts(stream: TextIO) -> Callable[[Finding], None]:
     console = _console(stream) if stream.isatty() else None
 
     def show(finding: Finding) -> None:
-        line = f"{finding.subject:<14} {finding.message}"
-        remedy = f"{'':<8} {'':<14} -> {finding.remedy}" if finding.remedy else ""
+        message = finding.message.replace("\n", f"\n{MARGIN}")
+        line = f"{finding.subject:<17} {message}"
+        remedy = f"{MARGIN}-> {finding.remedy}" if finding.remedy else ""
         if console is None:
             print(f"{finding.level:<8} {line}" + f"\n{remedy}".rstrip(), file=stream, flush=True)
             return
