@@ -182,9 +182,10 @@ class Dispatch:
         for start in range(0, len(outbox), WRITE_SIZE):
             os.write(self.lanes.queue, b"".join(outbox[start : start + WRITE_SIZE]))
 
-    def cancel(self, slot: int) -> None:
+    def cancel(self, caller: Caller, slot: int) -> None:
         """The caller has left. A replica that has not started the request skips it."""
-        if self.pending.pop(slot, None) is not None:
+        if self.pending.get(slot) is caller:
+            del self.pending[slot]
             self.memory[self.layout.slot(slot) + slots.STATE_OFFSET] = slots.CANCELLED
 
     def release(self, slot: int, touched: int = 0) -> None:

@@ -84,7 +84,7 @@ class SlotBackend:
         try:
             outcome, payload, spent = await waiting.done
         except asyncio.CancelledError:
-            dispatch.cancel(slot)
+            dispatch.cancel(waiting, slot)
             raise
         if outcome == frame.ANSWERED:
             return Answer(200, payload, _fields(minted, spent))

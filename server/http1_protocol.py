@@ -241,6 +241,8 @@ class Connection(asyncio.BufferedProtocol):
         refusal = failure(outcome, bytes(self.dispatch.answer(slot, size)))
         if outcome < frame.RETRY:
             self.dispatch.release(slot, self.plan.length)
+        if self.state != WAITING:
+            return  # the client left between the verdict and its delivery
         connection = self.front.connection or self.plan.connection
         payload = self.front.answers.error(refusal, self.request_id, connection, answers.timing(*spent))
         self._note(refusal.status, len(payload), *spent)
@@ -329,7 +331,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         state, self.state = self.state, CLOSED
         if state == WAITING:
-            self.dispatch.cancel(self.slot)
+            self.dispatch.cancel(self, self.slot)
             self._note(GONE, 0, 0, 0, 0)
         elif state == BODY:
             self.dispatch.release(self.slot, self.plan.length)
