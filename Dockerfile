@@ -1,0 +1,39 @@
+# Two stages: the wheel and its dependencies are built in one and copied from it into the other.
+#
+#     docker build -t twofold .
+#     docker run --rm -p 8080:8080 -v "$PWD/examples/echo:/opt/ds/model/deployed_model:ro" twofold
+#
+# BASE is any Debian-like image with Python 3.11 or later as `python3`, its venv module, and curl or not:
+# the health check needs no curl of its own.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+WORKDIR /src
+RUN python3 -m venv /opt/twofold
+# The dependencies first: they change less often than the source, and their layer is kept.
+COPY pyproject.toml README.md LICENSE ./
+COPY server/__init__.py server/__init__.py
+COPY server/replica/__init__.py server/replica/__init__.py
+RUN /opt/twofold/bin/pip install --no-cache-dir --disable-pip-version-check .
+COPY server server
+RUN /opt/twofold/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --force-reinstall . \
+    && /opt/twofold/bin/python -m compileall -q /opt/twofold/lib
+
+FROM ${BASE}
+RUN useradd --create-home --uid 1000 datascience \
+    && mkdir -p /opt/ds/model/deployed_model && chown datascience /opt/ds/model/deployed_model
+COPY --from=build /opt/twofold /opt/twofold
+ENV PATH=/opt/twofold/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    TWOFOLD_HOST=0.0.0.0 \
+    TWOFOLD_PORT=8080 \
+    TWOFOLD_ARTIFACT=/opt/ds/model/deployed_model
+USER datascience
+WORKDIR /home/datascience
+EXPOSE 8080
+# A model may take minutes to load: until the start period ends, failing does not count.
+HEALTHCHECK --interval=30s --timeout=3s --retries=3 --start-period=60s \
+    CMD ["python3", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['TWOFOLD_PORT'] + '/health', timeout=2)"]
+# twofold is process 1: it reaps what its children leave, and takes SIGTERM as the order to drain.
+ENTRYPOINT ["twofold"]
+CMD ["serve"]
