@@ -1,0 +1,283 @@
+"""The shape of the source: who imports whom, and the house numbers. Reads the files, imports none."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "server").rglob("*.py"))
+MAX_FILE = 400
+MAX_FUNCTION = 40
+MAX_PARAMETERS = 6
+MAX_METHODS = 16
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "misc", "tools", "core"}
+
+# Third-party packages, and the only modules that may name them; `top`: also at the head of the file.
+THIRD_PARTY: dict[str, dict[str, bool]] = {
+    "yaml": {"config": False, "artifact": False},
+    "starlette": {"app": True},
+    "orjson": {"app": True, "replica.codec": False},
+    "numpy": {"replica.codec": False},
+    "uvloop": {"front": True},
+    "typer": {"cli": True, "__main__": False},
+    "rich": {"display": False},
+    "prometheus_client": {"metrics": False},
+    "fsspec": {"fetch": False, "source": False, "environment": False},
+    "aiohttp": {"fetch": False},  # comes with fsspec[http]
+    "psutil": {"footprint": False},
+}
+
+# Ours: what a module may import at most. A module that is not named here may import the leaves and
+# whatever the absence of cycles allows.
+LEAVES = {"errors"}
+LIMITS: dict[str, set[str]] = {
+    "errors": set(),
+    "http1": set(),
+    "metrics": {"replica"},
+    "config": {"errors"},
+    "capacity": {"config"},
+    "log": {"errors"},
+    "finding": {"errors"},
+    "artifact": {"errors", "cache", "config", "finding", "source", "tape", "tree", "unpack"},
+    "child": {"errors", "log", "environment", "replica"},
+    "plumbing": {"config", "errors", "replica"},
+    "display": {"errors", "log", "finding", "check"},
+    "__main__": {"errors", "cli", "display"},
+}
+# What the supervisor's side must never load, or every instance pays for it in memory and start-up.
+WITHOUT_FRAMEWORK = ("supervisor", "scribe", "environment", "config", "log")
+FRAMEWORK = {"app", "asgi", "front", "http1_protocol", "embed"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One name that a file imports. `top`: when the file itself is imported; not `typing`: when it runs."""
+
+    target: str
+    top: bool
+    typing: bool
+    line: int
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT / "server").with_suffix("").parts)
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+def walk(node: ast.AST, top: bool, typing: bool) -> Iterator[tuple[ast.stmt, bool, bool]]:
+    for child in ast.iter_child_nodes(node):
+        inner_top, inner_typing = top, typing
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            inner_top = False
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            inner_typing = True
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child, top, typing
+        yield from walk(child, inner_top, inner_typing)
+
+
+@cache
+def imports(path: Path) -> tuple[Import, ...]:
+    """Names of ours as `server.x`; a relative import is resolved."""
+    found = []
+    here = ["server", *module(path).split(".")[:-1]]
+    for node, top, typing in walk(tree(path), True, False):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            assert isinstance(node, ast.ImportFrom)
+            start = here[: len(here) - node.level + 1] if node.level else []
+            origin = ".".join([*start, *([node.module] if node.module else [])])
+            # `from server import x` names a module; `from server.x import y` names x.
+            names = (
+                [f"{origin}.{a.name}" for a in node.names]
+                if origin in ("server", "server.replica")
+                else [origin]
+            )
+        found += [Import(name, top, typing, node.lineno) for name in names]
+    return tuple(found)
+
+
+def ours(path: Path, lazily: bool = True) -> set[str]:
+    """Modules of ours that running this file may load."""
+    known = {module(source) for source in SOURCES}
+    names = {
+        found.target.removeprefix("server.")
+        for found in imports(path)
+        if found.target.startswith("server.") and not found.typing and (lazily or found.top)
+    }
+    # `from server.replica import frame` is written as server.replica.frame above; a value is not a module.
+    return {name if name in known else name.rpartition(".")[0] for name in names} & known
+
+
+def by_name(name: str) -> Path:
+    return ROOT / "server" / (name.replace(".", "/") + ".py")
+
+
+def closure(name: str) -> set[str]:
+    """Everything of ours that is loaded by importing `name`."""
+    seen: set[str] = set()
+    waiting = [name]
+    while waiting:
+        current = waiting.pop()
+        if current not in seen:
+            seen.add(current)
+            waiting += ours(by_name(current), lazily=False)
+    return seen
+
+
+@pytest.fixture(params=SOURCES, ids=module)
+def source(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+def test_there_are_sources() -> None:
+    assert len(SOURCES) > 20
+    assert by_name("replica.loop") in SOURCES
+
+
+def test_head_says_what_the_file_is(source: Path) -> None:
+    if source.name == "__init__.py" and not source.read_text().strip():
+        return
+    text = ast.get_docstring(tree(source))
+    assert text and len(text) > 30, f"{module(source)} has no docstring that says what it is"
+
+
+def test_init_files_do_nothing() -> None:
+    for path in SOURCES:
+        if path.name == "__init__.py":
+            body = [node for node in tree(path).body if not isinstance(node, ast.Expr)]
+            assert all(isinstance(node, ast.Assign) for node in body), f"{path} does something"
+            assert len(body) <= 1
+
+
+def test_names_are_from_the_field(source: Path) -> None:
+    assert source.stem not in FORBIDDEN_NAMES
+
+
+def test_files_are_short(source: Path) -> None:
+    assert len(source.read_text().splitlines()) <= MAX_FILE
+
+
+def test_functions_are_short_and_classes_small(source: Path) -> None:
+    faults = []
+    for node in ast.walk(tree(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            if length > MAX_FUNCTION:
+                faults.append(f"{node.name} has {length} lines (line {node.lineno})")
+            given = [a for a in (*node.args.posonlyargs, *node.args.args) if a.arg not in ("self", "cls")]
+            if len(given) > MAX_PARAMETERS:
+                faults.append(f"{node.name} has {len(given)} parameters (line {node.lineno})")
+            missing = [a.arg for a in (*given, *node.args.kwonlyargs) if a.annotation is None]
+            if (missing or node.returns is None) and "# type:" not in source.read_text():
+                faults.append(f"{node.name} is not annotated (line {node.lineno})")
+        if isinstance(node, ast.ClassDef):
+            public = [n for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+            if len(public) > MAX_METHODS:
+                faults.append(f"{node.name} has {len(public)} public methods (line {node.lineno})")
+    assert not faults, "\n".join([module(source), *faults])
+
+
+def test_import_does_nothing(source: Path) -> None:
+    """Statements at the head of a file define; they do not act."""
+    allowed = (
+        ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign | ast.FunctionDef | ast.AsyncFunctionDef
+        | ast.ClassDef | ast.If | ast.Try | ast.For
+    )  # fmt: skip
+    for node in tree(source).body:
+        if isinstance(node, ast.Expr):
+            assert isinstance(node.value, ast.Constant), f"{module(source)}:{node.lineno} acts when imported"
+        else:
+            assert isinstance(node, allowed), f"{module(source)}:{node.lineno} acts when imported"
+
+
+def test_replicas_need_the_standard_library_only() -> None:
+    optional = {"orjson", "numpy"}
+    for path in SOURCES:
+        if not module(path).startswith("replica."):
+            continue
+        for found in imports(path):
+            place = f"{module(path)}:{found.line} imports {found.target}"
+            if found.target.startswith("server"):
+                assert found.target.startswith("server.replica"), place
+            else:
+                package = found.target.partition(".")[0]
+                assert package in sys.stdlib_module_names or package in optional, place
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("server"):
+                pytest.fail(
+                    f"{module(path)}:{node.lineno}: in the model's process our package has another name"
+                )
+
+
+def test_replicas_speak_the_grammar_of_python_3_7() -> None:
+    for path in SOURCES:
+        if module(path).startswith("replica."):
+            ast.parse(path.read_text("utf-8"), filename=str(path), feature_version=(3, 7))
+
+
+def test_third_party_packages_stay_in_their_place(source: Path) -> None:
+    name = module(source)
+    for found in imports(source):
+        package = found.target.partition(".")[0]
+        if package in sys.stdlib_module_names or package == "server":
+            continue
+        places = THIRD_PARTY.get(package)
+        assert places is not None, f"{name}:{found.line} imports {package}, which is no dependency"
+        if found.typing:
+            continue
+        assert name in places, f"{name}:{found.line} may not import {package}"
+        assert places[name] or not found.top, f"{name}:{found.line} must import {package} where it is used"
+
+
+def test_modules_keep_to_their_limits() -> None:
+    for name, allowed in LIMITS.items():
+        used = {target.partition(".")[0] for target in ours(by_name(name))}
+        assert used <= allowed | LEAVES | {"__init__"}, f"{name} imports {sorted(used - allowed - LEAVES)}"
+
+
+def test_no_cycles() -> None:
+    """Among what is loaded by importing; a function may import what the start of a program loads late."""
+    for path in SOURCES:
+        name = module(path)
+        for target in ours(path, lazily=False):
+            assert name not in closure(target), f"{name} and {target} import each other"
+
+
+@pytest.mark.parametrize("name", WITHOUT_FRAMEWORK)
+def test_the_supervisors_side_loads_no_framework(name: str) -> None:
+    loaded = closure(name)
+    assert not loaded & FRAMEWORK, f"{name} loads {sorted(loaded & FRAMEWORK)}"
+    for module_name in loaded:
+        for found in imports(by_name(module_name)):
+            if found.top and not found.typing:
+                package = found.target.partition(".")[0]
+                assert package in sys.stdlib_module_names or package == "server", module_name
+
+
+def test_every_dependency_is_used_and_every_use_is_declared() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {line.partition(">")[0].partition("[")[0].replace("-", "_") for line in project["dependencies"]}
+    declared = {{"pyyaml": "yaml"}.get(name, name) for name in declared} | {"aiohttp"}
+    used = {
+        found.target.partition(".")[0]
+        for path in SOURCES
+        for found in imports(path)
+        if not module(path).startswith("replica.") and found.target.partition(".")[0] in THIRD_PARTY
+    }
+    assert used == declared
