@@ -1,0 +1,122 @@
+"""JSON in and out: the body of a request to a Python value, a result to the body of an answer.
+
+Standard library only, Python 3.7 to 3.14; `orjson` is used where the model's environment has it.
+Which of the two works is decided once, by select(); both accept the same bodies and answer the
+same, and the tests run one table over both.
+
+    bodies     strict: RFC 8259 in UTF-8 without a byte order mark; NaN and Infinity are refused
+    results    what JSON holds, and whatever has tolist() (numpy arrays and scalars, pandas Series);
+               NaN and infinities become null, since JSON has no word for them
+"""
+
+import json
+import math
+
+MAX_DEPTH = 200  # of a result that the fast encoders refused
+
+_SIMPLE = (str, int, bool, type(None))
+
+
+def select():
+    # type: () -> tuple
+    """(loads, dumps): loads takes a memoryview and raises ValueError, dumps gives bytes or TypeError."""
+    try:
+        import orjson
+    except ImportError:
+        return loads, dumps
+    return orjson.loads, _dumps_with(orjson)
+
+
+def _dumps_with(orjson):
+    # type: (object) -> object
+    fast = orjson.dumps  # type: ignore[attr-defined]
+    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS  # type: ignore[attr-defined]
+
+    def dumps_fast(result):
+        # type: (object) -> bytes
+        try:
+            return fast(result, simplify, options)
+        except TypeError:
+            # What it refuses may still be JSON: integers beyond 64 bits, odd arrays, deep nesting.
+            return dumps(result)
+
+    return dumps_fast
+
+
+def _refuse_constant(name):
+    # type: (str) -> object
+    raise ValueError(name + " is not JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
+def loads(body):
+    # type: (memoryview) -> object
+    try:
+        return _decode(str(body, "utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not UTF-8 (%s at byte %d)" % (error.reason, error.start)) from None
+
+
+def dumps(result):
+    # type: (object) -> bytes
+    try:
+        text = _encode(result)
+    except (TypeError, ValueError, RecursionError):
+        text = _encode(_plain(result, "the result", 0))
+    return text.encode("utf-8", "replace")  # a lone surrogate has no UTF-8
+
+
+def simplify(value):
+    # type: (object) -> object
+    """What an encoder does not know, as something it may know better; TypeError if there is nothing."""
+    tolist = getattr(value, "tolist", None)
+    if tolist is None or isinstance(value, type):
+        raise TypeError("%s is not JSON" % type(value).__name__)
+    return _known(tolist())
+
+
+def _known(value):
+    # type: (object) -> object
+    """numpy's datetimes and the like become text; numbers, lists and text stay."""
+    if isinstance(value, (list, dict, float) + _SIMPLE):
+        return value
+    isoformat = getattr(value, "isoformat", None)
+    return isoformat() if isoformat is not None else str(value)
+
+
+def _plain(value, place, depth):
+    # type: (object, str, int) -> object
+    """A copy that holds nothing but what JSON holds; TypeError names the place of what does not fit."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, _SIMPLE):
+        return value
+    if depth > MAX_DEPTH:
+        raise TypeError("%s is nested more than %d deep" % (place, MAX_DEPTH))
+    if isinstance(value, dict):
+        return {
+            _key(key, place): _plain(item, "%s[%r]" % (place, key), depth + 1) for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, "%s[%d]" % (place, index), depth + 1) for index, item in enumerate(value)]
+    try:
+        return _plain(simplify(value), place, depth + 1)
+    except TypeError as error:
+        raise TypeError("%s: %s" % (place, error) if ":" not in str(error) else str(error)) from None
+
+
+def _key(key, place):
+    # type: (object, str) -> str
+    """As json has it: true, null and numbers become text. numpy's scalars do too."""
+    if not isinstance(key, (float,) + _SIMPLE) and hasattr(key, "item"):
+        key = key.item()
+    if isinstance(key, str):
+        return key
+    if isinstance(key, bool) or key is None or isinstance(key, (int, float)):
+        return json.dumps(key)
+    raise TypeError("%s: a key of type %s is not JSON" % (place, type(key).__name__))

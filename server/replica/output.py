@@ -1,0 +1,158 @@
+"""What the model prints or logs, as records of the predict log with the request's id.
+
+Standard library only, Python 3.7 to 3.14.  Replaces sys.stdout and sys.stderr of this process.
+A record is one write of at most PIPE_BUF bytes to a pipe that never blocks: records of several
+replicas cannot mix, and a log that nobody reads costs lines, which are counted, not requests.
+
+The envelope is the contract's: see docs/design.md, Logs.
+"""
+
+import io
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+
+TYPE = "com.oraclecloud.datascience.modeldeployment.predict"
+MAX_RECORD = 4096  # PIPE_BUF: writes up to this are atomic
+MAX_TEXT = 3000  # characters of a line in one record; longer lines become several
+MAX_HELD = 1 << 20  # of a line without an end
+
+request_id = b""  # of the request in hand; the loop sets it
+
+
+class _Raw(io.RawIOBase):
+    """For those who write bytes to sys.stdout.buffer."""
+
+    def __init__(self, stream):
+        # type: (LineStream) -> None
+        self.stream = stream
+
+    def writable(self):
+        # type: () -> bool
+        return True
+
+    def write(self, data):  # type: ignore[override]
+        # type: (bytes) -> int
+        self.stream.write(bytes(data).decode("utf-8", "replace"))
+        return len(data)
+
+    def fileno(self):
+        # type: () -> int
+        return self.stream.fileno()
+
+
+class LineStream(io.TextIOBase):
+    """A text stream whose lines become records; safe for threads; never raises for a full pipe."""
+
+    encoding = "utf-8"
+    errors = "replace"
+
+    def __init__(self, name, number, records):
+        # type: (str, int, _Records) -> None
+        self.name = name
+        self._number = number
+        self._records = records
+        self._held = ""
+        self._lock = threading.RLock()
+        self.buffer = _Raw(self)
+
+    def writable(self):
+        # type: () -> bool
+        return True
+
+    def isatty(self):
+        # type: () -> bool
+        return False
+
+    def fileno(self):
+        # type: () -> int
+        return self._number
+
+    def write(self, text):
+        # type: (str) -> int
+        if not isinstance(text, str):
+            raise TypeError("write() argument must be str, not %s" % type(text).__name__)
+        with self._lock:
+            *lines, self._held = (self._held + text).split("\n")
+            if len(self._held) > MAX_HELD:
+                lines.append(self._held)
+                self._held = ""
+            for line in lines:
+                self._records.send(self.name, line)
+        return len(text)
+
+    def flush(self):
+        # type: () -> None
+        """A begun line stays until its end: print(x, end="", flush=True) is a line in the making."""
+
+    def finish(self):
+        # type: () -> None
+        """At the end of the process: whatever was begun is a line."""
+        with self._lock:
+            held, self._held = self._held, ""
+            if held:
+                self._records.send(self.name, held)
+
+
+class _Records:
+    def __init__(self, fd, source, replica, dropped):
+        # type: (int, str, int, object) -> None
+        self._fd = fd
+        self._replica = replica
+        self._dropped = dropped
+        digits = os.urandom(10).hex()
+        self._prefix = "%s-%s-4%s-8%s-" % (digits[:8], digits[8:12], digits[12:15], digits[15:18])
+        self._count = itertools.count(1)
+        self._constant = {"type": TYPE, "source": source, "specversion": "1.0"}
+
+    def send(self, name, line):
+        # type: (str, str) -> None
+        for start in range(0, max(len(line), 1), MAX_TEXT):
+            self._send_piece(name, line[start : start + MAX_TEXT])
+
+    def _send_piece(self, name, text):
+        # type: (str, str) -> None
+        record = self._record(name, text)
+        if len(record) > MAX_RECORD and len(text) > 1:
+            # JSON spends up to six bytes on a character.
+            half = len(text) // 2
+            self._send_piece(name, text[:half])
+            self._send_piece(name, text[half:])
+            return
+        try:
+            os.write(self._fd, record)
+        except OSError:  # full, or nobody reads
+            self._dropped()  # type: ignore[operator]
+
+    def _record(self, name, text):
+        # type: (str, str) -> bytes
+        now = time.time()
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + ".%03dZ" % (now % 1 * 1000)
+        record = {"id": self._prefix + "%012x" % next(self._count), "time": moment}
+        record.update(self._constant)
+        record["data"] = {  # type: ignore[assignment]
+            "logEmissionTime": moment,
+            "message": text,
+            "opcRequestId": request_id.decode("latin-1"),
+            "stream": name,
+            "replica": self._replica,
+        }
+        return json.dumps(record, separators=(",", ":")).encode() + b"\n"
+
+
+def redirect(fd, source, replica, dropped=lambda: None):
+    # type: (int, str, int, object) -> None
+    """From now on sys.stdout and sys.stderr, and so logging too, speak to the pipe `fd`."""
+    records = _Records(fd, source, replica, dropped)
+    sys.stdout = LineStream("stdout", 1, records)  # type: ignore[assignment]
+    sys.stderr = LineStream("stderr", 2, records)  # type: ignore[assignment]
+
+
+def finish():
+    # type: () -> None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, LineStream):
+            stream.finish()

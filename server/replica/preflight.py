@@ -1,0 +1,89 @@
+"""Try an artifact in a throw-away process of the model's own interpreter, and say how it went.
+
+Standard library only, Python 3.7 to 3.14.  Reads one JSON object from stdin, prints one as the last
+line of stdout; what the model prints meanwhile goes to stderr.
+
+    in    {"artifact": folder, "sample": path or null, "threads": n}
+    out   {"python", "stages": [{"name", "seconds", "memory_mb", "peak_mb", "error"}], "orjson", "numpy",
+           "result_preview"}
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+
+from . import codec, model, threads
+
+MAX_PREVIEW = 200
+
+
+class Stages:
+    """What was tried, how long it took, and how much memory grew."""
+
+    def __init__(self):
+        # type: () -> None
+        self.results = []  # type: list
+
+    def run(self, name, call):
+        # type: (str, object) -> object
+        """What `call` returns; None if it failed."""
+        started, before = time.monotonic(), _resident()
+        error, result = "", None
+        try:
+            result = call()  # type: ignore[operator]
+        except model.LoadFailure as failure:
+            name, error = ("load" if failure.stage == "load" else name), str(failure)
+        except BaseException as failure:
+            error = model.users_traceback(failure)
+        self.results.append({
+            "name": name,
+            "seconds": time.monotonic() - started,
+            "memory_mb": (_resident() - before) / 1e6,
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+            "error": error,
+        })  # fmt: skip
+        return result
+
+
+def main():
+    # type: () -> None
+    verdicts = os.dup(1)
+    os.dup2(2, 1)
+    asked = json.load(sys.stdin)
+    os.environ.setdefault("OMP_NUM_THREADS", str(asked["threads"]))
+    threads.limit_onnxruntime(asked["threads"])
+    stages = Stages()
+    preview = ""
+    artifact = asked["artifact"]
+    imported = stages.run("import", lambda: model.import_score_module(artifact))
+    if imported is not None:
+        loaded = stages.run("load", lambda: model.Model.from_import(artifact, imported))
+        if loaded is not None and asked.get("sample"):
+            answer = stages.run("predict", lambda: _try(loaded.predict, asked["sample"]))  # type: ignore[attr-defined]
+            preview = (answer or b"")[:MAX_PREVIEW].decode("utf-8", "replace")  # type: ignore[index]
+    numpy = sys.modules.get("numpy")
+    verdict = {
+        "python": "%d.%d.%d" % sys.version_info[:3],
+        "stages": stages.results,
+        "orjson": codec.select()[0] is not codec.loads,
+        "numpy": getattr(numpy, "__version__", None),
+        "result_preview": preview,
+    }
+    sys.stdout.flush()
+    os.write(verdicts, b"\n" + json.dumps(verdict).encode() + b"\n")
+    os._exit(0)  # threads that the model left running must not keep us
+
+
+def _try(predict, path):
+    # type: (object, str) -> bytes
+    loads, dumps = codec.select()
+    with open(path, "rb") as sample:
+        return dumps(predict(loads(memoryview(sample.read()))))  # type: ignore[operator]
+
+
+def _resident():
+    # type: () -> int
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()

@@ -1,0 +1,63 @@
+"""Thread counts that no environment variable can set: onnxruntime's.
+
+Standard library only, Python 3.7 to 3.14.  OpenMP, MKL and OpenBLAS read variables, which the
+supervisor sets; onnxruntime takes its counts from SessionOptions alone and otherwise starts a
+thread per core in every replica, the commonest slowness of the field.
+"""
+
+import importlib.abc
+import importlib.machinery
+import sys
+
+TARGET = "onnxruntime"
+
+
+def limit_onnxruntime(count):
+    # type: (int) -> None
+    """From now on a session without counts of its own gets `count` threads. Free if never imported."""
+    module = sys.modules.get(TARGET)
+    if module is not None:
+        _limit(module, count)
+    else:
+        sys.meta_path.insert(0, _Finder(count))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Lets the real finders find onnxruntime, and limits it once it has been executed."""
+
+    def __init__(self, count):
+        # type: (int) -> None
+        self.count = count
+
+    def find_spec(self, fullname, path, target=None):
+        # type: (str, object, object) -> object
+        if fullname != TARGET:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)  # type: ignore[arg-type]
+        if spec is not None and spec.loader is not None:
+            execute, count = spec.loader.exec_module, self.count
+
+            def exec_module(module):
+                # type: (object) -> None
+                execute(module)  # type: ignore[arg-type]
+                _limit(module, count)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _limit(onnxruntime, count):
+    # type: (object, int) -> None
+    session = onnxruntime.InferenceSession  # type: ignore[attr-defined]
+    plain = session.__init__
+
+    def init(self, path_or_bytes, sess_options=None, *args, **kwargs):
+        # type: (object, object, object, object, object) -> None
+        options = sess_options or onnxruntime.SessionOptions()  # type: ignore[attr-defined]
+        if not options.intra_op_num_threads:
+            options.intra_op_num_threads = count
+            options.inter_op_num_threads = options.inter_op_num_threads or 1
+        plain(self, path_or_bytes, options, *args, **kwargs)
+
+    session.__init__ = init
