@@ -45,6 +45,10 @@ def run(arguments: list[str]) -> int:
         return int(code or 0)
     except typer.Abort:
         return INTERRUPTED
+    except SystemExit as ended:  # what typer makes of a broken pipe
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise ended.__context__ from None
+        raise
     except Exception as error:
         # typer's complaints about a command line share no public class across its versions, but this method.
         if isinstance(error, TwofoldError) or not hasattr(error, "format_message"):

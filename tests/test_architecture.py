@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -272,8 +273,8 @@ def test_every_dependency_is_used_and_every_use_is_declared() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {line.partition(">")[0].partition("[")[0].replace("-", "_") for line in project["dependencies"]}
-    declared = {{"pyyaml": "yaml"}.get(name, name) for name in declared} | {"aiohttp"}
+    names = (re.split("[>[]", line)[0] for line in project["dependencies"])
+    declared = {{"pyyaml": "yaml"}.get(name, name).replace("-", "_") for name in names} | {"aiohttp"}
     used = {
         found.target.partition(".")[0]
         for path in SOURCES

@@ -1,0 +1,354 @@
+"""The command line: options made from settings, errors in one line with their exit code, the display."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from instance import free_port, write_artifact
+
+from server import __main__, __version__, config, display, errors
+from server.errors import ExitCode, ModelError, TwofoldError
+from server.finding import Finding
+
+ECHO = Path(__file__).parent.parent / "examples" / "echo"
+GOOD = "def load_model():\n    return 1\n\ndef predict(data, model=load_model()):\n    return model\n"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.startswith("TWOFOLD_") or name == "WEB_CONCURRENCY":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("TWOFOLD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """In this process; for what does not fork."""
+    monkeypatch.setattr(sys, "argv", ["twofold", *arguments])
+    return __main__.main()
+
+
+def start(*arguments: str, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "server", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+
+
+# ---------------------------------------------------------------------- usage
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"twofold {__version__}\n"
+
+
+def test_help_names_every_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "serve", "--help") == 0
+    shown = capsys.readouterr().out
+    for _, known in config.known_settings():
+        assert f"--{known.name.replace('_', '-')}" in shown
+    assert "--no-access-log" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["sreve"], ExitCode.USAGE, "sreve"),
+        (["serve", "--prot", "1"], ExitCode.USAGE, "--prot"),
+        (["serve", "a", "b"], ExitCode.USAGE, "unexpected extra argument"),
+        (["serve", "--port"], ExitCode.USAGE, "--port"),
+        (["serve"], ExitCode.USAGE, "ARTIFACT: no artifact is named"),
+        (["check"], ExitCode.USAGE, "ARTIFACT: no artifact is named"),
+        (["check", "--port", "1", "a"], ExitCode.USAGE, "--port"),
+        (["serve", "a", "--port", "x"], ExitCode.USAGE, "--port: port must be a whole number, not 'x'"),
+        (["serve", "a", "--preload", "x"], ExitCode.USAGE, "--preload: preload must be one of"),
+        (["serve", "a", "--config", "absent.yaml"], ExitCode.CONFIG, "absent.yaml: cannot read"),
+        (["serve", "absent"], ExitCode.ARTIFACT, "absent"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: Sequence[str],
+    code: ExitCode,
+    complaint: str,
+) -> None:
+    assert call(monkeypatch, *arguments) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("twofold: ") and printed.err.count("\n") == 1
+    assert complaint in printed.err
+
+
+def test_no_arguments_shows_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch) == ExitCode.USAGE
+    assert "serve" in capsys.readouterr().out
+
+
+def test_a_bad_variable_is_a_config_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TWOFOLD_PORT", "tcp://10.0.0.1:80")
+    assert call(monkeypatch, "settings") == ExitCode.CONFIG
+    assert "TWOFOLD_PORT: port must be a whole number" in capsys.readouterr().err
+
+
+def test_settings_show_value_and_source(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text("host: 0.0.0.0\n")
+    monkeypatch.setenv("TWOFOLD_SPARE", "1")
+    assert call(monkeypatch, "settings", "--config", str(path), "--port", "9", "--no-access-log") == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    found = {row[0]: tuple(row[1:3]) for row in rows}
+    assert found["host"] == ("0.0.0.0", f"{path}:1")
+    assert found["port"] == ("9", "--port")
+    assert found["spare"] == ("1", "TWOFOLD_SPARE")
+    assert found["access_log"] == ("false", "--access-log")
+    assert found["backlog"] == ("4096", "default")
+    assert len(rows) == 1 + len(list(config.known_settings()))
+
+
+def test_a_bug_is_called_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(config, "load", broken)
+    assert call(monkeypatch, "settings") == ExitCode.INTERNAL
+    assert "ZeroDivisionError: oops" in (shown := capsys.readouterr().err)
+    assert "a bug in twofold" in shown
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(config, "load", interrupted)
+    assert call(monkeypatch, "settings") == 130
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as sink:
+        done = subprocess.run(
+            [sys.executable, "-m", "server", "settings"], stdout=sink, stderr=subprocess.PIPE
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+# ---------------------------------------------------------------------- failures to start
+
+
+def test_port_in_use(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = start("serve", str(ECHO), "--port", str(taken.getsockname()[1]))
+    assert done.returncode == ExitCode.ADDRESS
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("twofold: cannot bind 127.0.0.1:") and "another port" in last
+
+
+@pytest.mark.parametrize(
+    ("score", "code", "complaint"),
+    [
+        ("import no_such_module\n" + GOOD, ExitCode.MODEL, "no_such_module"),
+        (GOOD.replace("return 1", "raise ValueError('no weights')"), ExitCode.MODEL, "no weights"),
+    ],
+)
+def test_models_that_do_not_start(tmp_path: Path, score: str, code: ExitCode, complaint: str) -> None:
+    artifact = write_artifact(tmp_path / "model", score)
+    done = start("serve", str(artifact), "--port", str(free_port()), "--replicas", "1")
+    assert done.returncode == code, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("twofold: ") and complaint in last
+    checked = start("check", str(artifact))
+    assert checked.returncode == code, checked.stdout
+    assert complaint in checked.stdout
+    assert f"(exit code {int(code)})" in checked.stdout.splitlines()[-1]
+
+
+def test_check_of_a_good_artifact() -> None:
+    done = start("check", str(ECHO))
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1] == "fit to serve"
+
+
+def test_nothing_is_imported_that_serving_does_not_need() -> None:
+    """`import server.cli` comes before everything: what it drags in, every start pays for."""
+    code = "import server.cli, sys; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    heavy = {"rich.console", "yaml", "fsspec", "prometheus_client", "starlette", "uvloop", "asyncio", "numpy"}
+    assert not heavy & set(loaded)
+
+
+# ---------------------------------------------------------------------- errors in words
+
+
+def test_error_lines() -> None:
+    assert str(TwofoldError("broken", "mend it", "here:3")) == "here:3: broken (mend it)"
+    assert str(TwofoldError("broken")) == "broken"
+    trace = "score.py does not import: Traceback (most recent call last):\n  File ...\nKeyError: 'x'"
+    assert str(ModelError(trace, "look")) == "score.py does not import: KeyError: 'x' (look)"
+    assert str(TwofoldError("")) == ""
+
+
+def test_exit_codes_are_a_contract() -> None:
+    assert [int(code) for code in ExitCode] == list(range(9))
+    assert all(code.meaning for code in ExitCode)
+    given = {kind.exit_code for kind in _subclasses(TwofoldError)}
+    assert given == set(ExitCode) - {ExitCode.OK, ExitCode.INTERNAL}
+    assert issubclass(errors.UsageError, TwofoldError)
+
+
+def _subclasses(kind: type[TwofoldError]) -> Iterator[type[TwofoldError]]:
+    for found in kind.__subclasses__():
+        if found.__module__ == "server.errors":
+            yield found
+
+
+def test_failure_prints_a_traceback_before_the_line() -> None:
+    stream = io.StringIO()
+    display.failure(
+        ModelError("load_model() failed: Traceback (most recent call last):\n  a\nKeyError: 1"), stream
+    )
+    assert stream.getvalue().splitlines()[1:] == [
+        "  a",
+        "KeyError: 1",
+        "twofold: load_model() failed: KeyError: 1",
+    ]
+
+
+# ---------------------------------------------------------------------- display
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080/predict"),
+        ("http://0.0.0.0:80", "http://127.0.0.1:80/predict"),
+        ("http://[::]:80", "http://[::1]:80/predict"),
+        ("http://[fe80::1]:80", "http://[fe80::1]:80/predict"),
+    ],
+)
+def test_curl_line(url: str, target: str) -> None:
+    assert display.curl(url, "").endswith(f"'[[1, 2, 3]]' {target}")
+    assert "--data-binary '@/a b.json'" in display.curl(url, "/a b.json")
+    assert "octet-stream" in display.curl(url, "/a.bin")
+
+
+def announced() -> list[tuple[str, dict[str, object]]]:
+    return [
+        ("unpacking", {"what": "env.tar.gz", "done": 0, "total": 4_000_000}),
+        ("unpacking", {"what": "env.tar.gz", "done": 4_000_000, "total": 4_000_000}),
+        ("nursery", {"python": "3.10.13"}),
+        ("replica", {"index": 0, "state": "loading", "seconds": 0.0, "memory_mb": 0.0, "reason": ""}),
+        ("replica", {"index": 0, "state": "ready", "seconds": 1.5, "memory_mb": 24.2, "reason": ""}),
+        ("note", {"message": "careful [bold]"}),
+        ("ready", {"url": "http://127.0.0.1:1", "replicas": 1, "seconds": 2.0, "sample": ""}),
+        ("replica", {"index": 0, "state": "dead", "reason": "killed by SIGSEGV", "crash": ""}),
+        ("stopping", {}),
+        ("stopped", {}),
+    ]
+
+
+EXPECTED = (
+    "env.tar.gz",
+    "Python 3.10.13",
+    "replica 0 ready: loaded in 1.50 s, 24 MB",
+    "careful [bold]",
+    "serving at http://127.0.0.1:1",
+    "curl -H 'content-type: application/json'",
+    "replica 0 dead: killed by SIGSEGV",
+    "stopping",
+    "stopped",
+)
+
+
+def test_plain_announcements(capfd: pytest.CaptureFixture[str]) -> None:
+    announce = display.Announcer(io.StringIO())
+    for event, facts in announced():
+        announce(event, **facts)
+    announce.close()
+    printed = capfd.readouterr().err
+    position = 0
+    for text in EXPECTED:
+        position = printed.index(text, position)
+    assert "\x1b" not in printed
+    assert re.search(r"warning replica 0 dead", printed)
+
+
+def test_announcements_on_a_terminal() -> None:
+    """In a process of its own, whose standard error is a terminal."""
+    code = (
+        "import sys; sys.path[:0] = ['tests']\n"
+        "from server import display; from test_cli import announced\n"
+        "announce = display.Announcer(sys.stderr)\n"
+        "assert announce.console is not None\n"
+        "for event, facts in announced(): announce(event, **facts)\n"
+        "assert announce.console is None and announce.bar is None\n"
+    )
+    parent, child = pty.openpty()
+    environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    environ.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.DEVNULL,
+        stderr=child,
+        env=environ,
+        cwd=ECHO.parent.parent,
+    )
+    os.close(child)
+    printed = b""
+    while True:
+        try:
+            chunk = os.read(parent, 65536)
+        except OSError:  # how Linux says that the last writer has closed a terminal
+            break
+        if not chunk:
+            break
+        printed += chunk
+    os.close(parent)
+    assert process.wait(10) == 0, printed.decode()
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", printed.decode())
+    position = 0
+    for expected in EXPECTED:
+        assert expected in text[position:], text
+        position = text.index(expected, position)
+    assert "\x1b[" in printed.decode()
+
+
+def test_unpacking_in_plain_steps(capfd: pytest.CaptureFixture[str]) -> None:
+    announce = display.Announcer(io.StringIO())
+    for done in range(1001):
+        announce.unpacking("env", done * 1000, 1_000_000)
+    assert capfd.readouterr().err.count("env") == display.PLAIN_STEPS + 1
+
+
+def test_verdicts() -> None:
+    stream = io.StringIO()
+    show = display.verdicts(stream)
+    show(Finding("ok", "score.py", "fits"))
+    show(Finding("error", "model", "Traceback:\n  x", "mend it", ExitCode.MODEL))
+    display.verdict(ExitCode.MODEL, stream)
+    lines = stream.getvalue().splitlines()
+    assert lines[0].split() == ["ok", "score.py", "fits"]
+    assert lines[2].strip() == "x" and lines[3].strip() == "-> mend it"
+    assert lines[-1] == "not fit to serve: score.py does not import, load or predict (exit code 6)"
