@@ -75,6 +75,8 @@ def test_help_names_every_setting(
         (["serve", "a", "--preload", "x"], ExitCode.USAGE, "--preload: preload must be one of"),
         (["serve", "a", "--config", "absent.yaml"], ExitCode.CONFIG, "absent.yaml: cannot read"),
         (["serve", "absent"], ExitCode.ARTIFACT, "absent"),
+        (["serve", str(ECHO), "--sample", "absent.json"], ExitCode.CONFIG, "absent.json"),
+        (["serve", str(ECHO), "--log-dir", "/dev/null/logs"], ExitCode.RESOURCES, "/dev/null/logs"),
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(
@@ -181,6 +183,11 @@ def test_models_that_do_not_start(tmp_path: Path, score: str, code: ExitCode, co
     assert checked.returncode == code, checked.stdout
     assert complaint in checked.stdout
     assert f"(exit code {int(code)})" in checked.stdout.splitlines()[-1]
+
+
+def test_the_log_folder_is_made(tmp_path: Path) -> None:
+    start("serve", "absent", "--log-dir", str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_check_of_a_good_artifact() -> None:
