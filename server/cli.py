@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from server import __version__, config, display
-from server.errors import ConfigError, ExitCode, ResourceError, UsageError
+from server.errors import ConfigError, ExitCode, UsageError
 
 if TYPE_CHECKING:
     from dataclasses import Field
@@ -109,7 +109,6 @@ def serve(settings: config.Config) -> int:
     _need_artifact(settings)
     from server import artifact, environment, supervisor
 
-    _make_log_folder(settings.log.log_dir)
     announce = display.Announcer(display.stderr())
     try:
         opened = artifact.opened(settings.artifact, settings.cache_folder())
@@ -142,18 +141,6 @@ def show_settings(settings: config.Config) -> int:
     rows = ((name, _text(value), *others) for name, value, *others in config.settings(settings))
     display.table(("setting", "value", "from", "meaning"), rows, sys.stdout)
     return 0
-
-
-def _make_log_folder(folder: str) -> None:
-    """Now, while somebody reads what we say, rather than when the first line is to be written."""
-    if not folder:
-        return
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"cannot make the folder {folder}: {error.strerror}", "set log_dir") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ResourceError(f"cannot write into {folder}", "set log_dir, or let this user write there")
 
 
 def _file(sample: str) -> Path:

@@ -185,11 +185,6 @@ def test_models_that_do_not_start(tmp_path: Path, score: str, code: ExitCode, co
     assert f"(exit code {int(code)})" in checked.stdout.splitlines()[-1]
 
 
-def test_the_log_folder_is_made(tmp_path: Path) -> None:
-    start("serve", "absent", "--log-dir", str(tmp_path / "a" / "b"))
-    assert (tmp_path / "a" / "b").is_dir()
-
-
 def test_check_of_a_good_artifact() -> None:
     done = start("check", str(ECHO))
     assert done.returncode == 0, done.stdout
