@@ -119,8 +119,11 @@ def _runtime(file: Path) -> Runtime | None:
     place = str(file)
     try:
         with file.open("rb") as content:
-            # BaseLoader leaves scalars as they are written: 3.10 is not the number 3.1.
-            document = yaml.load(content.read(MAX_YAML), Loader=yaml.BaseLoader)
+            text = content.read(MAX_YAML + 1)
+        if len(text) > MAX_YAML:
+            raise ArtifactError(f"is larger than {MAX_YAML >> 20} MB", "it only names the environment", place)
+        # BaseLoader leaves scalars as they are written: 3.10 is not the number 3.1.
+        document = yaml.load(text, Loader=yaml.BaseLoader)
     except OSError as error:
         raise ArtifactError(f"cannot read it: {error.strerror}", "check its permissions", place) from None
     except yaml.MarkedYAMLError as error:

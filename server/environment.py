@@ -135,7 +135,7 @@ def _version(python: Path, variables: Mapping[str, str]) -> str:
             f"cannot run {python}: {error.strerror}",
             "is it made for this machine, and of the same architecture?",
         ) from None
-    numbers = outcome.output.decode("ascii", "replace").split(".")
+    numbers = outcome.output.decode("ascii", "replace").strip().split(".")
     if outcome.code != 0 or not all(number.isdigit() for number in numbers):
         raise EnvironmentFailure(
             f"{python} does not work: it {outcome.complaint()}", "repair or rebuild the environment"
