@@ -17,13 +17,13 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 from server import board, capacity, metrics, plumbing, scribe
 from server.artifact import Artifact
 from server.config import Config
 from server.environment import Environment
-from server.errors import ExitCode, ModelError, TwofoldError
+from server.errors import ExitCode, ModelError, ResourceError, TwofoldError
 from server.nursery import Facts
 from server.plumbing import Plumbing
 from server.pool import Announce, Pool, Supplies
@@ -308,26 +308,18 @@ def run(
     Raises TwofoldError when it cannot start; whatever was started has ended by then.
     """
     lineage.adopt_orphans()
+    _make_log_folder(config.log.log_dir)
     listener = None if guest else plumbing.listen(config.http)
     plan = capacity.plan(config.replicas, capacity.cores(), capacity.visible_gpus(os.environ))
     fronts = config.http.fronts or max(1, plan.replicas // 8)
     pipes = plumbing.lay(config, 1 if guest else fronts, plan.replicas + config.replicas.spare)
     why, preload = board.choose_preload(config, plan, artifact)
-    facts = Facts(
-        python=environment.python,
-        variables={**capacity.thread_variables(plan.threads), **environment.variables},
-        artifact=artifact.path,
-        preload=preload,
-        threads=plan.threads,
-        source=config.log.deployment_id or "twofold",
-        sample=artifact.sample,
-    )
-    replicas = config.replicas
+    facts = _facts(config, environment, artifact, preload, plan.threads)
     keep = Quarantine(
         pipes.memory,
         config.quarantine_folder(),
-        replicas.quarantine_seconds,
-        int(replicas.quarantine_mb * plumbing.MEGABYTE),
+        config.replicas.quarantine_seconds,
+        int(config.replicas.quarantine_mb * plumbing.MEGABYTE),
     )
     pool = Pool(Supplies(config, plan, facts, pipes, keep, announce))
     if plan.reason:
@@ -336,6 +328,32 @@ def run(
         pool.fallback = why
         announce("note", message=why)
     return Supervisor(config, environment, artifact, announce, pool, pipes, listener, guest).run()
+
+
+def _facts(config: Config, environment: Environment, artifact: Artifact, preload: str, threads: int) -> Facts:
+    return Facts(
+        python=environment.python,
+        variables={**capacity.thread_variables(threads), **environment.variables},
+        artifact=artifact.path,
+        preload=preload,
+        threads=threads,
+        source=config.log.deployment_id or "twofold",
+        sample=artifact.sample,
+    )
+
+
+def _make_log_folder(path: str) -> None:
+    if not path:
+        return
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        for stream in ("access", "predict"):
+            with open(Path(path) / f"{stream}.log", "ab"):
+                pass
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write logs: {error.strerror}", "choose another log_dir, or none for standard output", path
+        ) from None
 
 
 def _catch_signals() -> int:

@@ -266,15 +266,14 @@ def child_named(instance: Instance, what: str) -> int:
 
 
 def test_a_killed_front_is_replaced_and_its_slots_come_back(two: Instance) -> None:
-    idle = socket.create_connection((two.host, two.port))
-    with ThreadPoolExecutor(6) as pool:
+    with socket.create_connection((two.host, two.port)) as idle, ThreadPoolExecutor(6) as pool:
         lost = [pool.submit(two.predict, {"do": "sleep", "seconds": 0.5, "note": n}) for n in range(6)]
         time.sleep(0.3)
         kill(child_named(two, "front"))
         for future in lost:
             with pytest.raises((OSError, http.client.HTTPException)):
                 future.result()
-    assert idle.recv(1) == b""
+        assert idle.recv(1) == b""
     assert two.wait_until(lambda: two.predict([1]).status == 200)
     for _ in range(20):
         answers = together(two, [{"echo": index} for index in range(8)])

@@ -81,13 +81,14 @@ class WireClient:
         """All of it at once."""
         self._socket.sendall(data)
 
-    def send_slowly(self, data: bytes, size: int = 1) -> int:
+    def send_slowly(self, data: bytes, size: int = 1, until_answered: bool = True) -> int:
         """In segments of `size` bytes until the server says something; returns the bytes sent.
 
-        A server that has refused a request reads no further: to go on would provoke a reset.
+        A server that has refused a request reads no further: to go on would provoke a reset. Where
+        good requests come before, their answers are no reason to stop: `until_answered=False`.
         """
         for begin in range(0, len(data), size):
-            if select.select([self._socket], [], [], 0)[0]:
+            if until_answered and select.select([self._socket], [], [], 0)[0]:
                 return begin
             try:
                 self._socket.sendall(data[begin : begin + size])

@@ -16,13 +16,13 @@ import sys
 import time
 import traceback
 
-from . import codec, frame, lineage, model, nursery, output, slots, threads
+from . import codec, frame, lineage, model, output, slots, threads
+from .wiring import EXIT_LOAD_FAILED, EXIT_OUT_OF_MEMORY, Wiring  # noqa: F401 (Wiring in comments)
 
 SHORT_PREDICT_NS = 50000  # below this, taking several requests at once costs nobody waiting time
 NO_DESCRIPTOR = bytes(frame.DESCRIPTOR_SIZE)
 NOTHING = bytes(slots.MAILBOX_SIZE)
 PATIENCE = 10.0  # seconds to wait for the subreaper to become the parent
-EXIT_OUT_OF_MEMORY = 8  # ExitCode.RESOURCES on the server's side
 
 
 _unpack_descriptor = frame.DESCRIPTOR.unpack_from
@@ -39,7 +39,7 @@ class Replica:
     """One replica's view of the shared memory, and the request loop."""
 
     def __init__(self, wiring, index, loaded):
-        # type: (nursery.Wiring, int, model.Model) -> None
+        # type: (Wiring, int, model.Model) -> None
         self.layout = slots.Layout(*wiring.layout)
         self.memory = slots.attach(wiring.memory, self.layout)
         self.view = memoryview(self.memory)
@@ -152,9 +152,9 @@ class Replica:
 
 
 def be_replica(wiring, order, preloaded):
-    # type: (nursery.Wiring, dict, model.Model | None) -> None
+    # type: (Wiring, dict, model.Model | None) -> None
     """The whole life of a freshly forked replica. Never returns."""
-    code = nursery.EXIT_LOAD_FAILED
+    code = EXIT_LOAD_FAILED
     index = order["replica"]
     try:
         settle(wiring, order)
@@ -175,7 +175,7 @@ def be_replica(wiring, order, preloaded):
 
 
 def settle(wiring, order):
-    # type: (nursery.Wiring, dict) -> None
+    # type: (Wiring, dict) -> None
     """Become a process of one's own: parent, group, signals, environment, streams."""
     index = order["replica"]
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
@@ -193,7 +193,7 @@ def settle(wiring, order):
 
 
 def _drop_counter(wiring, index):
-    # type: (nursery.Wiring, int) -> object
+    # type: (Wiring, int) -> object
     """Counts a lost log line where everybody can see it."""
     memory = slots.attach(wiring.memory, slots.Layout(*wiring.layout))
     words = slots.REPLICA_WORDS_OFFSET + index * slots.REPLICA_WORDS_SIZE
@@ -207,7 +207,7 @@ def _drop_counter(wiring, index):
 
 
 def load(wiring, index, preloaded):
-    # type: (nursery.Wiring, int, model.Model | None) -> model.Model | None
+    # type: (Wiring, int, model.Model | None) -> model.Model | None
     """Load the model, try it where a sample is at hand, and report; None if it failed."""
     started = time.monotonic()
     wiring.report("loading", replica=index, pid=os.getpid())
