@@ -27,6 +27,7 @@ REMEDIES = {
     "signature": "write load_model() and predict(data, model=load_model())",
     "predict": "correct predict(), or the sample request",
 }
+OWN_FRAMES = (str(RUNTIME), "<frozen ")
 Report = Callable[[Finding], None]
 Progress = Callable[[str, int, int], None]
 
@@ -93,9 +94,10 @@ def _check_model(config: Config, opened: Artifact, prepared: Environment, note: 
         "threads": settings.threads or 1,
     }
     command = [str(prepared.python), str(RUNTIME), "preflight"]
+    variables = {"PYTHONFAULTHANDLER": "1", **prepared.variables}  # a crash says where it was
     try:
         outcome = errand.run(
-            command, prepared.variables, settings.load_timeout, json.dumps(facts).encode(), opened.path
+            command, variables, settings.load_timeout, json.dumps(facts).encode(), opened.path
         )
     except OSError as error:
         raise ModelError(
@@ -124,7 +126,10 @@ def _unanswered(outcome: errand.Outcome, limit: float) -> tuple[str, str]:
             f"import and load_model() took longer than {limit:g} s, and were ended",
             "allow more with --load-timeout, or find out what it waits for",
         )
-    tail = "\n".join(outcome.errors.strip().splitlines()[-20:])
+    lines = [
+        line for line in outcome.errors.strip().splitlines() if not any(own in line for own in OWN_FRAMES)
+    ]
+    tail = "\n".join(lines[-20:])
     message = f"the process that tries the model {outcome.end()}"
     if outcome.code < 0:
         return (

@@ -186,6 +186,7 @@ def test_answer_that_is_no_json(tmp_path: Path, cache: Path) -> None:
 def test_model_that_ends_the_process(line: str, words: str, tmp_path: Path, cache: Path) -> None:
     error = Checked(write_artifact(tmp_path / "bad", f"{line}\n{GOOD}"), cache).only_error(ExitCode.MODEL)
     assert words in error.message
+    assert "score.py" in error.message or "_exit" in line  # where it was
     assert "last words" in error.message or "_exit" not in line
 
 
