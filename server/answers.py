@@ -42,7 +42,9 @@ class RequestIds:
     """
 
     def __init__(self) -> None:
-        self._caller, self._process, self._prefix = (os.urandom(size).hex().upper().encode() for size in (16, 16, 8))
+        self._caller, self._process, self._prefix = (
+            os.urandom(size).hex().upper().encode() for size in (16, 16, 8)
+        )
         self._count = 0
         self._turn_over()
 

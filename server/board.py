@@ -66,7 +66,10 @@ def choose_preload(config: Config, plan: Plan, artifact: Artifact) -> tuple[str,
     """(why it is not what was asked for, or nothing; the mode to start with)."""
     wanted = config.replicas.preload
     if wanted != "none" and any(gpu is not None for gpu in plan.gpus):
-        return f"preload: {wanted} is not used: each replica must see only its own GPU before it imports", "none"
+        return (
+            f"preload: {wanted} is not used: each replica must see only its own GPU before it imports",
+            "none",
+        )
     if wanted == "model" and artifact.sample is None:
         return "preload: model is not used: it needs a sample request to prove the fork (sample.json)", "none"
     return "", wanted

@@ -25,7 +25,12 @@ class State(StrEnum):
 
 MOVES: dict[State, dict[str, State]] = {
     State.ABSENT: {"order": State.LOADING},
-    State.LOADING: {"ready": State.READY, "spare": State.SPARE, "died": State.BACKOFF, "leave": State.LEAVING},
+    State.LOADING: {
+        "ready": State.READY,
+        "spare": State.SPARE,
+        "died": State.BACKOFF,
+        "leave": State.LEAVING,
+    },
     State.READY: {"died": State.BACKOFF, "leave": State.LEAVING},
     State.SPARE: {"called": State.READY, "died": State.BACKOFF, "leave": State.LEAVING},
     State.BACKOFF: {"order": State.LOADING, "leave": State.ABSENT},

@@ -57,7 +57,9 @@ def _not_started(callback: Callable[[], None]) -> None:
 class Caller(Protocol):
     """Whoever waits for an answer."""
 
-    def answered(self, slot: int, size: int, outcome: int, queue_us: int, predict_us: int, encode_us: int) -> None:
+    def answered(
+        self, slot: int, size: int, outcome: int, queue_us: int, predict_us: int, encode_us: int
+    ) -> None:
         """The outcome, once. With EXPIRED, REFUSED, QUARANTINED the slot is not the caller's any more."""
 
 
@@ -100,7 +102,9 @@ class Dispatch:
         self.orphans: dict[int, int] = {}  # slot -> when nobody can hold it any more
         now = time.monotonic_ns()
         for slot in numbers:
-            life, state, _, _, deadline, _ = slots.SLOT_HEADER.unpack_from(self.memory, self.layout.slot(slot))
+            life, state, _, _, deadline, _ = slots.SLOT_HEADER.unpack_from(
+                self.memory, self.layout.slot(slot)
+            )
             if not life:
                 self.free.append(slot)
                 continue
@@ -230,7 +234,9 @@ class Dispatch:
         now = self.now_ns = monotonic_ns()
         while self.pending:
             slot = next(iter(self.pending))
-            _, _, _, _, deadline, handed_in = slots.SLOT_HEADER.unpack_from(self.memory, self.layout.slot(slot))
+            _, _, _, _, deadline, handed_in = slots.SLOT_HEADER.unpack_from(
+                self.memory, self.layout.slot(slot)
+            )
             if deadline > now:
                 break
             caller = self.pending.pop(slot)

@@ -20,7 +20,7 @@ from typing import Any
 
 from server import answers, metrics
 from server.config import Config, to_json
-from server.dispatch import EXPIRED, Dispatch, Lanes
+from server.dispatch import Dispatch, Lanes
 from server.failures import BUSY, DOWN, failure
 from server.plan import Refusal
 from server.replica import frame, slots
@@ -46,7 +46,9 @@ class _Waiting:
         self.size = size
         self.done: asyncio.Future[tuple[int, bytes, bytes]] = asyncio.get_running_loop().create_future()
 
-    def answered(self, slot: int, size: int, outcome: int, queue_us: int, predict_us: int, encode_us: int) -> None:
+    def answered(
+        self, slot: int, size: int, outcome: int, queue_us: int, predict_us: int, encode_us: int
+    ) -> None:
         payload = b""
         if outcome < frame.RETRY:
             payload = bytes(self.dispatch.answer(slot, size))
@@ -67,9 +69,7 @@ class SlotBackend:
 
     def metrics_snapshot(self) -> metrics.Snapshot:
         replicas = len(self.board()["replicas"])
-        return metrics.snapshot(
-            self.dispatch.memory, self.dispatch.layout, self.dispatch.queued(), replicas
-        )
+        return metrics.snapshot(self.dispatch.memory, self.dispatch.layout, self.dispatch.queued(), replicas)
 
     async def predict(self, body: bytes, kind: int, request_id: bytes) -> Answer:
         """One predict. `request_id` is the caller's group, or empty."""

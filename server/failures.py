@@ -16,7 +16,9 @@ BY_OUTCOME = {
     frame.TOO_LARGE: Refusal(500, "InternalServerError", "the answer is larger than max_answer_mb allows"),
     frame.REFUSED: Refusal(500, "InternalServerError", "the replica died while it worked on this request"),
     EXPIRED: Refusal(500, "InternalServerError", "no answer within predict_timeout"),
-    QUARANTINED: Refusal(500, "InternalServerError", "this body killed replicas a moment ago; refused for now"),
+    QUARANTINED: Refusal(
+        500, "InternalServerError", "this body killed replicas a moment ago; refused for now"
+    ),
 }
 
 

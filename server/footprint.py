@@ -7,6 +7,7 @@ what would come back if the process ended.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ def measure(pid: int) -> Footprint:
     """All zero for a process that is gone or not ours to see."""
     sizes: dict[str, int] = {}
     try:
-        with open(f"/proc/{pid}/smaps_rollup") as rollup:
+        with Path(f"/proc/{pid}/smaps_rollup").open() as rollup:
             for line in rollup:
                 name, _, rest = line.partition(":")
                 if rest.endswith("kB\n"):

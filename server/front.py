@@ -22,9 +22,9 @@ from server.app import create_app
 from server.config import Config
 from server.dispatch import Dispatch, Lanes
 from server.embed import SlotBackend
-from server.http1_protocol import CLOSED, GONE, Connection
+from server.http1_protocol import GONE, Connection
 from server.plan import Plan, Rules
-from server.replica import lineage, slots
+from server.replica import slots
 
 TICK = 0.05
 MAX_PLANS = 1024
@@ -205,7 +205,7 @@ def _count(cells: list[int], batch: list[Entry]) -> None:
 
 def run(place: Place) -> int:
     """Be a front until told to stop; the exit code."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     uvloop.run(Front(place).serve())
     return 0

@@ -45,9 +45,26 @@ GONE = 499
 
 class Connection(asyncio.BufferedProtocol):
     __slots__ = (
-        "front", "dispatch", "transport",
-        "state", "since", "sink", "partial", "searched", "paused", "advancing",
-        "plan", "raw", "expected", "slot", "started", "request_id", "sending", "progress", "due", "task",
+        "advancing",
+        "dispatch",
+        "due",
+        "expected",
+        "front",
+        "partial",
+        "paused",
+        "plan",
+        "progress",
+        "raw",
+        "request_id",
+        "searched",
+        "sending",
+        "since",
+        "sink",
+        "slot",
+        "started",
+        "state",
+        "task",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, front: Front) -> None:
@@ -214,7 +231,9 @@ class Connection(asyncio.BufferedProtocol):
 
     # ------------------------------------------------------------------ answers
 
-    def answered(self, slot: int, size: int, outcome: int, queue_us: int, predict_us: int, encode_us: int) -> None:
+    def answered(
+        self, slot: int, size: int, outcome: int, queue_us: int, predict_us: int, encode_us: int
+    ) -> None:
         """From dispatch: write the answer. The hot path is the first branch."""
         front, chosen = self.front, self.plan
         connection = front.connection or chosen.connection

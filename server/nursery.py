@@ -39,17 +39,18 @@ class Nursery:
     def __init__(self, plumbing: Plumbing, facts: Facts) -> None:
         self.preload = facts.preload
         self._control, theirs = socket.socketpair()
-        inherited = {
+        completions, crashes = [pipe.write for pipe in plumbing.completions], list(plumbing.crashes)
+        single = {
             "memory": plumbing.memory_fd,
             "queue": plumbing.queue.read,
-            "completions": [pipe.write for pipe in plumbing.completions],
             "reports": plumbing.reports.write,
             "predict_log": plumbing.predict_log.write,
-            "crashes": list(plumbing.crashes),
             "control": theirs.fileno(),
         }
         wiring = {
-            **inherited,
+            **single,
+            "completions": completions,
+            "crashes": crashes,
             "layout": plumbing.layout.as_tuple(),
             "supervisor": os.getpid(),
             "artifact": str(facts.artifact),
@@ -58,7 +59,6 @@ class Nursery:
             "source": facts.source,
             "sample": str(facts.sample or ""),
         }
-        fds = [fd for value in inherited.values() for fd in (value if isinstance(value, list) else [value])]
         self._process = subprocess.Popen(
             [str(facts.python), str(RUNTIME), "nursery", json.dumps(wiring)],
             env=dict(facts.variables),
@@ -66,7 +66,7 @@ class Nursery:
             stdin=subprocess.DEVNULL,
             stdout=plumbing.native_log.write,
             stderr=plumbing.native_log.write,
-            pass_fds=fds,
+            pass_fds=[*single.values(), *completions, *crashes],
             process_group=0,  # a Ctrl-C in the terminal is the supervisor's to handle
         )
         theirs.close()

@@ -15,7 +15,6 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from server import capacity, footprint, postmortem
@@ -121,7 +120,9 @@ class Pool:
             if now > replica.since + limit:
                 self._abort(replica, f"the model did not load within {limit:g} s", now)
         elif (deadline := self._deadline(replica)) and now > deadline + HANG_GRACE:
-            self._abort(replica, f"predict() hung past the deadline of {self.settings.predict_timeout:g} s", now)
+            self._abort(
+                replica, f"predict() hung past the deadline of {self.settings.predict_timeout:g} s", now
+            )
 
     def _abort(self, replica: Replica, cause: str, now: float) -> None:
         """SIGABRT first: faulthandler then says where it hangs, even when C code holds the GIL."""
@@ -272,7 +273,9 @@ class Pool:
                 outcome = self._judge(slot, life, size, attempt, hung, now)
                 attempt += 1
             guilty = False
-            completion = frame.COMPLETION.pack(slot, life, size, outcome, attempt, replica.index, kind, 0, 0, 0)
+            completion = frame.COMPLETION.pack(
+                slot, life, size, outcome, attempt, replica.index, kind, 0, 0, 0
+            )
             os.write(self._completions[slot // self.plumbing.layout.slots_per_front], completion)
 
     def _judge(self, slot: int, life: int, size: int, attempt: int, hung: bool, now: float) -> int:
@@ -317,7 +320,9 @@ class Pool:
         self.memory_saved = sum(size.rss - size.pss for size in sizes)
         if self.facts.preload == "model":
             total, alone = sum(size.pss for size in sizes) / 1e6, sum(size.rss for size in sizes) / 1e6
-            self._note(f"preload: model: {len(sizes)} replicas use {total:.0f} MB (PSS) instead of {alone:.0f} MB")
+            self._note(
+                f"preload: model: {len(sizes)} replicas use {total:.0f} MB (PSS) instead of {alone:.0f} MB"
+            )
 
     def _note(self, message: str) -> None:
         self.messages.append(message)
@@ -329,7 +334,12 @@ class Pool:
         """Tell the fronts whether waiting makes sense."""
         hopeful = any(
             r.state == State.READY
-            or (r.state == State.LOADING and self.ever_ready and r.failures < 2 and r.load_seconds < SHORT_LOAD)
+            or (
+                r.state == State.LOADING
+                and self.ever_ready
+                and r.failures < 2
+                and r.load_seconds < SHORT_LOAD
+            )
             or (r.state == State.BACKOFF and r.failures < 2 and r.load_seconds < SHORT_LOAD)
             for r in self.replicas
         )
@@ -365,5 +375,9 @@ def _kill_group(pid: int) -> None:
 
 
 def _load_failure(report: Mapping[str, Any]) -> str:
-    stages = {"import": "score.py does not import", "load": "load_model() failed", "sample": "the sample request failed"}
+    stages = {
+        "import": "score.py does not import",
+        "load": "load_model() failed",
+        "sample": "the sample request failed",
+    }
     return f"{stages.get(report['stage'], report['stage'])}: {report['error'].strip()}"

@@ -28,7 +28,10 @@ def oom_kills(root: str = "/") -> int:
         if controllers == "":
             files = [f"sys/fs/cgroup{path}/memory.events", f"sys/fs/cgroup/unified{path}/memory.events"]
         elif "memory" in controllers.split(","):
-            files = [f"sys/fs/cgroup/memory{path}/memory.oom_control", "sys/fs/cgroup/memory/memory.oom_control"]
+            files = [
+                f"sys/fs/cgroup/memory{path}/memory.oom_control",
+                "sys/fs/cgroup/memory/memory.oom_control",
+            ]
         else:
             continue
         for file in files:
@@ -84,4 +87,4 @@ def crash_line(text: str, artifact: str) -> str:
     if not frames:
         return ""
     file, line, function = frames[0]
-    return f" in {function} ({os.path.basename(file)}:{line})"
+    return f" in {function} ({Path(file).name}:{line})"

@@ -30,9 +30,7 @@ class Quarantine:
         digest = hashlib.blake2b(body, digest_size=slots.DIGEST_SIZE).digest()
         offset = slots.QUARANTINE_OFFSET + self._next * slots.QUARANTINE_CELL.size
         self._next = (self._next + 1) % slots.QUARANTINE_CELLS
-        slots.QUARANTINE_CELL.pack_into(
-            self._memory, offset, digest, now_ns + int(self._seconds * 1e9), 0
-        )
+        slots.QUARANTINE_CELL.pack_into(self._memory, offset, digest, now_ns + int(self._seconds * 1e9), 0)
         self.expire(now_ns)
         return self._keep(body, digest)
 
@@ -51,8 +49,8 @@ class Quarantine:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._make_room(len(body))
             path = self._folder / f"{time.strftime('%Y%m%dT%H%M%S')}-{digest.hex()}.body"
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(body)
+            path.touch(mode=0o600)
+            path.write_bytes(body)
         except OSError as error:
             return f"its body could not be kept in {self._folder}: {error.strerror}"
         return f"its body is kept in {path}"

@@ -17,11 +17,13 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from server import board, capacity, metrics, plumbing, scribe
 from server.artifact import Artifact
 from server.config import Config
+from server.dispatch import Lanes
 from server.environment import Environment
 from server.errors import ExitCode, ModelError, ResourceError, TwofoldError
 from server.nursery import Facts
@@ -158,7 +160,7 @@ class Supervisor:
         self.children.append(Forked("scribe", self._be_scribe))
         if self.listener is not None:
             for number in range(self.plumbing.layout.fronts):
-                self.children.append(Forked(f"front {number}", lambda number=number: self._be_front(number)))
+                self.children.append(Forked(f"front {number}", partial(self._be_front, number)))
         elif self.guest is not None:
             _send_plumbing(self.guest, self.plumbing)
 
@@ -195,7 +197,7 @@ class Supervisor:
                 listener=self.listener,
                 memory=pipes.memory,
                 layout=pipes.layout,
-                lanes=front.Lanes(pipes.queue.write, pipes.completions[number].read),
+                lanes=Lanes(pipes.queue.write, pipes.completions[number].read),
                 access_log=pipes.access_logs[number].write if self.config.log.access_log else -1,
                 config=self.config,
             )
@@ -348,11 +350,12 @@ def _make_log_folder(path: str) -> None:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         for stream in ("access", "predict"):
-            with open(Path(path) / f"{stream}.log", "ab"):
-                pass
+            (Path(path) / f"{stream}.log").open("ab").close()
     except OSError as error:
         raise ResourceError(
-            f"cannot write logs: {error.strerror}", "choose another log_dir, or none for standard output", path
+            f"cannot write logs: {error.strerror}",
+            "choose another log_dir, or none for standard output",
+            path,
         ) from None
 
 
@@ -367,7 +370,7 @@ def _catch_signals() -> int:
 
 def _reap() -> list[tuple[int, int]]:
     """Everybody who has ended, strangers that we adopted included."""
-    dead = []
+    dead: list[tuple[int, int]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)

@@ -44,15 +44,21 @@ class Instance:
         return f"http://{self.host}:{self.port}"
 
     def call(
-        self, path: str, body: bytes | None = None, timeout: float = 30.0, headers: Mapping[str, str] | None = None
+        self,
+        path: str,
+        body: bytes | None = None,
+        timeout: float = 30.0,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        fields = {"content-type": "application/json", **(headers or {})} if body is not None else headers or {}
+        fields = (
+            {"content-type": "application/json", **(headers or {})} if body is not None else headers or {}
+        )
         request = urllib.request.Request(self.url + path, data=body, headers=dict(fields))
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
-                return Answer(response.status, response.headers, response.read())
+                return Answer(response.status, dict(response.headers), response.read())
         except urllib.error.HTTPError as error:
-            return Answer(error.code, error.headers, error.read())
+            return Answer(error.code, dict(error.headers), error.read())
 
     def predict(self, value: Any, timeout: float = 30.0) -> Answer:
         return self.call("/predict", json.dumps(value).encode(), timeout)
@@ -116,7 +122,9 @@ def descendants(root: int) -> set[int]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
+                parents[int(entry)] = int(
+                    Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1]
+                )
             except OSError:
                 continue
     found: set[int] = set()
@@ -157,7 +165,11 @@ def serve(
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("TWOFOLD_", "WEB_CONC"))}
     with output.open("wb") as sink:
         process = subprocess.Popen(
-            command, stdout=sink, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**clean, **(environ or {})}
+            command,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**clean, **(environ or {})},
         )
     instance = Instance(process, "127.0.0.1", port, folder, output)
     try:

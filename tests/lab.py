@@ -37,7 +37,8 @@ def allocate(megabytes):
 def do(data):
     what = data.get("do", "answer")
     if what == "once":
-        return do(dict(data, do=data["then"])) if once(data["name"]) else {"pid": os.getpid(), "replayed": True}
+        first = once(data["name"])
+        return do(dict(data, do=data["then"])) if first else {"pid": os.getpid(), "replayed": True}
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "segfault":

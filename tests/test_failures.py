@@ -36,7 +36,8 @@ def together(instance: Instance, values: list[object], timeout: float = 30.0) ->
 
 
 def all_ready(instance: Instance, count: int = 2) -> bool:
-    return sum(replica["state"] == "ready" for replica in instance.health()["replicas"]) == count
+    states = [replica["state"] for replica in instance.health()["replicas"]]
+    return states.count("ready") == count
 
 
 def reasons(instance: Instance) -> str:
@@ -177,7 +178,9 @@ def test_the_kernels_oom_kill_is_recognised_and_survived(two: Instance) -> None:
 
 
 @pytest.mark.parametrize("how", ["sleep", "hold-gil"])
-def test_a_hang_is_answered_at_the_deadline_and_the_replica_replaced(lab: Path, tmp_path: Path, how: str) -> None:
+def test_a_hang_is_answered_at_the_deadline_and_the_replica_replaced(
+    lab: Path, tmp_path: Path, how: str
+) -> None:
     with serve(lab, tmp_path / "run", "--replicas", "2", "--predict-timeout", "1") as instance:
         before = set(instance.replica_pids())
         started = time.monotonic()
@@ -344,7 +347,9 @@ def test_a_full_queue_is_a_503_with_retry_after(lab: Path, tmp_path: Path) -> No
 def test_stop_finishes_what_is_in_hand(lab: Path, tmp_path: Path) -> None:
     with serve(lab, tmp_path / "run", "--replicas", "2") as instance, ThreadPoolExecutor(6) as pool:
         everybody = instance.descendants()
-        running = [pool.submit(instance.predict, {"do": "sleep", "seconds": 0.5, "echo": n}) for n in range(6)]
+        running = [
+            pool.submit(instance.predict, {"do": "sleep", "seconds": 0.5, "echo": n}) for n in range(6)
+        ]
         time.sleep(0.3)
         assert instance.stop() == 0
         assert [future.result().json()["echo"] for future in running] == list(range(6))
@@ -353,7 +358,9 @@ def test_stop_finishes_what_is_in_hand(lab: Path, tmp_path: Path) -> None:
 
 def test_a_second_signal_stops_at_once(lab: Path, tmp_path: Path) -> None:
     with serve(lab, tmp_path / "run", "--replicas", "1") as instance:
-        thread = threading.Thread(target=lambda: _swallow(lambda: instance.predict({"do": "sleep", "seconds": 20})))
+        thread = threading.Thread(
+            target=lambda: _swallow(lambda: instance.predict({"do": "sleep", "seconds": 20}))
+        )
         thread.start()
         time.sleep(0.3)
         instance.process.send_signal(signal.SIGTERM)
@@ -396,7 +403,9 @@ def test_a_warm_spare_makes_a_crash_a_switch(lab: Path, tmp_path: Path) -> None:
         answer = instance.predict({"do": "once", "then": "kill", "name": "spare"})
         assert answer.status == 200 and answer.json()["pid"] == spare
         assert time.monotonic() - started < 2
-        instance.wait_until(lambda: sorted(r["state"] for r in instance.health()["replicas"]) == ["ready", "spare"])
+        instance.wait_until(
+            lambda: sorted(r["state"] for r in instance.health()["replicas"]) == ["ready", "spare"]
+        )
 
 
 SHARED = """
@@ -450,7 +459,9 @@ def test_preload_model_without_a_sample_is_not_used(lab: Path, tmp_path: Path) -
 def test_a_full_disk_drops_lines_and_no_request(lab: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("cannot mount a small tmpfs here (needs root)")
     try:
         with serve(lab, tmp_path / "run", "--replicas", "2", "--log-dir", str(disk)) as instance:

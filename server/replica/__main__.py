@@ -5,6 +5,8 @@ loads itself under a private name, and its folder leaves sys.path, so that a use
 `model.py` or `server.py` is never shadowed and never shadows ours.
 """
 
+from __future__ import annotations
+
 import importlib
 import importlib.util
 import os
@@ -14,8 +16,7 @@ PACKAGE = "_twofold_replica"
 MODES = ("nursery", "preflight")
 
 
-def load_package():
-    # type: () -> None
+def load_package() -> None:
     folder = os.path.dirname(os.path.abspath(__file__))
     spec = importlib.util.spec_from_file_location(
         PACKAGE, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
@@ -28,8 +29,7 @@ def load_package():
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != folder]
 
 
-def main():
-    # type: () -> None
+def main() -> None:
     mode = sys.argv[1] if len(sys.argv) > 1 else ""
     if mode not in MODES:
         sys.exit("usage: python server/replica {" + "|".join(MODES) + "} ...")

@@ -9,16 +9,18 @@ same, and the tests run one table over both.
                NaN and infinities become null, since JSON has no word for them
 """
 
+from __future__ import annotations
+
 import json
 import math
+from typing import Any
 
 MAX_DEPTH = 200  # of a result that the fast encoders refused
 
 _SIMPLE = (str, int, bool, type(None))
 
 
-def select():
-    # type: () -> tuple
+def select() -> tuple[Any, ...]:
     """(loads, dumps): loads takes a memoryview and raises ValueError, dumps gives bytes or TypeError."""
     try:
         import orjson
@@ -27,15 +29,14 @@ def select():
     return orjson.loads, _dumps_with(orjson)
 
 
-def _dumps_with(orjson):
-    # type: (object) -> object
-    fast = orjson.dumps  # type: ignore[attr-defined]
-    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS  # type: ignore[attr-defined]
+def _dumps_with(orjson: Any) -> Any:
+    fast = orjson.dumps
+    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
-    def dumps_fast(result):
-        # type: (object) -> bytes
+    def dumps_fast(result: Any) -> bytes:
         try:
-            return fast(result, simplify, options)
+            encoded: bytes = fast(result, simplify, options)
+            return encoded
         except TypeError:
             # What it refuses may still be JSON: integers beyond 64 bits, odd arrays, deep nesting.
             return dumps(result)
@@ -43,8 +44,7 @@ def _dumps_with(orjson):
     return dumps_fast
 
 
-def _refuse_constant(name):
-    # type: (str) -> object
+def _refuse_constant(name: str) -> Any:
     raise ValueError(name + " is not JSON")
 
 
@@ -52,8 +52,7 @@ _decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
-def loads(body):
-    # type: (memoryview) -> object
+def loads(body: memoryview) -> Any:
     try:
         return _decode(str(body, "utf-8"))
     except RecursionError:
@@ -62,8 +61,7 @@ def loads(body):
         raise ValueError("it is not UTF-8 (%s at byte %d)" % (error.reason, error.start)) from None
 
 
-def dumps(result):
-    # type: (object) -> bytes
+def dumps(result: Any) -> bytes:
     try:
         text = _encode(result)
     except (TypeError, ValueError, RecursionError):
@@ -71,8 +69,7 @@ def dumps(result):
     return text.encode("utf-8", "replace")  # a lone surrogate has no UTF-8
 
 
-def simplify(value):
-    # type: (object) -> object
+def simplify(value: Any) -> Any:
     """What an encoder does not know, as something it may know better; TypeError if there is nothing."""
     tolist = getattr(value, "tolist", None)
     if tolist is None or isinstance(value, type):
@@ -80,8 +77,7 @@ def simplify(value):
     return _known(tolist())
 
 
-def _known(value):
-    # type: (object) -> object
+def _known(value: Any) -> Any:
     """numpy's datetimes and the like become text; numbers, lists and text stay."""
     if isinstance(value, (list, dict, float) + _SIMPLE):
         return value
@@ -89,8 +85,7 @@ def _known(value):
     return isoformat() if isoformat is not None else str(value)
 
 
-def _plain(value, place, depth):
-    # type: (object, str, int) -> object
+def _plain(value: Any, place: str, depth: int) -> Any:
     """A copy that holds nothing but what JSON holds; TypeError names the place of what does not fit."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -110,8 +105,7 @@ def _plain(value, place, depth):
         raise TypeError("%s: %s" % (place, error) if ":" not in str(error) else str(error)) from None
 
 
-def _key(key, place):
-    # type: (object, str) -> str
+def _key(key: Any, place: str) -> str:
     """As json has it: true, null and numbers become text. numpy's scalars do too."""
     if not isinstance(key, (float,) + _SIMPLE) and hasattr(key, "item"):
         key = key.item()

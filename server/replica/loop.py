@@ -8,6 +8,8 @@ looks into the mailbox, which the kernel fills in the same step as it takes the 
 queue, so there is no moment in which a request could be taken and forgotten.
 """
 
+from __future__ import annotations
+
 import faulthandler
 import gc
 import os
@@ -15,9 +17,10 @@ import signal
 import sys
 import time
 import traceback
+from typing import Any
 
 from . import codec, frame, lineage, model, output, slots, threads
-from .wiring import EXIT_LOAD_FAILED, EXIT_OUT_OF_MEMORY, Wiring  # noqa: F401 (Wiring in comments)
+from .wiring import EXIT_LOAD_FAILED, EXIT_OUT_OF_MEMORY, Wiring
 
 SHORT_PREDICT_NS = 50000  # below this, taking several requests at once costs nobody waiting time
 NO_DESCRIPTOR = bytes(frame.DESCRIPTOR_SIZE)
@@ -38,8 +41,7 @@ class Stop(Exception):
 class Replica:
     """One replica's view of the shared memory, and the request loop."""
 
-    def __init__(self, wiring, index, loaded):
-        # type: (Wiring, int, model.Model) -> None
+    def __init__(self, wiring: Wiring, index: int, loaded: model.Model) -> None:
         self.layout = slots.Layout(*wiring.layout)
         self.memory = slots.attach(wiring.memory, self.layout)
         self.view = memoryview(self.memory)
@@ -56,14 +58,12 @@ class Replica:
         self.exit_code = 0
         self.recent_ns = 10 * SHORT_PREDICT_NS
 
-    def terminate(self, signum, stack):
-        # type: (int, object) -> None
+    def terminate(self, signum: int, stack: Any) -> None:
         self.stopping = True
         if self.memory[self.mailbox : self.mailbox + slots.MAILBOX_SIZE] == NOTHING:
             raise Stop
 
-    def run(self):
-        # type: () -> int
+    def run(self) -> int:
         """Serve until told to stop; the exit code."""
         size = frame.DESCRIPTOR_SIZE
         mailbox = self.mailbox
@@ -82,8 +82,7 @@ class Replica:
             pass
         return self.exit_code
 
-    def handle(self, cell):
-        # type: (int) -> None
+    def handle(self, cell: int) -> None:
         """Serve the descriptor in a mailbox cell, then clear the cell: the claim is settled."""
         memory = self.memory
         slot, generation, length, kind, attempt, _ = _unpack_descriptor(memory, cell)
@@ -108,8 +107,7 @@ class Replica:
             os.write(self.completions[slot // self.layout.slots_per_front], completion)
         memory[cell : cell + frame.DESCRIPTOR_SIZE] = NO_DESCRIPTOR
 
-    def answer(self, base, length, kind):
-        # type: (int, int, int) -> tuple
+    def answer(self, base: int, length: int, kind: int) -> tuple[Any, ...]:
         """(outcome, size of the answer, and when decoding, predict and encoding ended)."""
         start = base + slots.SLOT_HEADER_SIZE
         decoded = predicted = 0
@@ -131,8 +129,7 @@ class Replica:
         outcome, size = self.put(base, frame.ANSWERED, payload)
         return outcome, size, decoded, predicted, _clock()
 
-    def put(self, base, outcome, payload):
-        # type: (int, int, bytes) -> tuple
+    def put(self, base: int, outcome: int, payload: bytes) -> tuple[Any, ...]:
         size = len(payload)
         if size > self.layout.max_answer:
             print("the answer has %d bytes, max_answer_mb allows %d" % (size, self.layout.max_answer),
@@ -142,8 +139,7 @@ class Replica:
         self.memory[start : start + size] = payload
         return outcome, size
 
-    def blame(self, error):
-        # type: (BaseException) -> None
+    def blame(self, error: BaseException) -> None:
         """The traceback goes to the predict log; a process short of memory does not go on."""
         traceback.print_exception(type(error), error, error.__traceback__)
         if isinstance(error, MemoryError):
@@ -151,8 +147,7 @@ class Replica:
             self.stopping = True
 
 
-def be_replica(wiring, order, preloaded):
-    # type: (Wiring, dict, model.Model | None) -> None
+def be_replica(wiring: Wiring, order: dict[str, Any], preloaded: model.Model | None) -> None:
     """The whole life of a freshly forked replica. Never returns."""
     code = EXIT_LOAD_FAILED
     index = order["replica"]
@@ -174,8 +169,7 @@ def be_replica(wiring, order, preloaded):
         os._exit(code)
 
 
-def settle(wiring, order):
-    # type: (Wiring, dict) -> None
+def settle(wiring: Wiring, order: dict[str, Any]) -> None:
     """Become a process of one's own: parent, group, signals, environment, streams."""
     index = order["replica"]
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
@@ -192,22 +186,19 @@ def settle(wiring, order):
     output.redirect(wiring.predict_log, wiring.source, index, _drop_counter(wiring, index))
 
 
-def _drop_counter(wiring, index):
-    # type: (Wiring, int) -> object
+def _drop_counter(wiring: Wiring, index: int) -> Any:
     """Counts a lost log line where everybody can see it."""
     memory = slots.attach(wiring.memory, slots.Layout(*wiring.layout))
     words = slots.REPLICA_WORDS_OFFSET + index * slots.REPLICA_WORDS_SIZE
     cells = memoryview(memory)[words : words + slots.REPLICA_WORDS_SIZE].cast("Q")
 
-    def dropped():
-        # type: () -> None
+    def dropped() -> None:
         cells[slots.LOG_LINES_DROPPED] += 1
 
     return dropped
 
 
-def load(wiring, index, preloaded):
-    # type: (Wiring, int, model.Model | None) -> model.Model | None
+def load(wiring: Wiring, index: int, preloaded: model.Model | None) -> model.Model | None:
     """Load the model, try it where a sample is at hand, and report; None if it failed."""
     started = time.monotonic()
     wiring.report("loading", replica=index, pid=os.getpid())
@@ -224,8 +215,7 @@ def load(wiring, index, preloaded):
     return loaded
 
 
-def try_sample(path, loaded):
-    # type: (str, model.Model) -> bool
+def try_sample(path: str, loaded: model.Model) -> bool:
     """One real predict() before any caller's: it warms the model up and proves the fork."""
     if not path:
         return False

@@ -4,6 +4,8 @@ Standard library only, Python 3.7 to 3.14.  Changes the working directory and sy
 process, because the contract says so: both are the artifact's folder.
 """
 
+from __future__ import annotations
+
 import ast
 import importlib
 import importlib.util
@@ -12,6 +14,7 @@ import os
 import sys
 import time
 import traceback
+from typing import Any
 
 MAX_TRACEBACK = 3000
 
@@ -19,8 +22,7 @@ MAX_TRACEBACK = 3000
 class LoadFailure(Exception):
     """score.py could not be imported ("import"), has no fitting functions ("signature"), or did not load."""
 
-    def __init__(self, stage, text):
-        # type: (str, str) -> None
+    def __init__(self, stage: str, text: str) -> None:
         super(LoadFailure, self).__init__(text)
         self.stage = stage
 
@@ -28,21 +30,18 @@ class LoadFailure(Exception):
 class Model:
     """What load_model() and predict() have become: one callable of one argument."""
 
-    def __init__(self, name, predict, load_seconds):
-        # type: (str, object, float) -> None
+    def __init__(self, name: str, predict: Any, load_seconds: float) -> None:
         self.name = name
         self.predict = predict
         self.load_seconds = load_seconds
 
     @classmethod
-    def load(cls, artifact):
-        # type: (str) -> Model
+    def load(cls, artifact: str) -> Model:
         """Import score.py from the folder `artifact` and load the model; raises LoadFailure."""
         return cls.from_import(artifact, import_score_module(artifact))
 
     @classmethod
-    def from_import(cls, artifact, imported):
-        # type: (str, tuple) -> Model
+    def from_import(cls, artifact: str, imported: tuple[Any, ...]) -> Model:
         """The model of a score.py that import_score_module() has imported."""
         module, counter, started = imported
         predict = _functions(module)
@@ -56,14 +55,12 @@ class Model:
 class _Counter:
     """Knows whether importing score.py has already called load_model(), and what came of it."""
 
-    def __init__(self):
-        # type: () -> None
+    def __init__(self) -> None:
         self.called = False
-        self.result = None  # type: object
+        self.result: Any = None
 
 
-def import_score_module(artifact):
-    # type: (str) -> tuple
+def import_score_module(artifact: str) -> tuple[Any, ...]:
     """(module, what its import has loaded, when it began); raises LoadFailure."""
     started = time.monotonic()
     enter(artifact)
@@ -71,16 +68,14 @@ def import_score_module(artifact):
     return import_score(artifact, counter), counter, started
 
 
-def enter(artifact):
-    # type: (str) -> None
+def enter(artifact: str) -> None:
     """Working directory and sys.path[0] are the artifact."""
     os.chdir(artifact)
     if not sys.path or sys.path[0] != artifact:
         sys.path.insert(0, artifact)
 
 
-def import_score(artifact, counter):
-    # type: (str, _Counter) -> object
+def import_score(artifact: str, counter: _Counter) -> Any:
     """The module `score`, executed; `counter` learns of a load_model() called by a default value."""
     path = os.path.join(artifact, "score.py")
     spec = importlib.util.spec_from_file_location("score", path)
@@ -89,9 +84,10 @@ def import_score(artifact, counter):
     module = importlib.util.module_from_spec(spec)
     sys.modules["score"] = module
 
-    def run():
-        # type: () -> None
-        source = spec.loader.get_source("score")  # type: ignore[union-attr]
+    loader: Any = spec.loader
+
+    def run() -> None:
+        source = loader.get_source("score")
         tree = ast.parse(source, path)
         code = compile(_watched(tree), path, "exec")
         module.__dict__["__twofold_loaded__"] = lambda load: _loaded(load, counter)
@@ -101,15 +97,13 @@ def import_score(artifact, counter):
     return module
 
 
-def _loaded(load, counter):
-    # type: (object, _Counter) -> object
+def _loaded(load: Any, counter: _Counter) -> Any:
     counter.result = _guard("load", load)
     counter.called = True
     return counter.result
 
 
-def _watched(tree):
-    # type: (ast.Module) -> ast.Module
+def _watched(tree: ast.Module) -> ast.Module:
     """In predict's defaults, load_model() is called through us, so that it is called exactly once."""
     for node in tree.body:
         if not isinstance(node, ast.FunctionDef) or node.name != "predict":
@@ -123,24 +117,24 @@ def _watched(tree):
                 and not default.args
                 and not default.keywords
             ):
-                through = ast.Call(func=ast.Name("__twofold_loaded__", ast.Load()), args=[default.func], keywords=[])
+                through = ast.Call(
+                    func=ast.Name("__twofold_loaded__", ast.Load()), args=[default.func], keywords=[]
+                )
                 defaults[index] = ast.fix_missing_locations(ast.copy_location(through, default))
     return tree
 
 
-def _functions(module):
-    # type: (object) -> object
+def _functions(module: Any) -> Any:
     for name in ("load_model", "predict"):
         if not callable(getattr(module, name, None)):
             raise LoadFailure("signature", "score.py has no function %s()" % name)
-    return module.predict  # type: ignore[attr-defined]
+    return module.predict
 
 
-def _bind(predict, model):
-    # type: (object, object) -> object
+def _bind(predict: Any, model: Any) -> Any:
     """predict with everything but `data` given; the function itself where nothing is to be given."""
     try:
-        parameters = list(inspect.signature(predict).parameters.values())  # type: ignore[arg-type]
+        parameters = list(inspect.signature(predict).parameters.values())
     except (TypeError, ValueError):
         return predict
     wants = [p for p in parameters[1:] if p.name == "model" and (p.default is p.empty or p.default is None)]
@@ -154,22 +148,20 @@ def _bind(predict, model):
         raise LoadFailure("signature", "predict() must be callable with data alone; it wants " + names)
     if not wants:
         return predict
-    return lambda data: predict(data, model=model)  # type: ignore[operator]
+    return lambda data: predict(data, model=model)
 
 
-def _guard(stage, call):
-    # type: (str, object) -> object
+def _guard(stage: str, call: Any) -> Any:
     """What `call` returns; whatever it raises is a LoadFailure with the user's frames."""
     try:
-        return call()  # type: ignore[operator]
+        return call()
     except (KeyboardInterrupt, LoadFailure):
         raise
     except BaseException as error:
         raise LoadFailure(stage, users_traceback(error)) from None
 
 
-def users_traceback(error):
-    # type: (BaseException) -> str
+def users_traceback(error: BaseException) -> str:
     """The traceback without our own frames and the import machinery's."""
     ours = os.path.dirname(os.path.abspath(__file__))
     frames = [
@@ -181,15 +173,15 @@ def users_traceback(error):
     return "".join(lines)[-MAX_TRACEBACK:].strip()
 
 
-def preload_imports(artifact):
-    # type: (str) -> list
+def preload_imports(artifact: str) -> list[Any]:
     """Import what score.py imports at module level, without running it: [(module, error or "")]."""
     enter(artifact)
     with open(os.path.join(artifact, "score.py"), "rb") as file:
         try:
             tree = ast.parse(file.read(), "score.py")
         except SyntaxError as error:
-            raise LoadFailure("import", "".join(traceback.format_exception_only(type(error), error)).strip())
+            text = "".join(traceback.format_exception_only(type(error), error)).strip()
+            raise LoadFailure("import", text) from None
     names = []
     for node in tree.body:
         if isinstance(node, ast.Import):

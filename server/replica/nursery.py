@@ -13,6 +13,8 @@ preload: "none" leaves all to the replica; "imports" imports what score.py impor
 "model" loads the model here, once, and the replicas share its memory copy-on-write.
 """
 
+from __future__ import annotations
+
 import gc
 import json
 import os
@@ -21,13 +23,13 @@ import socket
 import sys
 import time
 import traceback
+from typing import Any
 
 from . import lineage, loop, model
 from .wiring import EXIT_LOAD_FAILED, Wiring
 
 
-def main():
-    # type: () -> None
+def main() -> None:
     wiring = Wiring(json.loads(sys.argv[2]))
     lineage.die_with_parent(wiring.supervisor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -48,11 +50,10 @@ def main():
             wiring.report("unborn", replica=order["replica"], error=str(error))
 
 
-def preload(wiring):
-    # type: (Wiring) -> model.Model | None
+def preload(wiring: Wiring) -> model.Model | None:
     started = time.monotonic()
     loaded = None
-    failed = []  # type: list
+    failed: list[Any] = []
     if wiring.preload == "imports":
         failed = [name + ": " + error for name, error in model.preload_imports(wiring.artifact) if error]
     elif wiring.preload == "model":
@@ -68,8 +69,7 @@ def preload(wiring):
     return loaded
 
 
-def fork_replica(wiring, order, preloaded):
-    # type: (Wiring, dict, model.Model | None) -> None
+def fork_replica(wiring: Wiring, order: dict[str, Any], preloaded: model.Model | None) -> None:
     between = os.fork()
     if between:
         os.waitpid(between, 0)

@@ -7,6 +7,8 @@ replicas cannot mix, and a log that nobody reads costs lines, which are counted,
 The envelope is the contract's: see docs/design.md, Logs.
 """
 
+from __future__ import annotations
+
 import io
 import itertools
 import json
@@ -14,6 +16,7 @@ import os
 import sys
 import threading
 import time
+from typing import Any
 
 TYPE = "com.oraclecloud.datascience.modeldeployment.predict"
 MAX_RECORD = 4096  # PIPE_BUF: writes up to this are atomic
@@ -26,21 +29,17 @@ request_id = b""  # of the request in hand; the loop sets it
 class _Raw(io.RawIOBase):
     """For those who write bytes to sys.stdout.buffer."""
 
-    def __init__(self, stream):
-        # type: (LineStream) -> None
+    def __init__(self, stream: LineStream) -> None:
         self.stream = stream
 
-    def writable(self):
-        # type: () -> bool
+    def writable(self) -> bool:
         return True
 
-    def write(self, data):  # type: ignore[override]
-        # type: (bytes) -> int
+    def write(self, data: Any) -> int:
         self.stream.write(bytes(data).decode("utf-8", "replace"))
         return len(data)
 
-    def fileno(self):
-        # type: () -> int
+    def fileno(self) -> int:
         return self.stream.fileno()
 
 
@@ -50,8 +49,7 @@ class LineStream(io.TextIOBase):
     encoding = "utf-8"
     errors = "replace"
 
-    def __init__(self, name, number, records):
-        # type: (str, int, _Records) -> None
+    def __init__(self, name: str, number: int, records: _Records) -> None:
         self.name = name
         self._number = number
         self._records = records
@@ -59,20 +57,16 @@ class LineStream(io.TextIOBase):
         self._lock = threading.RLock()
         self.buffer = _Raw(self)
 
-    def writable(self):
-        # type: () -> bool
+    def writable(self) -> bool:
         return True
 
-    def isatty(self):
-        # type: () -> bool
+    def isatty(self) -> bool:
         return False
 
-    def fileno(self):
-        # type: () -> int
+    def fileno(self) -> int:
         return self._number
 
-    def write(self, text):
-        # type: (str) -> int
+    def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError("write() argument must be str, not %s" % type(text).__name__)
         with self._lock:
@@ -84,12 +78,10 @@ class LineStream(io.TextIOBase):
                 self._records.send(self.name, line)
         return len(text)
 
-    def flush(self):
-        # type: () -> None
+    def flush(self) -> None:
         """A begun line stays until its end: print(x, end="", flush=True) is a line in the making."""
 
-    def finish(self):
-        # type: () -> None
+    def finish(self) -> None:
         """At the end of the process: whatever was begun is a line."""
         with self._lock:
             held, self._held = self._held, ""
@@ -98,8 +90,7 @@ class LineStream(io.TextIOBase):
 
 
 class _Records:
-    def __init__(self, fd, source, replica, dropped):
-        # type: (int, str, int, object) -> None
+    def __init__(self, fd: int, source: str, replica: int, dropped: Any) -> None:
         self._fd = fd
         self._replica = replica
         self._dropped = dropped
@@ -108,13 +99,11 @@ class _Records:
         self._count = itertools.count(1)
         self._constant = {"type": TYPE, "source": source, "specversion": "1.0"}
 
-    def send(self, name, line):
-        # type: (str, str) -> None
+    def send(self, name: str, line: str) -> None:
         for start in range(0, max(len(line), 1), MAX_TEXT):
             self._send_piece(name, line[start : start + MAX_TEXT])
 
-    def _send_piece(self, name, text):
-        # type: (str, str) -> None
+    def _send_piece(self, name: str, text: str) -> None:
         record = self._record(name, text)
         if len(record) > MAX_RECORD and len(text) > 1:
             # JSON spends up to six bytes on a character.
@@ -125,15 +114,14 @@ class _Records:
         try:
             os.write(self._fd, record)
         except OSError:  # full, or nobody reads
-            self._dropped()  # type: ignore[operator]
+            self._dropped()
 
-    def _record(self, name, text):
-        # type: (str, str) -> bytes
+    def _record(self, name: str, text: str) -> bytes:
         now = time.time()
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + ".%03dZ" % (now % 1 * 1000)
-        record = {"id": self._prefix + "%012x" % next(self._count), "time": moment}
+        record: dict[str, Any] = {"id": self._prefix + "%012x" % next(self._count), "time": moment}
         record.update(self._constant)
-        record["data"] = {  # type: ignore[assignment]
+        record["data"] = {
             "logEmissionTime": moment,
             "message": text,
             "opcRequestId": request_id.decode("latin-1"),
@@ -143,16 +131,14 @@ class _Records:
         return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
-def redirect(fd, source, replica, dropped=lambda: None):
-    # type: (int, str, int, object) -> None
+def redirect(fd: int, source: str, replica: int, dropped: Any = lambda: None) -> None:
     """From now on sys.stdout and sys.stderr, and so logging too, speak to the pipe `fd`."""
     records = _Records(fd, source, replica, dropped)
-    sys.stdout = LineStream("stdout", 1, records)  # type: ignore[assignment]
-    sys.stderr = LineStream("stderr", 2, records)  # type: ignore[assignment]
+    sys.stdout = LineStream("stdout", 1, records)
+    sys.stderr = LineStream("stderr", 2, records)
 
 
-def finish():
-    # type: () -> None
+def finish() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, LineStream):
             stream.finish()

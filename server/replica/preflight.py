@@ -8,11 +8,14 @@ line of stdout; what the model prints meanwhile goes to stderr.
            "result_preview"}
 """
 
+from __future__ import annotations
+
 import json
 import os
 import resource
 import sys
 import time
+from typing import Any
 
 from . import codec, model, threads
 
@@ -22,17 +25,15 @@ MAX_PREVIEW = 200
 class Stages:
     """What was tried, how long it took, and how much memory grew."""
 
-    def __init__(self):
-        # type: () -> None
-        self.results = []  # type: list
+    def __init__(self) -> None:
+        self.results: list[Any] = []
 
-    def run(self, name, call):
-        # type: (str, object) -> object
+    def run(self, name: str, call: Any) -> Any:
         """What `call` returns; None if it failed."""
         started, before = time.monotonic(), _resident()
         error, result = "", None
         try:
-            result = call()  # type: ignore[operator]
+            result = call()
         except model.LoadFailure as failure:
             name, error = ("load" if failure.stage == "load" else name), str(failure)
         except BaseException as failure:
@@ -47,8 +48,7 @@ class Stages:
         return result
 
 
-def main():
-    # type: () -> None
+def main() -> None:
     verdicts = os.dup(1)
     os.dup2(2, 1)
     asked = json.load(sys.stdin)
@@ -61,8 +61,8 @@ def main():
     if imported is not None:
         loaded = stages.run("load", lambda: model.Model.from_import(artifact, imported))
         if loaded is not None and asked.get("sample"):
-            answer = stages.run("predict", lambda: _try(loaded.predict, asked["sample"]))  # type: ignore[attr-defined]
-            preview = (answer or b"")[:MAX_PREVIEW].decode("utf-8", "replace")  # type: ignore[index]
+            answer = stages.run("predict", lambda: _try(loaded.predict, asked["sample"]))
+            preview = (answer or b"")[:MAX_PREVIEW].decode("utf-8", "replace")
     numpy = sys.modules.get("numpy")
     verdict = {
         "python": "%d.%d.%d" % sys.version_info[:3],
@@ -76,14 +76,13 @@ def main():
     os._exit(0)  # threads that the model left running must not keep us
 
 
-def _try(predict, path):
-    # type: (object, str) -> bytes
+def _try(predict: Any, path: str) -> bytes:
     loads, dumps = codec.select()
     with open(path, "rb") as sample:
-        return dumps(predict(loads(memoryview(sample.read()))))  # type: ignore[operator]
+        encoded: bytes = dumps(predict(loads(memoryview(sample.read()))))
+    return encoded
 
 
-def _resident():
-    # type: () -> int
+def _resident() -> int:
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * resource.getpagesize()

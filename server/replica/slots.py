@@ -29,8 +29,11 @@ full barriers; the words that are read without one (counters, control words) are
 stores whose reader tolerates a stale value.
 """
 
+from __future__ import annotations
+
 import mmap
 import struct
+from typing import Any
 
 PAGE = 4096
 MAX_REPLICAS = 256
@@ -81,8 +84,7 @@ CANCELLED = 2
 REQUEST_ID_OFFSET = SLOT_HEADER.size
 
 
-def pages(size):
-    # type: (int) -> int
+def pages(size: int) -> int:
     """`size` in bytes, rounded up to whole pages."""
     return (size + PAGE - 1) // PAGE * PAGE
 
@@ -96,8 +98,7 @@ class Layout:
 
     __slots__ = ("fronts", "slots_per_front", "max_body", "max_answer", "answer_offset", "stride", "size")
 
-    def __init__(self, fronts, slots_per_front, max_body, max_answer):
-        # type: (int, int, int, int) -> None
+    def __init__(self, fronts: int, slots_per_front: int, max_body: int, max_answer: int) -> None:
         self.fronts = fronts
         self.slots_per_front = slots_per_front
         self.max_body = max_body
@@ -106,16 +107,13 @@ class Layout:
         self.stride = self.answer_offset + pages(max_answer)
         self.size = SLOTS_OFFSET + fronts * slots_per_front * self.stride
 
-    def slot(self, number):
-        # type: (int) -> int
+    def slot(self, number: int) -> int:
         return SLOTS_OFFSET + number * self.stride
 
-    def as_tuple(self):
-        # type: () -> tuple
+    def as_tuple(self) -> tuple[Any, ...]:
         return (self.fronts, self.slots_per_front, self.max_body, self.max_answer)
 
 
-def attach(fd, layout):
-    # type: (int, Layout) -> mmap.mmap
+def attach(fd: int, layout: Layout) -> mmap.mmap:
     """Map the instance's memory. The fd may be closed afterwards; the mapping stays."""
     return mmap.mmap(fd, layout.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)

@@ -5,15 +5,17 @@ supervisor sets; onnxruntime takes its counts from SessionOptions alone and othe
 thread per core in every replica, the commonest slowness of the field.
 """
 
+from __future__ import annotations
+
 import importlib.abc
 import importlib.machinery
 import sys
+from typing import Any
 
 TARGET = "onnxruntime"
 
 
-def limit_onnxruntime(count):
-    # type: (int) -> None
+def limit_onnxruntime(count: int) -> None:
     """From now on a session without counts of its own gets `count` threads. Free if never imported."""
     module = sys.modules.get(TARGET)
     if module is not None:
@@ -25,36 +27,31 @@ def limit_onnxruntime(count):
 class _Finder(importlib.abc.MetaPathFinder):
     """Lets the real finders find onnxruntime, and limits it once it has been executed."""
 
-    def __init__(self, count):
-        # type: (int) -> None
+    def __init__(self, count: int) -> None:
         self.count = count
 
-    def find_spec(self, fullname, path, target=None):
-        # type: (str, object, object) -> object
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         if fullname != TARGET:
             return None
         sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path)  # type: ignore[arg-type]
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         if spec is not None and spec.loader is not None:
             execute, count = spec.loader.exec_module, self.count
 
-            def exec_module(module):
-                # type: (object) -> None
-                execute(module)  # type: ignore[arg-type]
+            def exec_module(module: Any) -> None:
+                execute(module)
                 _limit(module, count)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-def _limit(onnxruntime, count):
-    # type: (object, int) -> None
-    session = onnxruntime.InferenceSession  # type: ignore[attr-defined]
+def _limit(onnxruntime: Any, count: int) -> None:
+    session = onnxruntime.InferenceSession
     plain = session.__init__
 
-    def init(self, path_or_bytes, sess_options=None, *args, **kwargs):
-        # type: (object, object, object, object, object) -> None
-        options = sess_options or onnxruntime.SessionOptions()  # type: ignore[attr-defined]
+    def init(self: Any, path_or_bytes: Any, sess_options: Any = None, *args: Any, **kwargs: Any) -> None:
+        options = sess_options or onnxruntime.SessionOptions()
         if not options.intra_op_num_threads:
             options.intra_op_num_threads = count
             options.inter_op_num_threads = options.inter_op_num_threads or 1

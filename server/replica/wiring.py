@@ -3,8 +3,11 @@
 Standard library only, Python 3.7 to 3.14.
 """
 
+from __future__ import annotations
+
 import json
 import os
+from typing import Any
 
 MAX_REPORT = 4096  # PIPE_BUF: writes up to this are atomic
 # Exit codes that the supervisor reads; the numbers are those of server.errors.ExitCode.
@@ -15,25 +18,23 @@ EXIT_OUT_OF_MEMORY = 8
 class Wiring:
     """The inherited fds and the facts that every replica of this nursery shares."""
 
-    def __init__(self, facts):
-        # type: (dict) -> None
-        self.memory = facts["memory"]  # type: int
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.memory: int = facts["memory"]
         self.layout = tuple(facts["layout"])
-        self.queue = facts["queue"]  # type: int
-        self.completions = facts["completions"]  # type: list
-        self.reports = facts["reports"]  # type: int
-        self.control = facts["control"]  # type: int
-        self.predict_log = facts["predict_log"]  # type: int
-        self.crashes = facts["crashes"]  # type: list
-        self.supervisor = facts["supervisor"]  # type: int
-        self.artifact = facts["artifact"]  # type: str
-        self.preload = facts["preload"]  # type: str
-        self.threads = facts["threads"]  # type: int
-        self.source = facts["source"]  # type: str
-        self.sample = facts["sample"]  # type: str
+        self.queue: int = facts["queue"]
+        self.completions: list[Any] = facts["completions"]
+        self.reports: int = facts["reports"]
+        self.control: int = facts["control"]
+        self.predict_log: int = facts["predict_log"]
+        self.crashes: list[Any] = facts["crashes"]
+        self.supervisor: int = facts["supervisor"]
+        self.artifact: str = facts["artifact"]
+        self.preload: str = facts["preload"]
+        self.threads: int = facts["threads"]
+        self.source: str = facts["source"]
+        self.sample: str = facts["sample"]
 
-    def report(self, event, **facts):
-        # type: (str, object) -> None
+    def report(self, event: str, **facts: Any) -> None:
         """Tell the supervisor. A text that is too long for one atomic write loses its beginning."""
         facts["event"] = event
         line = json.dumps(facts).encode() + b"\n"
@@ -42,5 +43,5 @@ class Wiring:
             error = str(facts["error"])
             # JSON may spend up to six bytes on one character.
             facts["error"] = "..." + error[max(len(error) // 2, excess + 3) :]
-            return self.report(**facts)  # type: ignore
+            return self.report(**facts)
         os.write(self.reports, line)
