@@ -20,15 +20,15 @@ RUN /opt/twofold/bin/pip install --no-cache-dir --disable-pip-version-check --no
     && /opt/twofold/bin/python -m compileall -q /opt/twofold/lib
 
 FROM ${BASE}
-RUN useradd --create-home --uid 1000 datascience \
-    && mkdir -p /opt/ds/model/deployed_model && chown datascience /opt/ds/model/deployed_model
+RUN useradd --create-home --uid 10001 datascience && mkdir -p /opt/ds/model/deployed_model
 COPY --from=build /opt/twofold /opt/twofold
 ENV PATH=/opt/twofold/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     TWOFOLD_HOST=0.0.0.0 \
     TWOFOLD_PORT=8080 \
     TWOFOLD_ARTIFACT=/opt/ds/model/deployed_model
-USER datascience
+# By number: an orchestrator that demands an ordinary user cannot look a name up.
+USER 10001
 WORKDIR /home/datascience
 EXPOSE 8080
 # A model may take minutes to load: until the start period ends, failing does not count.
