@@ -22,7 +22,6 @@ from typing import Any
 from . import codec, frame, lineage, model, output, slots, threads
 from .wiring import EXIT_LOAD_FAILED, EXIT_OUT_OF_MEMORY, Wiring
 
-SHORT_PREDICT_NS = 50000  # below this, taking several requests at once costs nobody waiting time
 NO_DESCRIPTOR = bytes(frame.DESCRIPTOR_SIZE)
 NOTHING = bytes(slots.MAILBOX_SIZE)
 PATIENCE = 10.0  # seconds to wait for the subreaper to become the parent
@@ -56,7 +55,6 @@ class Replica:
         self.words = self.view[words : words + slots.REPLICA_WORDS_SIZE].cast("Q")
         self.stopping = False
         self.exit_code = 0
-        self.recent_ns = 10 * SHORT_PREDICT_NS
 
     def terminate(self, signum: int, stack: Any) -> None:
         self.stopping = True
@@ -65,19 +63,14 @@ class Replica:
 
     def run(self) -> int:
         """Serve until told to stop; the exit code."""
-        size = frame.DESCRIPTOR_SIZE
-        mailbox = self.mailbox
-        one = [self.view[mailbox : mailbox + size]]
-        several = [self.view[mailbox : mailbox + slots.MAX_CLAIM * size]]
+        cell, size = self.mailbox, frame.DESCRIPTOR_SIZE
+        mailbox = [self.view[cell : cell + size]]
         readv, handle = os.readv, self.handle
         try:
             signal.signal(signal.SIGTERM, self.terminate)
-            while not self.stopping:
-                taken = readv(self.queue, several if self.recent_ns < SHORT_PREDICT_NS else one)
-                if not taken:  # every writer is gone, and so is the server
-                    break
-                for cell in range(mailbox, mailbox + taken, size):
-                    handle(cell)
+            # Nothing read means that every writer is gone, and so is the server.
+            while not self.stopping and readv(self.queue, mailbox):
+                handle(cell)
         except Stop:
             pass
         return self.exit_code
@@ -97,7 +90,6 @@ class Replica:
                 output.request_id = memory[id_start : id_start + id_size]
                 outcome, size, decoded, predicted, encoded = self.answer(base, length, kind)
                 output.request_id = b""
-                self.recent_ns = max(predicted - decoded, self.recent_ns * 7 >> 3)
                 self.words[0] += 1
             memory[base + slots.STATE_OFFSET] = slots.DONE
             completion = _pack_completion(
