@@ -1,0 +1,66 @@
+"""What is asked of every server: model, body, connections.  Pure data; writes bodies where it is told.
+
+The same `score.py` (bench/models/) runs in every server, and every server gets the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MODELS = Path(__file__).resolve().parent / "models"
+ROW = [5.1, 3.5, 1.4, 0.2]
+SIZES = {"46 B": 46, "10 KB": 10 * 1024, "1 MB": 1024 * 1024}
+CONNECTIONS = (1, 32, 128)
+
+
+@dataclass(frozen=True)
+class Body:
+    """A JSON body and the answer that a right server gives to it."""
+
+    name: str
+    content: bytes
+    answer: Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the table: a model asked with one body over so many connections."""
+
+    model: str
+    body: str
+    connections: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}, {self.body}, {self.connections} conn"
+
+
+def rows_body(name: str) -> Body:
+    """A list of rows of four numbers, padded with spaces (which JSON allows) to the exact size."""
+    size = SIZES[name]
+    row = json.dumps(ROW, separators=(",", ":"))
+    count = (size - 1) // (len(row) + 1)
+    content = "[" + ",".join([row] * count) + "]"
+    return Body(name, content.ljust(size).encode(), {"rows": count})
+
+
+def iris_body() -> Body:
+    return Body("1 row", json.dumps([ROW]).encode(), {"prediction": [0]})
+
+
+def bodies(model: str) -> dict[str, Body]:
+    found = [iris_body()] if model == "iris" else [rows_body(name) for name in SIZES]
+    return {body.name: body for body in found}
+
+
+HEADLINE = Cell("rows", "46 B", 32)
+SINGLE = Cell("rows", "46 B", 1)
+QUICK_CELLS = (HEADLINE, SINGLE)
+FULL_CELLS = (
+    *(Cell("rows", body, connections) for body in SIZES for connections in CONNECTIONS),
+    Cell("iris", "1 row", 1),
+    Cell("iris", "1 row", 32),
+)
