@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.cache import Cache
-from server.errors import ArtifactError
+from server.errors import ArtifactError, ConfigError
 
 SCORE, RUNTIME, SAMPLE = "score.py", "runtime.yaml", "sample.json"
 MAX_YAML = 1 << 20
@@ -45,9 +45,10 @@ class Artifact:
     sample: Path | None = None
 
 
-def opened(path: str, cache_dir: Path) -> Artifact:
+def opened(path: str, cache_dir: Path, sample: str = "") -> Artifact:
     """The artifact at `path`; a zip is unpacked under `cache_dir`, once for each content.
 
+    `sample` is the file of a sample request; without it, the artifact's own sample.json if there is one.
     ArtifactError when it is none, ResourceError when the disk or the cache folder is at fault.
     """
     place = Path(path).expanduser().absolute()
@@ -58,12 +59,14 @@ def opened(path: str, cache_dir: Path) -> Artifact:
         below = sorted(place.glob(f"*/{SCORE}")) if place.is_dir() else []
         remedy = f"did you mean {below[0].parent}?" if below else "it must be at the top of the folder"
         raise ArtifactError("has no score.py", remedy, path)
-    sample = folder / SAMPLE
+    request = Path(sample).expanduser().absolute() if sample else folder / SAMPLE
+    if sample and not request.is_file():
+        raise ConfigError(f"there is no file {request}", "name an existing sample request, or none", "sample")
     return Artifact(
         path=folder,
         name=place.name if place.is_dir() else place.stem,
         runtime=_runtime(folder / RUNTIME),
-        sample=sample if sample.is_file() else None,
+        sample=request if request.is_file() else None,
     )
 
 

@@ -11,14 +11,13 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from server import __version__, config, display
-from server.errors import ConfigError, ExitCode, UsageError
+from server.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from dataclasses import Field
@@ -111,9 +110,7 @@ def serve(settings: config.Config) -> int:
 
     announce = display.Announcer(display.stderr())
     try:
-        opened = artifact.opened(settings.artifact, settings.cache_folder())
-        if settings.replicas.sample:
-            opened = replace(opened, sample=_file(settings.replicas.sample))
+        opened = artifact.opened(settings.artifact, settings.cache_folder(), settings.replicas.sample)
         prepared = environment.prepare(opened.runtime, settings.environment, announce.unpacking)
         return supervisor.run(settings, prepared, opened, announce)
     finally:
@@ -141,13 +138,6 @@ def show_settings(settings: config.Config) -> int:
     rows = ((name, _text(value), *others) for name, value, *others in config.settings(settings))
     display.table(("setting", "value", "from", "meaning"), rows, sys.stdout)
     return 0
-
-
-def _file(sample: str) -> Path:
-    path = Path(sample).expanduser().absolute()
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path}", "name an existing sample request, or none", "sample")
-    return path
 
 
 def _need_artifact(settings: config.Config) -> None:

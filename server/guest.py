@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from pathlib import Path
 from typing import Any
 
 from server import artifact, config, environment, supervisor
@@ -26,7 +25,7 @@ def main() -> int:
     guest = socket.socket(fileno=int(sys.argv[1]))
     settings = config.from_json(os.environ.pop("TWOFOLD_GUEST_CONFIG"))
     try:
-        opened = artifact.opened(settings.artifact, Path(settings.cache_folder()))
+        opened = artifact.opened(settings.artifact, settings.cache_folder(), settings.replicas.sample)
         prepared = environment.prepare(opened.runtime, settings.environment, lambda what, done, total: None)
         return int(supervisor.run(settings, prepared, opened, announce, guest))
     except TwofoldError as error:

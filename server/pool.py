@@ -21,7 +21,7 @@ from server import capacity, footprint, postmortem
 from server.capacity import Plan
 from server.child import Replica, State
 from server.config import Config
-from server.errors import ModelError
+from server.errors import EnvironmentFailure, ModelError
 from server.nursery import Facts, Nursery
 from server.plumbing import Plumbing
 from server.quarantine import Quarantine
@@ -62,6 +62,7 @@ class Pool:
         self.replicas = [Replica(index, gpus[index % len(gpus)]) for index in range(count)]
         self.restarts: dict[str, int] = {}
         self.ever_ready = False
+        self.nursery_works = False  # it has reported at least once
         self.measured = False
         self.leaving = False
         self.changed = True  # the status board is out of date
@@ -145,6 +146,7 @@ class Pool:
         """One line from the reports pipe."""
         event = report["event"]
         if event == "nursery":
+            self.nursery_works = True
             self.announce("nursery", python=report["python"], seconds=report["seconds"])
             for failed in report["failed"]:
                 self._note(f"preload: imports: {failed}")
@@ -209,6 +211,12 @@ class Pool:
         assert self.nursery is not None
         self.nursery.ended(status)
         self.nursery = None
+        if not self.nursery_works:
+            how = postmortem.decode(status, out_of_memory=False)
+            raise EnvironmentFailure(
+                f"the model's interpreter {self.facts.python} does not start: {how}",
+                "the predict log has what it printed; run `twofold check`",
+            )
         for replica in self.replicas:
             if replica.state == State.LOADING and not replica.pid:
                 replica.die("the nursery ended before it was forked", useful=False, now=now)
@@ -377,6 +385,7 @@ def _kill_group(pid: int) -> None:
 def _load_failure(report: Mapping[str, Any]) -> str:
     stages = {
         "import": "score.py does not import",
+        "signature": "score.py does not fit the contract",
         "load": "load_model() failed",
         "sample": "the sample request failed",
     }
