@@ -11,8 +11,10 @@ same, and the tests run one table over both.
 
 from __future__ import annotations
 
+import enum
 import json
 import math
+import uuid
 from typing import Any
 
 MAX_DEPTH = 200  # of a result that the fast encoders refused
@@ -72,17 +74,23 @@ def dumps(result: Any) -> bytes:
 def simplify(value: Any) -> Any:
     """What an encoder does not know, as something it may know better; TypeError if there is nothing."""
     tolist = getattr(value, "tolist", None)
-    if tolist is None or isinstance(value, type):
+    if isinstance(value, type):
+        tolist = None
+    elif isinstance(value, enum.Enum):
+        return value.value
+    elif isinstance(value, uuid.UUID):
+        return str(value)
+    elif hasattr(value, "isoformat"):
+        return value.isoformat()
+    if tolist is None:
         raise TypeError("%s is not JSON" % type(value).__name__)
-    return _known(tolist())
+    simple = tolist()
+    # numpy's timedeltas and the like have no better word than their text.
+    return simple if isinstance(simple, (list, dict, float, *_SIMPLE)) else _text(simple)
 
 
-def _known(value: Any) -> Any:
-    """numpy's datetimes and the like become text; numbers, lists and text stay."""
-    if isinstance(value, (list, dict, float) + _SIMPLE):
-        return value
-    isoformat = getattr(value, "isoformat", None)
-    return isoformat() if isoformat is not None else str(value)
+def _text(value: Any) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def _plain(value: Any, place: str, depth: int) -> Any:
@@ -102,7 +110,9 @@ def _plain(value: Any, place: str, depth: int) -> Any:
     try:
         return _plain(simplify(value), place, depth + 1)
     except TypeError as error:
-        raise TypeError("%s: %s" % (place, error) if ":" not in str(error) else str(error)) from None
+        raise TypeError(
+            str(error) if str(error).startswith("the result") else "%s: %s" % (place, error)
+        ) from None
 
 
 def _key(key: Any, place: str) -> str:

@@ -53,8 +53,7 @@ class LineStream(io.TextIOBase):
         self.name = name
         self._number = number
         self._records = records
-        self._held = ""
-        self._lock = threading.RLock()
+        self._of_thread = threading.local()  # print() writes a line in two parts: threads must not mix them
         self.buffer = _Raw(self)
 
     def writable(self) -> bool:
@@ -69,24 +68,26 @@ class LineStream(io.TextIOBase):
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError("write() argument must be str, not %s" % type(text).__name__)
-        with self._lock:
-            *lines, self._held = (self._held + text).split("\n")
-            if len(self._held) > MAX_HELD:
-                lines.append(self._held)
-                self._held = ""
-            for line in lines:
-                self._records.send(self.name, line)
+        *lines, held = (self._begun() + text).split("\n")
+        if len(held) > MAX_HELD:
+            lines.append(held)
+            held = ""
+        self._of_thread.held = held
+        for line in lines:
+            self._records.send(self.name, line)
         return len(text)
 
     def flush(self) -> None:
         """A begun line stays until its end: print(x, end="", flush=True) is a line in the making."""
 
     def finish(self) -> None:
-        """At the end of the process: whatever was begun is a line."""
-        with self._lock:
-            held, self._held = self._held, ""
-            if held:
-                self._records.send(self.name, held)
+        """At the end of the process: whatever this thread has begun is a line."""
+        held, self._of_thread.held = self._begun(), ""
+        if held:
+            self._records.send(self.name, held)
+
+    def _begun(self) -> str:
+        return getattr(self._of_thread, "held", "")
 
 
 class _Records:

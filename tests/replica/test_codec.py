@@ -1,0 +1,150 @@
+"""One table of bodies and results over both codecs: the standard library's and orjson's."""
+
+import datetime
+import enum
+import json
+import math
+import unittest
+import uuid
+
+from runtime import module
+
+codec = module("codec")
+
+try:
+    import orjson
+except ImportError:
+    orjson = None
+
+try:
+    import numpy
+except ImportError:
+    numpy = None
+
+BODIES = [
+    (b"1", 1),
+    (b' {"a": [1, 2.5, null, true, "x"]} ', {"a": [1, 2.5, None, True, "x"]}),
+    ('"h\u00e9 \U0001f600"'.encode(), "h\u00e9 \U0001f600"),
+    (b'"\\ud83d\\ude00"', "\U0001f600"),
+    (b"[]", []),
+    (b"-0.5e3", -500.0),
+    (b"9007199254740993", 9007199254740993),
+]
+REFUSED = [
+    b"", b"[1,", b"NaN", b"[Infinity]", b"-Infinity", b"{1: 2}", b"'x'", b"[1] x",
+    b"\xef\xbb\xbf1", b'"\xff"', b"[" * 100000, b"01", b"tru", b'{"a" 1}', "1".encode("utf-16"), b'"\x01"',
+]  # fmt: skip
+RESULTS = [
+    ({"a": [1, 2.5, None, True, "\u00e9"]}, {"a": [1, 2.5, None, True, "\u00e9"]}),
+    ((1, (2, 3)), [1, [2, 3]]),
+    ([math.nan, math.inf, {"x": -math.inf}], [None, None, {"x": None}]),
+    ({1: "a", 2.5: "b", None: "c", False: "d"}, {"1": "a", "2.5": "b", "null": "c", "false": "d"}),
+    (2**70, 2**70),
+    ([2**70, math.nan], [2**70, None]),
+]
+NOT_JSON = [{1, 2}, b"bytes", object(), {"a": [object()]}, {(1, 2): 3}, dict]
+
+
+class Array:
+    """Like numpy's arrays in the one thing that matters."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def tolist(self):
+        return self.values
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Codec:
+    loads = staticmethod(codec.loads)
+    dumps = staticmethod(codec.dumps)
+
+    def test_bodies(self):
+        for body, value in BODIES:
+            with self.subTest(body=body[:40]):
+                self.assertEqual(self.loads(memoryview(body)), value)
+
+    def test_refused_bodies(self):
+        for body in REFUSED:
+            with self.subTest(body=body[:40]), self.assertRaises(ValueError) as caught:
+                self.loads(memoryview(body))
+            self.assertLess(len(str(caught.exception)), 300)
+
+    def test_results(self):
+        for result, value in RESULTS:
+            with self.subTest(result=result):
+                self.assertEqual(json.loads(self.dumps(result)), value)
+
+    def test_what_is_not_json(self):
+        for result in NOT_JSON:
+            with self.subTest(result=result), self.assertRaises(TypeError) as caught:
+                self.dumps(result)
+            self.assertIn("JSON", str(caught.exception))
+
+    def test_the_place_of_what_is_not_json_is_named(self):
+        with self.assertRaises(TypeError) as caught:
+            self.dumps({"rows": [1, {"x": {1}}]})
+        self.assertIn("['rows'][1]['x']", str(caught.exception))
+
+    def test_tolist(self):
+        self.assertEqual(json.loads(self.dumps({"a": Array([1.5, math.nan])})), {"a": [1.5, None]})
+        self.assertEqual(json.loads(self.dumps(Array(3))), 3)
+
+    def test_dates_ids_and_enumerations(self):
+        known = [datetime.date(2026, 1, 2), uuid.UUID(int=1), Colour.RED]
+        wanted = ["2026-01-02", "00000000-0000-0000-0000-000000000001", "red"]
+        self.assertEqual(json.loads(self.dumps(known)), wanted)
+        self.assertEqual(json.loads(self.dumps(Array(known))), wanted)
+
+    def test_a_result_that_contains_itself(self):
+        loop = []
+        loop.append(loop)
+        with self.assertRaises(TypeError):
+            self.dumps(loop)
+
+    def test_a_lone_surrogate_is_replaced(self):
+        self.assertEqual(json.loads(self.dumps(["a\ud800b"])), ["a?b"])
+
+    @unittest.skipIf(numpy is None, "numpy is not installed")
+    def test_numpy(self):
+        table = [
+            (numpy.arange(6).reshape(2, 3), [[0, 1, 2], [3, 4, 5]]),
+            (numpy.arange(6).reshape(2, 3).T, [[0, 3], [1, 4], [2, 5]]),
+            (numpy.arange(10)[::2], [0, 2, 4, 6, 8]),
+            (numpy.array([1.5, numpy.nan, numpy.inf]), [1.5, None, None]),
+            (numpy.float32(0.5), 0.5),
+            (numpy.int64(7), 7),
+            (numpy.bool_(True), True),
+            (numpy.array(3), 3),
+            (numpy.array(["a", "b"]), ["a", "b"]),
+            (numpy.array([True, False]), [True, False]),
+            ([numpy.float64("nan"), {"p": numpy.float32("inf")}], [None, {"p": None}]),
+            (numpy.array([[1, 2], [3, 4]], dtype=numpy.float16), [[1.0, 2.0], [3.0, 4.0]]),
+            ({numpy.int64(1): 2}, {"1": 2}),
+            (numpy.empty((0, 3)), []),
+        ]
+        for result, value in table:
+            with self.subTest(result=repr(result)):
+                self.assertEqual(json.loads(self.dumps(result)), value)
+        moments = numpy.array(["2026-01-02"], dtype="datetime64[D]")
+        self.assertIn("2026-01-02", self.dumps(moments).decode())
+
+
+class StandardLibrary(Codec, unittest.TestCase):
+    pass
+
+
+@unittest.skipIf(orjson is None, "orjson is not installed")
+class Orjson(Codec, unittest.TestCase):
+    loads, dumps = (staticmethod(function) for function in codec.select())
+
+    def test_it_is_chosen(self):
+        self.assertIs(codec.select()[0], orjson.loads)
+
+
+if __name__ == "__main__":
+    unittest.main()
