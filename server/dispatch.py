@@ -10,7 +10,7 @@ HTTP.  Whoever hands in a request is a `Caller` and hears of it exactly once.
 
 A slot is reused only after its completion (or news of its replica's death) has come back, even
 when its caller was answered at the deadline or has left: until then some replica may still write
-into it.  The slot's life number then rises, so that records of the old life fall on deaf ears.
+into it.  At that word the slot's life number rises, so that records of the old life fall on deaf ears.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Dispatch:
             if not life:
                 self.free.append(slot)
                 continue
-            self.lives[slot] = life + 1 & LIFE_MASK
+            self.lives[slot] = life + 1 & LIFE_MASK or 1
             if state == slots.DONE or deadline + ORPHAN_NS < now:
                 self.free.append(slot)
             else:
@@ -193,9 +193,7 @@ class Dispatch:
             self.memory[self.layout.slot(slot) + slots.STATE_OFFSET] = slots.CANCELLED
 
     def release(self, slot: int, touched: int = 0) -> None:
-        """The slot is free for its next life; `touched` bytes of it were used."""
-        lives = self.lives
-        lives[slot] = lives[slot] + 1 & LIFE_MASK or 1
+        """The slot is free; `touched` bytes of it were used."""
         self.free.append(slot)
         if touched > FAT:
             self.fat[slot] = self.now_ns
@@ -212,6 +210,9 @@ class Dispatch:
             if outcome == frame.RETRY and slot in pending:
                 self._retry(slot, size, queued, attempt)
                 continue
+            # This life is over, though its caller may keep the slot for a while: a replica that dies
+            # before it clears its mailbox is reported with a request that it has completed.
+            lives[slot] = life + 1 & LIFE_MASK or 1
             caller = pending.pop(slot, None)
             if caller is None or outcome >= frame.RETRY or outcome == frame.SKIPPED:
                 self.orphans.pop(slot, None)
@@ -244,6 +245,7 @@ class Dispatch:
             caller.answered(slot, 0, EXPIRED, (now - handed_in) // 1000, 0, 0)
         for slot in [slot for slot, safe in self.orphans.items() if safe < now]:
             del self.orphans[slot]
+            self.lives[slot] = self.lives[slot] + 1 & LIFE_MASK or 1
             self.release(slot, FAT + 1)
         self._rate(now / 1e9)
         if self.fat:

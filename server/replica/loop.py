@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from typing import Any
+from typing import Any, Callable
 
 from . import codec, frame, lineage, model, output, slots, threads
 from .wiring import EXIT_LOAD_FAILED, EXIT_OUT_OF_MEMORY, Wiring
@@ -27,14 +27,12 @@ NOTHING = bytes(slots.MAILBOX_SIZE)
 PATIENCE = 10.0  # seconds to wait for the subreaper to become the parent
 
 
-_unpack_descriptor = frame.DESCRIPTOR.unpack_from
-_unpack_header = slots.SLOT_HEADER.unpack_from
-_pack_completion = frame.COMPLETION.pack
-_clock = time.monotonic_ns
-
-
 class Stop(Exception):
     """SIGTERM arrived while no request was in hand."""
+
+
+class AnswerTooLarge(Exception):
+    """The result, encoded, does not fit into its slot."""
 
 
 class Replica:
@@ -55,6 +53,7 @@ class Replica:
         self.words = self.view[words : words + slots.REPLICA_WORDS_SIZE].cast("Q")
         self.stopping = False
         self.exit_code = 0
+        output.follow(self.memory)
 
     def terminate(self, signum: int, stack: Any) -> None:
         self.stopping = True
@@ -63,80 +62,102 @@ class Replica:
 
     def run(self) -> int:
         """Serve until told to stop; the exit code."""
-        cell, size = self.mailbox, frame.DESCRIPTOR_SIZE
-        mailbox = [self.view[cell : cell + size]]
-        readv, handle = os.readv, self.handle
+        mailbox = [self.view[self.mailbox : self.mailbox + frame.DESCRIPTOR_SIZE]]
+        readv, queue, handle = os.readv, self.queue, self._handler()
         try:
             signal.signal(signal.SIGTERM, self.terminate)
             # Nothing read means that every writer is gone, and so is the server.
-            while not self.stopping and readv(self.queue, mailbox):
-                handle(cell)
+            while not self.stopping and readv(queue, mailbox):
+                handle()
         except Stop:
             pass
         return self.exit_code
 
-    def handle(self, cell: int) -> None:
-        """Serve the descriptor in a mailbox cell, then clear the cell: the claim is settled."""
-        memory = self.memory
-        slot, generation, length, kind, attempt, _ = _unpack_descriptor(memory, cell)
-        base = slots.SLOTS_OFFSET + slot * self.stride
-        life, state, id_size, _, deadline, handed_in = _unpack_header(memory, base)
-        claimed = _clock()
-        if life == generation:
-            if state != slots.WAITING or claimed > deadline:
-                outcome, size, decoded, predicted, encoded = frame.SKIPPED, 0, claimed, claimed, claimed
-            else:
-                id_start = base + slots.REQUEST_ID_OFFSET
-                output.request_id = memory[id_start : id_start + id_size]
-                outcome, size, decoded, predicted, encoded = self.answer(base, length, kind)
-                output.request_id = b""
-                self.words[0] += 1
-            memory[base + slots.STATE_OFFSET] = slots.DONE
-            completion = _pack_completion(
-                slot, generation, size, outcome, attempt, self.index, (claimed - handed_in) // 1000,
-                (predicted - decoded) // 1000, (encoded - predicted) // 1000, (decoded - claimed) // 1000,
-            )  # fmt: skip
-            os.write(self.completions[slot // self.layout.slots_per_front], completion)
-        memory[cell : cell + frame.DESCRIPTOR_SIZE] = NO_DESCRIPTOR
+    def _handler(self) -> Callable[[], None]:
+        """The hot path with all that it needs bound: looking attributes up was a third of it."""
+        memory, cell, index, stride = self.memory, self.mailbox, self.index, self.stride
+        unpack_descriptor, unpack_header = frame.DESCRIPTOR.unpack_from, slots.SLOT_HEADER.unpack_from
+        pack, write, words, answer = frame.COMPLETION.pack, os.write, self.words, self._answerer()
+        completions, per_front = self.completions, self.layout.slots_per_front
+        first, state_offset = slots.SLOTS_OFFSET, slots.STATE_OFFSET
+        waiting, done, nothing = slots.WAITING, slots.DONE, NO_DESCRIPTOR
 
-    def answer(self, base: int, length: int, kind: int) -> tuple[Any, ...]:
-        """(outcome, size of the answer, and when decoding, predict and encoding ended)."""
-        start = base + slots.SLOT_HEADER_SIZE
-        decoded = predicted = 0
-        try:
-            body = self.view[start : start + length]
-            data = self.loads(body) if kind == frame.JSON else bytes(body)
-            decoded = _clock()
-            result = self.predict(data)
-            predicted = _clock()
-            payload = self.dumps(result)
-        except BaseException as error:
-            now = _clock()
-            if not decoded and isinstance(error, ValueError):
-                outcome, size = self.put(base, frame.MALFORMED, str(error).encode())
-            else:
-                self.blame(error)
-                outcome, size = frame.RAISED, 0
-            return outcome, size, decoded or now, predicted or now, now
-        outcome, size = self.put(base, frame.ANSWERED, payload)
-        return outcome, size, decoded, predicted, _clock()
+        def handle() -> None:
+            """Serve the descriptor in the mailbox, then clear it: the claim is settled."""
+            slot, generation, length, kind, attempt, _ = unpack_descriptor(memory, cell)
+            base = first + slot * stride
+            life, state, id_size, _, deadline, handed_in = unpack_header(memory, base)
+            if life == generation:
+                outcome, size = frame.SKIPPED, 0
+                started = predicted = encoded = handed_in
+                if state == waiting:
+                    output.request = base, id_size
+                    outcome, size, started, predicted, encoded = answer(base, length, kind, deadline)
+                    output.request = output.NO_REQUEST
+                    words[0] += 1
+                memory[base + state_offset] = done
+                queued, spent, wrote = started - handed_in, predicted - started, encoded - predicted
+                completion = pack(
+                    slot,
+                    generation,
+                    size,
+                    outcome,
+                    attempt,
+                    index,
+                    queued // 1000,
+                    spent // 1000,
+                    wrote // 1000,
+                    0,
+                )
+                write(completions[slot // per_front], completion)
+            memory[cell : cell + 16] = nothing
 
-    def put(self, base: int, outcome: int, payload: bytes) -> tuple[Any, ...]:
-        size = len(payload)
-        if size > self.layout.max_answer:
-            print("the answer has %d bytes, max_answer_mb allows %d" % (size, self.layout.max_answer),
-                  file=sys.stderr)  # fmt: skip
+        return handle
+
+    def _answerer(self) -> Callable[[int, int, int, int], tuple[int, int, int, int, int]]:
+        memory, view, clock, json_kind = self.memory, self.view, time.monotonic_ns, frame.JSON
+        loads, dumps, predict, failed = self.loads, self.dumps, self.predict, self.failed
+        header, room, limit = slots.SLOT_HEADER_SIZE, self.layout.answer_offset, self.layout.max_answer
+
+        def answer(base: int, length: int, kind: int, deadline: int) -> tuple[int, int, int, int, int]:
+            """(outcome, size of the answer, and when predict began and ended and its result was encoded)."""
+            started = predicted = 0
+            try:
+                body = view[base + header : base + header + length]
+                data = loads(body) if kind == json_kind else bytes(body)
+                started = clock()
+                if started > deadline:
+                    return frame.SKIPPED, 0, started, started, started
+                result = predict(data)
+                predicted = clock()
+                payload = dumps(result)
+                size = len(payload)
+                if size > limit:
+                    raise AnswerTooLarge("the answer has %d bytes, max_answer_mb allows %d" % (size, limit))
+                memory[base + room : base + room + size] = payload
+                return frame.ANSWERED, size, started, predicted, clock()
+            except BaseException as error:
+                now = clock()
+                outcome, size = failed(error, base, not started)
+                return outcome, size, started or now, predicted or now, now
+
+        return answer
+
+    def failed(self, error: BaseException, base: int, decoding: bool) -> tuple[int, int]:
+        """(outcome, size of the reason in the slot); the log learns what the caller must not."""
+        if decoding and isinstance(error, ValueError):
+            reason = str(error).encode("utf-8", "replace")[: self.layout.max_answer]
+            start = base + self.layout.answer_offset
+            self.memory[start : start + len(reason)] = reason
+            return frame.MALFORMED, len(reason)
+        if isinstance(error, AnswerTooLarge):
+            print(error, file=sys.stderr)
             return frame.TOO_LARGE, 0
-        start = base + self.layout.answer_offset
-        self.memory[start : start + size] = payload
-        return outcome, size
-
-    def blame(self, error: BaseException) -> None:
-        """The traceback goes to the predict log; a process short of memory does not go on."""
         traceback.print_exception(type(error), error, error.__traceback__)
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError):  # a process short of memory is not trusted again
             self.exit_code = EXIT_OUT_OF_MEMORY
             self.stopping = True
+        return frame.RAISED, 0
 
 
 def be_replica(wiring: Wiring, order: dict[str, Any], preloaded: model.Model | None) -> None:

@@ -18,12 +18,28 @@ import threading
 import time
 from typing import Any
 
+from . import slots
+
 TYPE = "com.oraclecloud.datascience.modeldeployment.predict"
 MAX_RECORD = 4096  # PIPE_BUF: writes up to this are atomic
 MAX_TEXT = 3000  # characters of a line in one record; longer lines become several
 MAX_HELD = 1 << 20  # of a line without an end
 
-request_id = b""  # of the request in hand; the loop sets it
+NO_REQUEST = (0, 0)
+request = NO_REQUEST  # the request in hand: its slot's offset, and the length of its id
+
+_memory: Any = b""
+
+
+def follow(memory: Any) -> None:
+    """Where request ids are to be read, should a line be printed: most requests print nothing."""
+    global _memory
+    _memory = memory
+
+
+def request_id() -> str:
+    start, size = request[0] + slots.REQUEST_ID_OFFSET, request[1]
+    return _memory[start : start + size].decode("latin-1") if size else ""
 
 
 class _Raw(io.RawIOBase):
@@ -125,7 +141,7 @@ class _Records:
         record["data"] = {
             "logEmissionTime": moment,
             "message": text,
-            "opcRequestId": request_id.decode("latin-1"),
+            "opcRequestId": request_id(),
             "stream": name,
             "replica": self._replica,
         }

@@ -10,6 +10,7 @@ import unittest
 from runtime import module
 
 output = module("output")
+slots = module("slots")
 
 
 class Captured:
@@ -44,7 +45,7 @@ class Captured:
                 break
             self.raw += part
         os.close(self.read)
-        output.request_id = b""
+        output.request = output.NO_REQUEST
 
     @property
     def records(self):
@@ -58,7 +59,8 @@ class Captured:
 class OutputTest(unittest.TestCase):
     def test_the_envelope(self):
         with Captured() as captured:
-            output.request_id = b"A/B/C"
+            output.follow(bytes(64 + slots.REQUEST_ID_OFFSET) + b"A/B/C")
+            output.request = (64, 5)
             print("hello")
             print("trouble", file=sys.stderr)
         first, second = captured.records
