@@ -74,14 +74,14 @@ def panel(place: Any, title: str, note: str, values: list[float], order: list[st
             text, (value, row), xytext=(8, 0), textcoords="offset points", va="center", color=colour
         )
     real = [value for value in values if value == value]
-    place.set_xlim(min(real) / 1.6, max(real) * 4)
+    low, high = min(real) / 1.6, max(real) * 3
+    place.set_xlim(low, high)
     place.set_ylim(-0.6, len(order) - 0.4)
     place.set_title(f"{title}\n", loc="left", fontsize=11, fontweight="bold")
     place.text(0, 1.02, note, transform=place.transAxes, fontsize=9, color=PEER)
     place.grid(True, color=GRID, zorder=0)
     place.tick_params(length=0, which="both", labelcolor=INK)
-    # Two decades have room for 1-2-5 ticks; more have not.
-    narrow = max(real) / min(real) < 30
+    narrow = high / low < 60  # room for 1-2-5 ticks
     place.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if narrow else (1,)))
     place.xaxis.set_minor_locator(ticker.NullLocator())
     place.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -17,7 +17,7 @@ from bench.load import find_wrk
 OURS = ("uvloop", "orjson", "starlette", "numpy", "scikit-learn")
 PEER_PACKAGES = {
     "uvicorn": ("uvicorn", "starlette", "uvloop", "httptools"),
-    "gunicorn": ("gunicorn", "gunicorn_h1c", "fastapi", "pydantic", "uvloop"),
+    "gunicorn": ("gunicorn", "fastapi", "pydantic", "uvloop"),
     "mosec": ("mosec", "orjson"),
     "litserve": ("litserve", "fastapi", "uvicorn"),
     "triton": ("nvidia-pytriton", "numpy", "orjson"),
