@@ -35,6 +35,8 @@ THREAD_VARIABLES = (
     "TWOFOLD_THREADS",  # for onnxruntime, which reads no variable: replica/threads.py does
 )
 
+MOST_REPLICAS = 192  # with up to 64 spares they fill the mailboxes of an instance
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -58,6 +60,8 @@ def plan(settings: ReplicaSettings, cores: float, gpus: list[str]) -> Plan:
         count, reason = len(gpus), "one for each GPU"
     else:
         count, reason = max(1, int(cores)), f"two for each of {cores / THREADS_PER_OCPU:g} OCPUs"
+    if count > MOST_REPLICAS:
+        count, reason = MOST_REPLICAS, "the most that one instance holds"
     threads = settings.threads or max(1, int(share / count))
     devices = tuple(gpus[index % len(gpus)] if gpus else None for index in range(count))
     return Plan(

@@ -57,7 +57,7 @@ class HttpSettings(_Checked):
 
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: for every one")
     port: int = setting(8080, "port to listen on; 0 takes any free one", high=65535)
-    fronts: int = setting(0, "front processes; 0 is one for every 8 replicas", high=256)
+    fronts: int = setting(0, "front processes; 0 is one for every 8 replicas", high=31)
     backlog: int = setting(4096, "connections the kernel keeps waiting to be accepted", low=1, high=65535)
     max_body_mb: float = setting(10.0, "largest request body, in MB", low=0.001, high=1024)
     max_answer_mb: float = setting(20.0, "largest answer, in MB", low=0.001, high=1024)
@@ -74,7 +74,7 @@ class HttpSettings(_Checked):
 class ReplicaSettings(_Checked):
     """How many copies of the model, how they start, and what is done when they fail."""
 
-    replicas: int = setting(0, "copies of the model; 0 is two for each OCPU, or one for each GPU", high=4096)
+    replicas: int = setting(0, "copies of the model; 0 is two for each OCPU, or one for each GPU", high=192)
     ocpus: float = setting(0.0, "OCPUs (two hardware threads each) to plan for; 0 measures them", high=2048)
     preload: str = setting(
         "none",

@@ -4,31 +4,43 @@ Standard library only, Python 3.7 to 3.14; `orjson` is used where the model's en
 Which of the two works is decided once, by select(); both accept the same bodies and answer the
 same, and the tests run one table over both.
 
-    bodies     strict: RFC 8259 in UTF-8 without a byte order mark; NaN and Infinity are refused
-    results    what JSON holds, and whatever has tolist() (numpy arrays and scalars, pandas Series);
-               NaN and infinities become null, since JSON has no word for them
+    bodies     strict: RFC 8259 in UTF-8 without a byte order mark; NaN, Infinity, numbers that only
+               an infinity could hold and halves of surrogate pairs are refused
+    results    what JSON holds; dataclasses, dates, UUIDs, enumerations; whatever has tolist() (numpy
+               arrays and scalars, pandas Series); NaN, NaT and infinities become null, since JSON has
+               no word for them
+
+Two things differ, for the sake of speed: orjson reads an integer beyond 64 bits as a float, and
+writes numpy's single floats as the shortest text that is the same single, not the same double.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import enum
 import json
 import math
+import re
 import uuid
 from typing import Any
 
 MAX_DEPTH = 200  # of a result that the fast encoders refused
 
 _SIMPLE = (str, int, bool, type(None))
+# What orjson makes of a NaT in an array, of days to minutes and of nanoseconds; dumps() knows better.
+_NOT_A_TIME = (b'"1970-01-01T00:00:00"', b'"1677-09-21T00:12:43.145224"')
+_HUGE_EXPONENT = re.compile(r"[eE]\+?[0-9]{3}")
 
 
 def select() -> tuple[Any, ...]:
     """(loads, dumps): loads takes a memoryview and raises ValueError, dumps gives bytes or TypeError."""
     try:
         import orjson
-    except ImportError:
+
+        return orjson.loads, _dumps_with(orjson)
+    except (ImportError, AttributeError):  # absent, or older than the options that we need
         return loads, dumps
-    return orjson.loads, _dumps_with(orjson)
 
 
 def _dumps_with(orjson: Any) -> Any:
@@ -38,10 +50,12 @@ def _dumps_with(orjson: Any) -> Any:
     def dumps_fast(result: Any) -> bytes:
         try:
             encoded: bytes = fast(result, simplify, options)
-            return encoded
         except TypeError:
             # What it refuses may still be JSON: integers beyond 64 bits, odd arrays, deep nesting.
             return dumps(result)
+        if b"T00:" in encoded and any(moment in encoded for moment in _NOT_A_TIME):
+            return dumps(result)
+        return encoded
 
     return dumps_fast
 
@@ -50,17 +64,31 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(name + " is not JSON")
 
 
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError("a number is too large: " + number[:20])
+    return value
+
+
 _decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_decode_finite = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
 
 
 def loads(body: memoryview) -> Any:
     try:
-        return _decode(str(body, "utf-8"))
+        text = str(body, "utf-8")
+        # Checking every float would cost more than looking for the few that could be too large.
+        value = _decode_finite(text) if _HUGE_EXPONENT.search(text) else _decode(text)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError as error:
         raise ValueError("it is not UTF-8 (%s at byte %d)" % (error.reason, error.start)) from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a surrogate pair") from None
 
 
 def dumps(result: Any) -> bytes:
@@ -73,24 +101,32 @@ def dumps(result: Any) -> bytes:
 
 def simplify(value: Any) -> Any:
     """What an encoder does not know, as something it may know better; TypeError if there is nothing."""
-    tolist = getattr(value, "tolist", None)
-    if isinstance(value, type):
-        tolist = None
-    elif isinstance(value, enum.Enum):
+    if isinstance(value, enum.Enum):
         return value.value
-    elif isinstance(value, uuid.UUID):
+    if isinstance(value, (uuid.UUID, datetime.timedelta)):
         return str(value)
-    elif hasattr(value, "isoformat"):
-        return value.isoformat()
-    if tolist is None:
-        raise TypeError("%s is not JSON" % type(value).__name__)
-    simple = tolist()
-    # numpy's timedeltas and the like have no better word than their text.
-    return simple if isinstance(simple, (list, dict, float, *_SIMPLE)) else _text(simple)
+    if not isinstance(value, type):
+        if hasattr(value, "isoformat"):
+            return value.isoformat() if value == value else None  # pandas.NaT is no moment
+        if dataclasses.is_dataclass(value):
+            names = [field.name for field in dataclasses.fields(value)]
+            return {name: getattr(value, name) for name in names if name[0] != "_"}
+        if hasattr(value, "tolist"):
+            return _listed(value)
+    raise TypeError("%s is not JSON" % type(value).__name__)
 
 
-def _text(value: Any) -> str:
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+def _listed(value: Any) -> Any:
+    kind = type(value)
+    if kind.__module__.startswith("numpy") and value.dtype.kind == "M":
+        value = value.astype("datetime64[us]")  # finer ones would become integers, coarser ones days
+    simple = value.tolist()
+    return float(simple) if type(simple) is kind else simple  # numpy.longdouble stays what it is
+
+
+_encode = json.JSONEncoder(
+    separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=simplify
+).encode
 
 
 def _plain(value: Any, place: str, depth: int) -> Any:
@@ -116,11 +152,13 @@ def _plain(value: Any, place: str, depth: int) -> Any:
 
 
 def _key(key: Any, place: str) -> str:
-    """As json has it: true, null and numbers become text. numpy's scalars do too."""
-    if not isinstance(key, (float,) + _SIMPLE) and hasattr(key, "item"):
-        key = key.item()
-    if isinstance(key, str):
-        return key
-    if isinstance(key, bool) or key is None or isinstance(key, (int, float)):
-        return json.dumps(key)
+    """As the encoders have it: true, null, numbers and what simplify() knows become text."""
+    try:
+        plain = key if isinstance(key, (float,) + _SIMPLE) else simplify(key)
+    except TypeError:
+        plain = key
+    if isinstance(plain, str):
+        return plain
+    if isinstance(plain, (float,) + _SIMPLE):
+        return json.dumps(_plain(plain, place, 0))
     raise TypeError("%s: a key of type %s is not JSON" % (place, type(key).__name__))
