@@ -19,7 +19,7 @@ import time
 import traceback
 from typing import Any, Callable
 
-from . import codec, frame, lineage, model, output, slots, threads
+from . import codec, frame, heap, lineage, model, output, slots, threads
 from .wiring import EXIT_LOAD_FAILED, EXIT_OUT_OF_MEMORY, Wiring
 
 NO_DESCRIPTOR = bytes(frame.DESCRIPTOR_SIZE)
@@ -81,6 +81,7 @@ class Replica:
         completions, per_front = self.completions, self.layout.slots_per_front
         first, state_offset = slots.SLOTS_OFFSET, slots.STATE_OFFSET
         waiting, done, nothing = slots.WAITING, slots.DONE, NO_DESCRIPTOR
+        trim, large = heap.trimmer(), heap.LARGE
 
         def handle() -> None:
             """Serve the descriptor in the mailbox, then clear it: the claim is settled."""
@@ -97,19 +98,11 @@ class Replica:
                     words[0] += 1
                 memory[base + state_offset] = done
                 queued, spent, wrote = started - handed_in, predicted - started, encoded - predicted
-                completion = pack(
-                    slot,
-                    generation,
-                    size,
-                    outcome,
-                    attempt,
-                    index,
-                    queued // 1000,
-                    spent // 1000,
-                    wrote // 1000,
-                    0,
-                )
+                times = queued // 1000, spent // 1000, wrote // 1000
+                completion = pack(slot, generation, size, outcome, attempt, index, *times, 0)
                 write(completions[slot // per_front], completion)
+                if length > large or size > large:
+                    trim()
             memory[cell : cell + 16] = nothing
 
         return handle
