@@ -1,4 +1,4 @@
-"""The middle of an instance without its processes: real memory and pipes, a clock and a loop that a test turns."""
+"""The middle of an instance without its processes: real memory and pipes, clock and loop turned by hand."""
 
 from __future__ import annotations
 

@@ -118,8 +118,8 @@ def simplify(value: Any) -> Any:
 
 def _listed(value: Any) -> Any:
     kind = type(value)
-    if kind.__module__.startswith("numpy") and value.dtype.kind == "M":
-        value = value.astype("datetime64[us]")  # finer ones would become integers, coarser ones days
+    if kind.__module__.startswith("numpy") and value.dtype.kind in "Mm":
+        value = value.astype(value.dtype.kind + "8[us]")  # nanoseconds would become integers, months days
     simple = value.tolist()
     return float(simple) if type(simple) is kind else simple  # numpy.longdouble stays what it is
 

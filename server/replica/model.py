@@ -16,7 +16,8 @@ import time
 import traceback
 from typing import Any
 
-MAX_TRACEBACK = 3000
+MAX_TRACEBACK = 3000  # characters; the end of a traceback says most
+WATCHED = "__twofold_load_model__"
 
 
 class LoadFailure(Exception):
@@ -58,25 +59,63 @@ class _Counter:
     def __init__(self) -> None:
         self.called = False
         self.result: Any = None
+        self.error: Any = None
+
+    def call(self, load: Any, *args: Any, **kwargs: Any) -> Any:
+        """load_model() as the user's module calls it; the second time without arguments costs nothing."""
+        if self.called and not args and not kwargs:
+            return self.result
+        try:
+            self.result = load(*args, **kwargs)
+        except BaseException as error:
+            self.error = error
+            raise
+        self.called = True
+        return self.result
+
+
+class _Watch(ast.NodeTransformer):
+    """Sends every load_model() that runs with the import through the counter.
+
+    Bodies of functions run later and stay as they are; their defaults and decorators do not.
+    """
+
+    def visit_FunctionDef(self, node: Any) -> Any:
+        node.args = self.visit(node.args)
+        node.decorator_list = [self.visit(decorator) for decorator in node.decorator_list]
+        return node
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_Lambda(self, node: Any) -> Any:
+        return node
+
+    def visit_Call(self, node: Any) -> Any:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id == "load_model":
+            node.args.insert(0, node.func)
+            node.func = ast.copy_location(ast.Name(WATCHED, ast.Load()), node.func)
+        return node
 
 
 def import_score_module(artifact: str) -> tuple[Any, ...]:
     """(module, what its import has loaded, when it began); raises LoadFailure."""
     started = time.monotonic()
-    enter(artifact)
     counter = _Counter()
-    return import_score(artifact, counter), counter, started
+    return import_score(enter(artifact), counter), counter, started
 
 
-def enter(artifact: str) -> None:
-    """Working directory and sys.path[0] are the artifact."""
-    os.chdir(artifact)
-    if not sys.path or sys.path[0] != artifact:
-        sys.path.insert(0, artifact)
+def enter(artifact: str) -> str:
+    """Make the artifact the working directory and sys.path[0]; its absolute path."""
+    folder = os.path.abspath(artifact)
+    _guard("import", lambda: os.chdir(folder))
+    if not sys.path or sys.path[0] != folder:
+        sys.path.insert(0, folder)
+    return folder
 
 
 def import_score(artifact: str, counter: _Counter) -> Any:
-    """The module `score`, executed; `counter` learns of a load_model() called by a default value."""
+    """The module `score`, executed; `counter` learns of a load_model() that is called meanwhile."""
     path = os.path.join(artifact, "score.py")
     spec = importlib.util.spec_from_file_location("score", path)
     if spec is None or spec.loader is None or not os.path.isfile(path):
@@ -84,44 +123,18 @@ def import_score(artifact: str, counter: _Counter) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules["score"] = module
 
-    loader: Any = spec.loader
-
-    def run() -> None:
-        source = loader.get_source("score")
-        tree = ast.parse(source, path)
-        code = compile(_watched(tree), path, "exec")
-        module.__dict__["__twofold_loaded__"] = lambda load: _loaded(load, counter)
-        exec(code, module.__dict__)
-
-    _guard("import", run)
+    try:
+        loader: Any = spec.loader
+        tree = _Watch().visit(ast.parse(loader.get_source("score"), path))
+        module.__dict__[WATCHED] = counter.call
+        # Without dont_inherit our own `from __future__` would change the meaning of the user's code.
+        exec(compile(tree, path, "exec", dont_inherit=True), module.__dict__)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        stage = "load" if error is counter.error else "import"
+        raise LoadFailure(stage, users_traceback(error)) from None
     return module
-
-
-def _loaded(load: Any, counter: _Counter) -> Any:
-    counter.result = _guard("load", load)
-    counter.called = True
-    return counter.result
-
-
-def _watched(tree: ast.Module) -> ast.Module:
-    """In predict's defaults, load_model() is called through us, so that it is called exactly once."""
-    for node in tree.body:
-        if not isinstance(node, ast.FunctionDef) or node.name != "predict":
-            continue
-        defaults = node.args.defaults
-        for index, default in enumerate(defaults):
-            if (
-                isinstance(default, ast.Call)
-                and isinstance(default.func, ast.Name)
-                and default.func.id == "load_model"
-                and not default.args
-                and not default.keywords
-            ):
-                through = ast.Call(
-                    func=ast.Name("__twofold_loaded__", ast.Load()), args=[default.func], keywords=[]
-                )
-                defaults[index] = ast.fix_missing_locations(ast.copy_location(through, default))
-    return tree
 
 
 def _functions(module: Any) -> Any:
@@ -162,37 +175,52 @@ def _guard(stage: str, call: Any) -> Any:
 
 
 def users_traceback(error: BaseException) -> str:
-    """The traceback without our own frames and the import machinery's."""
-    ours = os.path.dirname(os.path.abspath(__file__))
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(ours) and "importlib" not in frame.filename
-    ]
-    lines = traceback.format_list(frames) + traceback.format_exception_only(type(error), error)
-    return "".join(lines)[-MAX_TRACEBACK:].strip()
+    """The traceback, with what caused it, without our own frames and the import machinery's."""
+    report = traceback.TracebackException(type(error), error, error.__traceback__)
+    chain: list[Any] = [report]
+    for part in chain:
+        part.stack[:] = [frame for frame in part.stack if not _is_machinery(frame.filename)]
+        chain += [cause for cause in (part.__cause__, part.__context__) if cause is not None]
+    text = "".join(report.format())
+    return (text if len(text) <= MAX_TRACEBACK else "...\n" + text[-MAX_TRACEBACK:]).strip()
+
+
+def _is_machinery(filename: str) -> bool:
+    ours = os.path.dirname(os.path.abspath(__file__)) + os.sep
+    imports = os.path.dirname(os.path.abspath(importlib.__file__)) + os.sep
+    return filename.startswith((ours, imports, "<frozen importlib"))
 
 
 def preload_imports(artifact: str) -> list[Any]:
-    """Import what score.py imports at module level, without running it: [(module, error or "")]."""
-    enter(artifact)
-    with open(os.path.join(artifact, "score.py"), "rb") as file:
-        try:
-            tree = ast.parse(file.read(), "score.py")
-        except SyntaxError as error:
-            text = "".join(traceback.format_exception_only(type(error), error)).strip()
-            raise LoadFailure("import", text) from None
-    names = []
+    """Import what score.py imports at module level, without running it: [(module, error or "")].
+
+    Raises LoadFailure if score.py cannot be read or is not Python.
+    """
+    path = os.path.join(enter(artifact), "score.py")
+    tree = _guard("import", lambda: ast.parse(_read(path), path))
+    results: list[Any] = []
     for node in tree.body:
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            results += [(alias.name, _preload(alias.name, ())) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.append(node.module)
-    results = []
-    for name in names:
-        try:
-            importlib.import_module(name)
-            results.append((name, ""))
-        except Exception as error:
-            results.append((name, "%s: %s" % (type(error).__name__, error)))
+            results.append((node.module, _preload(node.module, [alias.name for alias in node.names])))
     return results
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _preload(name: str, wanted: Any) -> str:
+    """Import a module, and its modules among the names that are wanted of it; the error, or ""."""
+    try:
+        module = importlib.import_module(name)
+        for part in wanted:
+            if part != "*" and not hasattr(module, part):
+                importlib.import_module(name + "." + part)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a replica is to meet it, not the nursery
+        return "%s: %s" % (type(error).__name__, error)
+    return ""

@@ -71,9 +71,11 @@ def main() -> None:
         "numpy": getattr(numpy, "__version__", None),
         "result_preview": preview,
     }
-    sys.stdout.flush()
     os.write(verdicts, b"\n" + json.dumps(verdict).encode() + b"\n")
-    os._exit(0)  # threads that the model left running must not keep us
+    try:
+        sys.stdout.flush()
+    finally:
+        os._exit(0)  # threads that the model left running must not keep us
 
 
 def _try(predict: Any, path: str) -> bytes:

@@ -33,13 +33,14 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         if fullname != TARGET:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         if spec is not None and spec.loader is not None:
             execute, count = spec.loader.exec_module, self.count
 
             def exec_module(module: Any) -> None:
                 execute(module)
+                if self in sys.meta_path:  # find_spec() alone, as libraries ask for it, is no import
+                    sys.meta_path.remove(self)
                 _limit(module, count)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
@@ -47,11 +48,13 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def _limit(onnxruntime: Any, count: int) -> None:
-    session = onnxruntime.InferenceSession
+    session = getattr(onnxruntime, "InferenceSession", None)
+    if session is None:  # a folder of the user's with that name
+        return
     plain = session.__init__
 
     def init(self: Any, path_or_bytes: Any, sess_options: Any = None, *args: Any, **kwargs: Any) -> None:
-        options = sess_options or onnxruntime.SessionOptions()
+        options = onnxruntime.SessionOptions() if sess_options is None else sess_options
         if not options.intra_op_num_threads:
             options.intra_op_num_threads = count
             options.inter_op_num_threads = options.inter_op_num_threads or 1
