@@ -28,6 +28,7 @@ class Facts:
     artifact: Path
     preload: str
     threads: int
+    claim: int  # requests that a replica may take at once
     source: str
     sample: Path | None
 
@@ -56,6 +57,7 @@ class Nursery:
             "artifact": str(facts.artifact),
             "preload": facts.preload,
             "threads": facts.threads,
+            "claim": facts.claim,
             "source": facts.source,
             "sample": str(facts.sample or ""),
         }

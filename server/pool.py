@@ -3,9 +3,9 @@
 Touches the nursery, the mailboxes and the replicas' processes; the supervisor owns the loop that
 calls in here and passes the time (monotonic seconds).
 
-What a dead replica had in hand stands in its mailbox.  The first descriptor is the request it died
-on: it is offered once more, and refused after its second death.  Those behind it had not been
-started and are offered again without blame.
+What a dead replica had in hand stands in its mailbox.  The first descriptor that it had not handled
+is the request it died on: it is offered once more, and refused after its second death.  The others
+it had not started, or not yet reported, and they are offered again without blame.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ class Pool:
         """When the request in hand should be answered (monotonic seconds); 0 if there is none."""
         memory, mailbox = self.plumbing.memory, self._mailbox(replica)
         for cell in range(mailbox, mailbox + slots.MAILBOX_SIZE, frame.DESCRIPTOR_SIZE):
-            slot, life, _, kind, _, _ = frame.DESCRIPTOR.unpack_from(memory, cell)
-            if kind:
+            slot, life, _, kind, _, flag = frame.DESCRIPTOR.unpack_from(memory, cell)
+            if kind and flag != frame.HANDLED:
                 header = slots.SLOT_HEADER.unpack_from(memory, self.plumbing.layout.slot(slot))
                 return header[4] / 1e9 if header[0] == life else 0.0
         return 0.0
@@ -272,15 +272,15 @@ class Pool:
         memory, mailbox = self.plumbing.memory, self._mailbox(replica)
         guilty = True
         for cell in range(mailbox, mailbox + slots.MAILBOX_SIZE, frame.DESCRIPTOR_SIZE):
-            slot, life, size, kind, attempt, _ = frame.DESCRIPTOR.unpack_from(memory, cell)
+            slot, life, size, kind, attempt, flag = frame.DESCRIPTOR.unpack_from(memory, cell)
             memory[cell : cell + frame.DESCRIPTOR_SIZE] = NO_DESCRIPTOR
             if not kind:
                 continue
             outcome = frame.RETRY
-            if guilty:
+            if guilty and flag != frame.HANDLED:
+                guilty = False
                 outcome = self._judge(slot, life, size, attempt, hung, now)
                 attempt += 1
-            guilty = False
             completion = frame.COMPLETION.pack(
                 slot, life, size, outcome, attempt, replica.index, kind, 0, 0, 0
             )

@@ -232,7 +232,9 @@ class Supervisor:
             return False
         child.pid = 0
         child.failures = child.failures + 1 if now - child.started < 10 else 1
-        child.retry_at = now + (0.0 if child.failures == 1 else min(10.0, 0.1 * 2.0**child.failures))
+        # 2.0 ** 1024 is no number, and whoever dies every ten seconds gets there overnight.
+        delay = 0.0 if child.failures == 1 else min(10.0, 0.1 * 2.0 ** min(child.failures, 16))
+        child.retry_at = now + delay
         if not self.stop.requested_at:
             self.announce("note", message=f"{child.name} ended ({_how(status)}) and is replaced")
             self.pool.count_restart(child.name.partition(" ")[0])
@@ -339,6 +341,8 @@ def _facts(config: Config, environment: Environment, artifact: Artifact, preload
         artifact=artifact.path,
         preload=preload,
         threads=threads,
+        # What was answered and not yet reported when a replica dies is computed again: that is a replay.
+        claim=slots.MAX_CLAIM if config.replicas.replay == "once" else 1,
         source=config.log.deployment_id or "twofold",
         sample=artifact.sample,
     )

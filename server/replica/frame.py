@@ -15,8 +15,10 @@ present one drops it: that is why a late answer can never reach another caller.
 
 import struct
 
-# slot, generation, length of the body in bytes, kind, attempt (0 first, 1 replayed), zero
+# slot, generation, length of the body in bytes, kind, attempt (0 first, 1 replayed), flag
 DESCRIPTOR = struct.Struct("<IIIBBH")
+FLAG_OFFSET = 14
+HANDLED = 1  # set in the mailbox by the replica: answered, and its completion about to be written
 # slot, generation, length of the answer in bytes, outcome, attempt, replica,
 # microseconds in the queue, in predict, in encoding the answer, in decoding the request
 COMPLETION = struct.Struct("<IIIBBHIIII")

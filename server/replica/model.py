@@ -181,14 +181,15 @@ def users_traceback(error: BaseException) -> str:
     for part in chain:
         part.stack[:] = [frame for frame in part.stack if not _is_machinery(frame.filename)]
         chain += [cause for cause in (part.__cause__, part.__context__) if cause is not None]
-    text = "".join(report.format())
+    bare = len(chain) == 1 and not report.stack
+    text = "".join(report.format_exception_only() if bare else report.format())
     return (text if len(text) <= MAX_TRACEBACK else "...\n" + text[-MAX_TRACEBACK:]).strip()
 
 
 def _is_machinery(filename: str) -> bool:
     ours = os.path.dirname(os.path.abspath(__file__)) + os.sep
     imports = os.path.dirname(os.path.abspath(importlib.__file__)) + os.sep
-    return filename.startswith((ours, imports, "<frozen importlib"))
+    return filename.startswith("<frozen importlib") or os.path.abspath(filename).startswith((ours, imports))
 
 
 def preload_imports(artifact: str) -> list[Any]:

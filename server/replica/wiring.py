@@ -30,6 +30,7 @@ class Wiring:
         self.supervisor: int = facts["supervisor"]
         self.artifact: str = facts["artifact"]
         self.preload: str = facts["preload"]
+        self.claim: int = facts["claim"]
         self.threads: int = facts["threads"]
         self.source: str = facts["source"]
         self.sample: str = facts["sample"]
