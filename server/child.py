@@ -12,6 +12,7 @@ from enum import StrEnum
 LONG_LIFE = 10.0  # seconds after which a death counts as the first again
 FIRST_DELAY = 0.25
 MAX_DELAY = 30.0
+MAX_DOUBLINGS = 16
 
 
 class State(StrEnum):
@@ -80,4 +81,5 @@ class Replica:
         """The first death costs nothing, each further one twice the last, up to half a minute."""
         if self.failures <= 1:
             return 0.0
-        return min(MAX_DELAY, FIRST_DELAY * 2.0 ** (self.failures - 2))
+        doublings = min(self.failures - 2, MAX_DOUBLINGS)  # 2.0 ** 1024 is no number, and a night is long
+        return min(MAX_DELAY, FIRST_DELAY * 2.0**doublings)

@@ -103,12 +103,14 @@ def listen(http: HttpSettings) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             http.host, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except socket.gaierror as error:
-        raise AddressError(f"cannot resolve host {http.host!r}: {error.strerror}", "set host") from None
+    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: no host name can look like that
+        why = error.strerror if isinstance(error, OSError) else "it is not a host name"
+        raise AddressError(f"cannot resolve host {http.host!r}: {why}", "set host") from None
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
+        listener.listen(http.backlog)  # two that bound with SO_REUSEADDR at once part here
     except OSError as error:
         listener.close()
         remedy = "choose another port, or stop what listens there"
@@ -117,6 +119,5 @@ def listen(http: HttpSettings) -> socket.socket:
         elif error.errno == errno.EADDRNOTAVAIL:
             remedy = "this machine has no such address: set host"
         raise AddressError(f"cannot bind {http.host}:{http.port}: {error.strerror}", remedy) from None
-    listener.listen(http.backlog)
     listener.setblocking(False)
     return listener

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from server.errors import ExitCode
 
-MAX_CRASH = 4000
+MAX_DUMP = 65536  # bytes of faulthandler's words that are looked at: it may tell of many threads
+MAX_CRASH = 4000  # bytes of them that are passed on
+CURRENT = "Current thread"
 
 
 def oom_kills(root: str = "/") -> int:
@@ -73,16 +75,25 @@ def decode(status: int, out_of_memory: bool, cause: str = "") -> str:
 
 def read_crash(fd: int) -> str:
     """What faulthandler wrote into a replica's crash file, which is emptied for the next life."""
-    size = os.lseek(fd, 0, os.SEEK_END)
-    text = os.pread(fd, min(size, MAX_CRASH), 0).decode("utf-8", "replace")
+    text = os.pread(fd, MAX_DUMP, 0).decode("utf-8", "replace")
     os.ftruncate(fd, 0)
     os.lseek(fd, 0, os.SEEK_SET)  # the offset is shared with the process that will write next
-    return text.strip()
+    others, current, crashed = text.partition(CURRENT)
+    if current:  # comes last, however many others there are: it must not be what is cut off
+        fatal, _, others = others.partition("\n\n")
+        text = f"{fatal}\n\n{current}{crashed}\n\n{others}"
+    return text[:MAX_CRASH].strip()
 
 
 def crash_line(text: str, artifact: str) -> str:
-    """Where a faulthandler dump says it happened: the innermost frame of the artifact, else of all."""
-    frames = re.findall(r'File "([^"]+)", line (\d+) in (\S+)', text)
+    """Where a faulthandler dump says it happened: the innermost frame of the artifact, else of all.
+
+    Only the thread that crashed counts, where the dump names it; others merely happened to wait.
+    """
+    _, current, crashed = text.partition(CURRENT)
+    frames = re.findall(
+        r'File "([^"]+)", line (\d+) in (\S+)', crashed.partition("\n\n")[0] if current else text
+    )
     frames.sort(key=lambda frame: not frame[0].startswith(artifact))  # stable: innermost stays first
     if not frames:
         return ""

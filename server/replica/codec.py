@@ -26,6 +26,8 @@ import uuid
 from typing import Any
 
 MAX_DEPTH = 200  # of a result that the fast encoders refused
+# Older orjson aborts the process at a NaT in seconds; there numpy's arrays become lists first.
+NUMPY_SAFE = (3, 11)
 
 _SIMPLE = (str, int, bool, type(None))
 # What orjson makes of a NaT in an array, of days to minutes and of nanoseconds; dumps() knows better.
@@ -39,13 +41,16 @@ def select() -> tuple[Any, ...]:
         import orjson
 
         return orjson.loads, _dumps_with(orjson)
-    except (ImportError, AttributeError):  # absent, or older than the options that we need
+    except (ImportError, AttributeError, ValueError):  # absent, or too old to know what we need of it
         return loads, dumps
 
 
 def _dumps_with(orjson: Any) -> Any:
     fast = orjson.dumps
-    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    options = orjson.OPT_NON_STR_KEYS
+    version = tuple(int(part) for part in orjson.__version__.split(".")[:2])
+    if version >= NUMPY_SAFE:
+        options |= orjson.OPT_SERIALIZE_NUMPY
 
     def dumps_fast(result: Any) -> bytes:
         try:

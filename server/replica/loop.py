@@ -22,9 +22,13 @@ from typing import Any, Callable
 from . import codec, frame, heap, lineage, model, output, slots, threads
 from .wiring import EXIT_LOAD_FAILED, EXIT_OUT_OF_MEMORY, Wiring
 
-# A replica whose predicts have all been shorter for some hundred requests takes several at once: so
-# short a wait behind a neighbour costs nobody anything, and it saves a wake-up and two calls for each.
+# A replica whose predicts are short takes several at once: so short a wait behind a neighbour costs
+# nobody anything, and it saves a wake-up and two calls for each. One long predict ends that for some
+# hundred requests; what lies between may as well be the scheduler's doing, and counts no more than CAP.
 SHORT_PREDICT_NS = 50_000
+CAP_NS = 500_000
+LONG_PREDICT_NS = 20_000_000
+DISTRUST_NS = 1 << 40
 NOTHING = bytes(slots.MAILBOX_SIZE)
 PATIENCE = 10.0  # seconds to wait for the subreaper to become the parent
 
@@ -54,7 +58,7 @@ class Replica:
         words = slots.REPLICA_WORDS_OFFSET + index * slots.REPLICA_WORDS_SIZE
         self.words = self.view[words : words + slots.REPLICA_WORDS_SIZE].cast("Q")
         self.claim = wiring.claim
-        self.peak_ns = 1 << 40  # the longest predict of late; it fades by 1/64 with each request
+        self.typical_ns = DISTRUST_NS  # a moving average of predict's time
         self.stopping = False
         self.exit_code = 0
         output.follow(self.memory)
@@ -73,7 +77,7 @@ class Replica:
         try:
             signal.signal(signal.SIGTERM, self.terminate)
             while not self.stopping:
-                taken = readv(queue, several if self.peak_ns < SHORT_PREDICT_NS else one)
+                taken = readv(queue, several if self.typical_ns < SHORT_PREDICT_NS else one)
                 if not taken:  # every writer is gone, and so is the server
                     break
                 self._report([handle(cell) for cell in range(start, start + taken, size)])
@@ -81,6 +85,12 @@ class Replica:
         except Stop:
             pass
         return self.exit_code
+
+    def _learn(self, spent_ns: int) -> None:
+        if spent_ns > LONG_PREDICT_NS:
+            self.typical_ns = DISTRUST_NS
+        else:
+            self.typical_ns += (min(spent_ns, CAP_NS) - self.typical_ns) >> 5
 
     def _report(self, completions: list[bytes]) -> None:
         """Tell the fronts, each in one write."""
@@ -118,7 +128,7 @@ class Replica:
                     outcome, size, started, predicted, encoded = answer(base, length, kind, deadline)
                     output.request = output.NO_REQUEST
                     words[0] += 1
-                    self.peak_ns = max(predicted - started, self.peak_ns - (self.peak_ns >> 6))
+                    self._learn(predicted - started)
                     if length > large or size > large:
                         trim()
                 memory[base + state_offset] = done

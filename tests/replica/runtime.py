@@ -10,7 +10,8 @@ import importlib.util
 import os
 import sys
 
-FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "server", "replica")
+HERE = os.path.dirname(os.path.realpath(__file__))
+FOLDER = os.path.join(os.path.dirname(os.path.dirname(HERE)), "server", "replica")
 PACKAGE = "_twofold_replica"
 
 

@@ -6,6 +6,8 @@ import sys
 import tempfile
 import unittest
 
+from runtime import HERE
+
 FAKE = """
 class SessionOptions:
     intra_op_num_threads = 0
@@ -33,12 +35,11 @@ print(counts, session.providers)
 
 
 class ThreadsTest(unittest.TestCase):
-    def probe(self, before):
+    def probe(self, before, probe=PROBE, package=FAKE):
         with tempfile.TemporaryDirectory() as folder:
             with open(os.path.join(folder, "onnxruntime.py"), "w") as file:
-                file.write(FAKE)
-            tests = os.path.dirname(os.path.abspath(__file__))
-            code = PROBE.format(tests=tests, folder=folder, before=before)
+                file.write(package)
+            code = probe.format(tests=HERE, folder=folder, before=before)
             return subprocess.run(
                 [sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=30
             ).stdout.decode()
@@ -47,6 +48,29 @@ class ThreadsTest(unittest.TestCase):
         for before in ("", "import onnxruntime"):
             with self.subTest(before=before):
                 self.assertEqual(self.probe(before).strip(), "[(3, 1), (7, 0), (3, 1)] ['CPU']")
+
+    def test_being_asked_for_is_no_import(self):
+        """Libraries look with find_spec() whether onnxruntime is there, long before it is imported."""
+        asking = "import importlib.util; importlib.util.find_spec('onnxruntime')\nimport onnxruntime"
+        changed = PROBE.replace("import onnxruntime\n", asking + "\n", 1)
+        self.assertNotEqual(changed, PROBE)
+        self.assertEqual(self.probe("", changed).strip(), "[(3, 1), (7, 0), (3, 1)] ['CPU']")
+
+    def test_nothing_is_left_behind(self):
+        code = PROBE + "print([type(finder).__name__ for finder in sys.meta_path].count('_Finder'))"
+        self.assertEqual(self.probe("", code).splitlines()[-1], "0")
+
+    def test_a_users_folder_of_that_name(self):
+        code = """
+import sys
+sys.path[:0] = [{tests!r}, {folder!r}]
+from runtime import module
+{before}
+module("threads").limit_onnxruntime(3)
+import onnxruntime
+print(onnxruntime.MINE)
+"""
+        self.assertEqual(self.probe("", code, "MINE = 1").strip(), "1")
 
 
 if __name__ == "__main__":
