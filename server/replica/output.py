@@ -9,6 +9,7 @@ The envelope is the contract's: see docs/design.md, Logs.
 
 from __future__ import annotations
 
+import codecs
 import io
 import itertools
 import json
@@ -22,8 +23,7 @@ from . import slots
 
 TYPE = "com.oraclecloud.datascience.modeldeployment.predict"
 MAX_RECORD = 4096  # PIPE_BUF: writes up to this are atomic
-MAX_TEXT = 3000  # characters of a line in one record; longer lines become several
-MAX_HELD = 1 << 20  # of a line without an end
+MAX_TEXT = 3000  # characters of a line in one record; longer lines, ended or not, become several
 
 NO_REQUEST = (0, 0)
 request = NO_REQUEST  # the request in hand: its slot's offset, and the length of its id
@@ -47,13 +47,17 @@ class _Raw(io.RawIOBase):
 
     def __init__(self, stream: LineStream) -> None:
         self.stream = stream
+        self._decode = codecs.getincrementaldecoder("utf-8")(
+            "replace"
+        ).decode  # a character may come in parts
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        self.stream.write(bytes(data).decode("utf-8", "replace"))
-        return len(data)
+        content = bytes(data)
+        self.stream.write(self._decode(content))
+        return len(content)
 
     def fileno(self) -> int:
         return self.stream.fileno()
@@ -85,13 +89,17 @@ class LineStream(io.TextIOBase):
         if not isinstance(text, str):
             raise TypeError("write() argument must be str, not %s" % type(text).__name__)
         *lines, held = (self._begun() + text).split("\n")
-        if len(held) > MAX_HELD:
-            lines.append(held)
-            held = ""
-        self._of_thread.held = held
+        # A progress bar never ends its line: what is held must stay short, or each write copies it all.
+        full = len(held) // MAX_TEXT * MAX_TEXT
+        self._of_thread.held = held[full:]
         for line in lines:
             self._records.send(self.name, line)
+        if full:
+            self._records.send(self.name, held[:full])
         return len(text)
+
+    def reconfigure(self, **options: Any) -> None:
+        """Programs ask a standard stream for another encoding or buffering; this one needs neither."""
 
     def flush(self) -> None:
         """A begun line stays until its end: print(x, end="", flush=True) is a line in the making."""
@@ -140,7 +148,7 @@ class _Records:
         record.update(self._constant)
         record["data"] = {
             "logEmissionTime": moment,
-            "message": text,
+            "message": text.encode("utf-8", "replace").decode(),  # readers refuse half a surrogate pair
             "opcRequestId": request_id(),
             "stream": name,
             "replica": self._replica,
@@ -149,10 +157,27 @@ class _Records:
 
 
 def redirect(fd: int, source: str, replica: int, dropped: Any = lambda: None) -> None:
-    """From now on sys.stdout and sys.stderr, and so logging too, speak to the pipe `fd`."""
+    """From now on sys.stdout and sys.stderr, and so logging too, speak to the pipe `fd`.
+
+    `dropped` is called for each record that the pipe did not take.
+    """
     records = _Records(fd, source, replica, dropped)
+    replaced = [sys.stdout, sys.__stdout__], [sys.stderr, sys.__stderr__]
     sys.stdout = LineStream("stdout", 1, records)
     sys.stderr = LineStream("stderr", 2, records)
+    for old, new in zip(replaced, (sys.stdout, sys.stderr)):
+        _redirect_logging(old, new)
+
+
+def _redirect_logging(old: list[Any], new: LineStream) -> None:
+    """Handlers made before, by a score.py that was loaded in the nursery, hold the stream itself."""
+    logging = sys.modules.get("logging")
+    if logging is None:
+        return
+    for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
+        for handler in getattr(logger, "handlers", ()):
+            if any(getattr(handler, "stream", None) is stream for stream in old if stream is not None):
+                handler.stream = new
 
 
 def finish() -> None:

@@ -1,6 +1,8 @@
 """Prints and logs become records; nothing that a model prints may harm or block it."""
 
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -125,6 +127,59 @@ class OutputTest(unittest.TestCase):
             with self.assertRaises(TypeError):
                 sys.stdout.write(b"bytes")
         self.assertEqual(captured.messages, ["bytes \ufffd", "one", "two"])
+
+    def test_characters_may_come_in_parts(self):
+        with Captured() as captured:
+            for byte in "h\u00e9 \U0001f600\n".encode():
+                sys.stdout.buffer.write(bytes([byte]))
+            sys.stdout.buffer.flush()
+            sys.stderr.buffer.write(bytearray(b"and\n"))
+            sys.stderr.buffer.write(memoryview(b"views\n"))
+        self.assertEqual(captured.messages, ["h\u00e9 \U0001f600", "and", "views"])
+
+    def test_what_programs_do_to_standard_streams(self):
+        with Captured() as captured:
+            sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
+            wrapped = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", line_buffering=True)
+            print("wrapped", file=wrapped)
+            wrapped.close()
+            sys.stderr.close()
+            print("after close", file=sys.stderr)
+            print("and on")
+        self.assertEqual(captured.messages, ["wrapped", "after close", "and on"])
+
+    def test_of_a_line_that_never_ends_little_is_held(self):
+        """Holding a progress bar whole would copy all of it at each write."""
+        parts = ["\r%6d of 20000 done" % number for number in range(20000)]
+        with Captured() as captured:
+            for part in parts:
+                sys.stderr.write(part)
+            early = os.read(captured.read, 1 << 20)
+        sent = "".join(json.loads(line.decode())["data"]["message"] for line in early.splitlines())
+        self.assertLess(len("".join(parts)) - len(sent), 4096)
+        self.assertEqual(sent + "".join(captured.messages), "".join(parts))
+
+    def test_half_a_surrogate_pair_is_no_invalid_json(self):
+        with Captured() as captured:
+            print("a\ud800b")
+        self.assertEqual(captured.messages, ["a?b"])
+        self.assertNotIn(b"\\ud800", captured.raw)
+
+    def test_handlers_made_before_follow(self):
+        logger = logging.getLogger("made.before")
+        log_file = io.StringIO()
+        handlers = [logging.StreamHandler(sys.stderr), logging.StreamHandler(log_file)]
+        logger.propagate = False
+        try:
+            for handler in handlers:
+                logger.addHandler(handler)
+            with Captured() as captured:
+                logger.warning("said")
+        finally:
+            for handler in handlers:
+                logger.removeHandler(handler)
+        self.assertEqual(captured.messages, ["said"])
+        self.assertEqual(log_file.getvalue(), "said\n")
 
     def test_logging_configured_by_the_model_arrives(self):
         code = (
