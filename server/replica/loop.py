@@ -178,7 +178,7 @@ class Replica:
         if isinstance(error, AnswerTooLarge):
             print(error, file=sys.stderr)
             return frame.TOO_LARGE, 0
-        traceback.print_exception(type(error), error, error.__traceback__)
+        print(model.users_traceback(error), file=sys.stderr)
         if isinstance(error, MemoryError):  # a process short of memory is not trusted again
             self.exit_code = EXIT_OUT_OF_MEMORY
             self.stopping = True
