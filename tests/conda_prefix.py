@@ -1,7 +1,7 @@
 """A conda-pack archive of a real, relocatable interpreter, made from one that this machine has.
 
 The prefix is what conda would make: bin/, lib/, conda-meta/, an activation script, and a module of its
-own in site-packages.  It is packed with conda/pack.py and then removed, so whatever works afterwards
+own beside the standard library.  It is packed with conda/pack.py and then removed, so whatever works afterwards
 works from the unpacked copy.  A test file asks for it with `pytest_plugins = ["conda_prefix"]`.
 """
 
@@ -138,9 +138,8 @@ def write_texts(prefix: Path, lib: Path, donor: Donor) -> None:
     """What names the prefix, for conda-unpack to rewrite, and what conda leaves beside it."""
     for file in lib.glob("_sysconfigdata*.py"):
         file.write_text(file.read_text().replace(str(donor.prefix), str(prefix)))
-    packages = lib / "site-packages"
-    packages.mkdir()
-    (packages / "packed_module.py").write_text(MODULE.format(prefix=prefix))
+    # Beside the standard library: Debian's Python looks for packages in places of its own.
+    (lib / "packed_module.py").write_text(MODULE.format(prefix=prefix))
     (prefix / "conda-meta").mkdir()
     (prefix / "conda-meta" / "history").write_text("==> 2026-01-01 00:00:00 <==\n# cmd: made by a test\n")
     (prefix / "etc/conda/activate.d").mkdir(parents=True)
