@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.cache import Cache
-from server.errors import ArtifactError, ConfigError
+from server.errors import ArtifactError, ConfigError, ResourceError
 
 SCORE, RUNTIME, SAMPLE = "score.py", "runtime.yaml", "sample.json"
 MAX_YAML = 1 << 20
@@ -51,6 +51,16 @@ def opened(path: str, cache_dir: Path, sample: str = "") -> Artifact:
     `sample` is the file of a sample request; without it, the artifact's own sample.json if there is one.
     ArtifactError when it is none, ResourceError when the disk or the cache folder is at fault.
     """
+    try:
+        return _opened(path, cache_dir, sample)
+    except PermissionError as error:
+        place, remedy = str(error.filename), "check the permissions, also of the folders above it"
+        if place.startswith(str(cache_dir)):
+            raise ResourceError("may not be used as a cache", "choose another cache_dir", place) from None
+        raise ArtifactError("may not be read", remedy, place) from None
+
+
+def _opened(path: str, cache_dir: Path, sample: str) -> Artifact:
     place = Path(path).expanduser().absolute()
     if not place.exists():
         raise ArtifactError(f"there is no {path}", "name a folder or a zip with a score.py in it")

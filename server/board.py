@@ -5,17 +5,33 @@ Pure: reads the supervisor's and the pool's state, decides the instance's own st
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from server.artifact import Artifact
 from server.capacity import Plan
-from server.child import State
+from server.child import Replica, State
 from server.config import Config
 
 if TYPE_CHECKING:
     from server.supervisor import Supervisor
 
-SHOWN = {State.ABSENT: "dead", State.LEAVING: "dead"}
+MAX_SAMPLE = 4096  # bytes of a sample request that are shown to those who want to try the model
+
+
+def shown(replica: Replica) -> str:
+    """A replica's state in the words of the board; one that waits for its first order is loading."""
+    if replica.state == State.ABSENT:
+        return "dead" if replica.restarts else "loading"
+    return "dead" if replica.state == State.LEAVING else str(replica.state)
+
+
+def sample_text(path: Path | None) -> str:
+    """The sample request, where it is text and short enough to be shown."""
+    try:
+        return path.read_text("utf-8") if path and path.stat().st_size <= MAX_SAMPLE else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def state(supervisor: Supervisor) -> str:
@@ -39,6 +55,7 @@ def compose(supervisor: Supervisor) -> dict[str, Any]:
         "python": supervisor.environment.version,
         "environment": supervisor.environment.name,
         "started": supervisor.started,
+        "sample": supervisor.sample_text,
         "preload": {
             "wanted": config.replicas.preload,
             "used": pool.facts.preload,
@@ -50,7 +67,7 @@ def compose(supervisor: Supervisor) -> dict[str, Any]:
             {
                 "index": replica.index,
                 "pid": replica.pid,
-                "state": SHOWN.get(replica.state, str(replica.state)),
+                "state": shown(replica),
                 "restarts": replica.restarts,
                 "reason": replica.reason,
                 "load_seconds": round(replica.load_seconds, 3),

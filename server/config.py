@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,6 +29,8 @@ Value = str | int | float | bool
 PREFIX = "TWOFOLD_"
 # Read elsewhere: the file's own path, and what an embedded instance and its replicas are told.
 NOT_SETTINGS = {"TWOFOLD_CONFIG", "TWOFOLD_GUEST_CONFIG", "TWOFOLD_REPLICA"}
+# What Kubernetes tells every container of a Service that is called twofold.
+KUBERNETES = re.compile(r"TWOFOLD_(SERVICE_(HOST|PORT\w*)=.*|PORT_\d+_\w+=.*|PORT=\w+://.*)", re.DOTALL)
 WORDS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 EXAMPLE = "write lines like `port: 8080`"
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -83,7 +86,10 @@ class ReplicaSettings(_Checked):
     )
     replay: str = setting("once", "offer a request again when its replica died", among=("once", "never"))
     spare: int = setting(0, "loaded replicas standing by for a crash", high=64)
-    predict_timeout: float = setting(60.0, "seconds from a request's admission to its answer", low=0.001)
+    # A completion counts microseconds in 32 bits, which is 4294 seconds.
+    predict_timeout: float = setting(
+        60.0, "seconds from a request's admission to its answer", low=0.001, high=3600
+    )
     load_timeout: float = setting(600.0, "seconds that importing and loading the model may take", low=0.001)
     threads: int = setting(0, "threads of numerical libraries per replica; 0 shares out the cores", high=4096)
     sample: str = setting("", "path of a sample request; empty is the artifact's sample.json, if any")
@@ -243,6 +249,8 @@ def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     if "WEB_CONCURRENCY" in environ and "TWOFOLD_REPLICAS" not in environ:
         yield "replicas", environ["WEB_CONCURRENCY"], "WEB_CONCURRENCY"
     for variable in sorted(environ):
+        if KUBERNETES.fullmatch(f"{variable}={environ[variable]}"):
+            continue
         if variable.startswith(PREFIX) and variable not in NOT_SETTINGS:
             yield variable[len(PREFIX) :].lower(), environ[variable], variable
 

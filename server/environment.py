@@ -21,7 +21,7 @@ from server import activation, errand
 from server.artifact import Runtime
 from server.cache import Cache
 from server.config import EnvironmentSettings, cache_folder
-from server.errors import EnvironmentFailure
+from server.errors import EnvironmentFailure, ResourceError
 from server.source import Progress, archive, locate
 
 OLDEST = (3, 7)  # that the replica runtime supports
@@ -49,10 +49,14 @@ def prepare(runtime: Runtime | None, settings: EnvironmentSettings, progress: Pr
     ResourceError when the disk or the cache folder is at fault.
     """
     named = settings.env or (runtime.env_path if runtime else "")
-    if named:
-        found = _named(named, settings, progress)
-    else:
-        found = _default(settings)
+    try:
+        found = _named(named, settings, progress) if named else _default(settings)
+    except PermissionError as error:
+        place = str(error.filename)
+        if place.startswith(str(cache_folder(settings))):
+            raise ResourceError("may not be used as a cache", "choose another cache_dir", place) from None
+        remedy = "check the permissions, also of the folders above it"
+        raise EnvironmentFailure("may not be read", remedy, place) from None
     _compare(found, runtime)
     return found
 

@@ -58,7 +58,10 @@ class TwofoldError(Exception):
 
     def __str__(self) -> str:
         first, *others = self.message.strip().splitlines() or [""]
-        message = f"{first.removesuffix(TRACEBACK)}{others[-1]}" if others else first
+        if others:
+            head = first.removesuffix(TRACEBACK)
+            first = f"{head}{others[-1]}" if head != first else f"{first}: {others[-1]}"
+        message = first
         text = f"{self.place}: {message}" if self.place else message
         return " ".join((f"{text} ({self.remedy})" if self.remedy else text).split())
 

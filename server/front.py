@@ -13,7 +13,7 @@ import resource
 import signal
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import uvloop
 
@@ -61,7 +61,8 @@ class Front:
         self.cells = self.counters.cells
         self.rules = Rules(place.layout.max_body, self.http.root_ocid)
         self.plans: dict[bytes, Plan] = {}
-        self.no_plan = plan.make_plan(http1.parse_head(b"GET / HTTP/1.0\r\n\r\n"), self.rules)
+        nothing = plan.make_plan(http1.parse_head(b"GET / HTTP/1.0\r\n\r\n"), self.rules)
+        self.no_plan = replace(nothing, message=b"- - -")  # of a head that could not be read
         self.ids = answers.RequestIds()
         self.answers = answers.Answers()
         self.connections: set[Connection] = set()

@@ -83,8 +83,9 @@ def about(board: Mapping[str, Any]) -> Page:
 def docs(board: Mapping[str, Any]) -> Page:
     """A form that calls predict and shows the answer with its times."""
     title = escape(str(board.get("artifact") or "a model"))
+    sample = escape(str(board.get("sample") or "[[1, 2, 3]]"))
     body = f"""<h1>Try {title}</h1>
-<form><p><label>Body<br><textarea name="body" rows="10" required>[[1, 2, 3]]</textarea></label></p>
+<form><p><label>Body<br><textarea name="body" rows="10" required>{sample}</textarea></label></p>
 <p><label>Content type <select name="kind"><option>application/json</option>
 <option>application/octet-stream</option></select></label> <button>POST /predict</button></p></form>
 <pre aria-live="polite"></pre>

@@ -277,7 +277,7 @@ class Pool:
             if not kind:
                 continue
             outcome = frame.RETRY
-            if guilty and flag != frame.HANDLED:
+            if guilty and (flag != frame.HANDLED or self.settings.replay == "never"):
                 guilty = False
                 outcome = self._judge(slot, life, size, attempt, hung, now)
                 attempt += 1

@@ -76,12 +76,14 @@ class Supervisor:
     failed: TwofoldError | None = None
     announced: bool = False
     started: float = field(default_factory=time.time)
+    sample_text: str = ""
     _wakeup: int = -1
     _reports: bytes = b""
     _board_at: float = 0.0
 
     def run(self) -> ExitCode:
         self._wakeup = _catch_signals()
+        self.sample_text = board.sample_text(self.artifact.sample)
         self.pool.step_availability()
         self._make_children()
         try:
@@ -354,7 +356,8 @@ def _make_log_folder(path: str) -> None:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         for stream in ("access", "predict"):
-            (Path(path) / f"{stream}.log").open("ab").close()
+            file = Path(path) / f"{stream}.log"
+            os.close(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640))
     except OSError as error:
         raise ResourceError(
             f"cannot write logs: {error.strerror}",

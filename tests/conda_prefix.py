@@ -1,8 +1,8 @@
 """A conda-pack archive of a real, relocatable interpreter, made from one that this machine has.
 
 The prefix is what conda would make: bin/, lib/, conda-meta/, an activation script, and a module of its
-own beside the standard library.  It is packed with conda/pack.py and then removed, so whatever works afterwards
-works from the unpacked copy.  A test file asks for it with `pytest_plugins = ["conda_prefix"]`.
+own beside the standard library.  It is packed with conda/pack.py and then removed, so whatever works
+afterwards works from the unpacked copy.  A test file asks for it with `pytest_plugins = ["conda_prefix"]`.
 """
 
 from __future__ import annotations

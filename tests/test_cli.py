@@ -103,9 +103,19 @@ def test_no_arguments_shows_the_help(
 def test_a_bad_variable_is_a_config_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("TWOFOLD_PORT", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("TWOFOLD_PORT", "eighty")
     assert call(monkeypatch, "settings") == ExitCode.CONFIG
     assert "TWOFOLD_PORT: port must be a whole number" in capsys.readouterr().err
+
+
+def test_what_kubernetes_says_of_a_service_called_twofold_is_no_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TWOFOLD_PORT", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("TWOFOLD_PORT_80_TCP_ADDR", "10.0.0.1")
+    monkeypatch.setenv("TWOFOLD_SERVICE_HOST", "10.0.0.1")
+    assert call(monkeypatch, "settings") == ExitCode.OK
+    assert "8080" in capsys.readouterr().out
 
 
 def test_settings_show_value_and_source(
