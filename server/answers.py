@@ -1,12 +1,11 @@
-"""Bytes of answers: status line, fields, request ids, Server-Timing.
+"""Bytes of answers: status line, fields, Server-Timing.
 
-Pure but for the random prefix of the ids; the time comes in through refresh().  Whatever is the
+Pure; the time comes in through refresh().  Whatever is the
 same for a second is formatted once a second, so an answer is one `%` and one join.
 """
 
 from __future__ import annotations
 
-import os
 from email.utils import formatdate
 
 from server.http1 import REASONS
@@ -16,7 +15,6 @@ NO_TIMING = b"queue;dur=0, predict;dur=0, encode;dur=0"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 KNOWN_MILLIS = 8192  # microseconds for which the text is ready
 MILLIS = [b"%.3f" % (us / 1000) for us in range(KNOWN_MILLIS)]
-_TWO_DIGITS = [b"%02X" % byte for byte in range(256)]
 
 
 def millis(us: int) -> bytes:
@@ -31,32 +29,6 @@ def timing(queue_us: int, predict_us: int, encode_us: int) -> bytes:
         millis(predict_us),
         millis(encode_us),
     )
-
-
-class RequestIds:
-    """Ids of the contract's form: three groups of 32 hex digits, joined by slashes.
-
-    The caller's id, where there is one, is the first group; the second is this process; the third
-    is the request.  Unique by a random prefix and a counter: no randomness is drawn per request, and
-    but for the last two digits the text is made once for 256 requests.
-    """
-
-    def __init__(self) -> None:
-        self._caller, self._process, self._prefix = (
-            os.urandom(size).hex().upper().encode() for size in (16, 16, 8)
-        )
-        self._count = 0
-        self._turn_over()
-
-    def _turn_over(self) -> None:
-        self._tail = b"/%b/%b%014X" % (self._process, self._prefix, self._count >> 8)
-        self._own = self._caller + self._tail
-
-    def mint(self, caller: bytes) -> bytes:
-        self._count = count = self._count + 1
-        if not count & 255:
-            self._turn_over()
-        return (caller + self._tail if caller else self._own) + _TWO_DIGITS[count & 255]
 
 
 class Answers:

@@ -30,6 +30,7 @@ from server import answers, metrics, pages, plan
 from server.asgi import EXTENSION
 from server.http1 import Head, error_body
 from server.plan import Refusal, Rules
+from server.request_ids import RequestIds
 
 CODES = {404: "NotAuthorizedOrNotFound", 405: "MethodNotAllowed"}
 PROBES = {"live", "ready", "startup"}
@@ -114,7 +115,7 @@ class Envelope:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.ids = answers.RequestIds()
+        self.ids = RequestIds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

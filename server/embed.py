@@ -24,6 +24,7 @@ from server.dispatch import Dispatch, Lanes
 from server.failures import BUSY, DOWN, failure
 from server.plan import Refusal
 from server.replica import frame, slots
+from server.request_ids import RequestIds
 
 TICK = 0.05
 START_TIMEOUT = 60.0
@@ -60,7 +61,7 @@ class _Waiting:
 class SlotBackend:
     """What server.app asks for: the board, the counters, and predict."""
 
-    def __init__(self, dispatch: Dispatch, ids: answers.RequestIds) -> None:
+    def __init__(self, dispatch: Dispatch, ids: RequestIds) -> None:
         self.dispatch = dispatch
         self.ids = ids
 
@@ -140,7 +141,7 @@ def _receive(ours: socket.socket, config: Config) -> SlotBackend:
     memory = slots.attach(fds[0], layout)
     os.close(fds[0])
     dispatch = Dispatch(memory, layout, 0, Lanes(fds[1], fds[2]), config.replicas.predict_timeout)
-    return SlotBackend(dispatch, answers.RequestIds())
+    return SlotBackend(dispatch, RequestIds())
 
 
 async def _tick(dispatch: Dispatch) -> None:

@@ -25,6 +25,7 @@ from server.embed import SlotBackend
 from server.http1_protocol import GONE, Connection
 from server.plan import Plan, Rules
 from server.replica import slots
+from server.request_ids import RequestIds
 
 TICK = 0.05
 MAX_PLANS = 1024
@@ -63,7 +64,7 @@ class Front:
         self.plans: dict[bytes, Plan] = {}
         nothing = plan.make_plan(http1.parse_head(b"GET / HTTP/1.0\r\n\r\n"), self.rules)
         self.no_plan = replace(nothing, message=b"- - -")  # of a head that could not be read
-        self.ids = answers.RequestIds()
+        self.ids = RequestIds()
         self.answers = answers.Answers()
         self.connections: set[Connection] = set()
         self.draining = False

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server import answers
-from server.answers import Answers, RequestIds
+from server.answers import Answers
 from server.plan import Refusal
 from server.replica import slots
+from server.request_ids import RequestIds
 
 GROUP = rb"[0-9A-F]{32}"
 
