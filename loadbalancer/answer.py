@@ -1,0 +1,196 @@
+"""Heads of answers: bytes from an instance in, what to do with the body and what to send on out.
+
+Pure: no I/O, no clock.  Strict, like server.http1: an answer that two parsers could read in two
+ways is not repaired but refused, and its connection is never used again (RFC 9112, 6.3 and 11.2).
+
+Parsing costs some 6 us, and an instance repeats itself: of two answers only a few values differ.
+So a `Template` is made of each kind of head: one regular expression with the bytes that stay as
+literals and a hole for each value that was seen to change.  A head that matches has been checked
+byte by byte, and its groups are the pieces to send on.  Fields that decide about framing are never
+a hole but for the number in Content-Length.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from server.http1 import MAX_FIELDS, MAX_HEAD
+
+LENGTH, CHUNKED, TO_THE_END, NOTHING = range(4)  # how the body ends
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_VALUE = rb"[\t\x20-\x7e\x80-\xff]*"
+_HEAD = re.compile(
+    rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: (" + _VALUE + rb"))?\r\n"
+    rb"((?:" + _TOKEN + rb":" + _VALUE + rb"\r\n)*)\r\n"
+)
+_FIELD = re.compile(rb"([^:]+):([^\r]*)\r\n")
+# RFC 9110, 7.6.1, and what proxies of old made up.
+HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authentication-info")
+    + (b"te", b"transfer-encoding", b"upgrade")
+)
+# Never a hole: another value would mean another kind of answer.
+_DECISIVE = HOP_BY_HOP | {b"content-length", b"trailer", b"opc-request-id"}
+_NO_BODY = (204, 304)
+MAX_TEMPLATES = 64
+
+
+class BadAnswer(Exception):
+    """What the instance sent is not an answer that could be passed on."""
+
+
+class AnswerHead(NamedTuple):
+    status: int
+    reason: bytes
+    version: int  # the minor one
+    fields: tuple[tuple[bytes, bytes], ...]  # names in lower case
+    framing: int
+    length: int  # of the body, where `framing` is LENGTH
+    keep_alive: bool  # the instance keeps the connection open
+    request_id: bytes
+
+    @property
+    def interim(self) -> bool:
+        return self.status < 200
+
+
+def parse(raw: bytes, to_head: bool = False) -> AnswerHead:
+    """The head that `raw` is, up to its empty line. `to_head`: it answers a HEAD request."""
+    if len(raw) > MAX_HEAD:
+        raise BadAnswer("the head is too large")
+    match = _HEAD.fullmatch(raw)
+    if match is None:
+        raise BadAnswer("the head is not HTTP/1.1")
+    minor, code, reason, block = match.groups(b"")
+    fields = tuple((name.lower(), value.strip(b" \t")) for name, value in _FIELD.findall(block))
+    if len(fields) > MAX_FIELDS:
+        raise BadAnswer("the head has too many fields")
+    status, modern = int(code), minor == b"1"
+    named = _single(fields)
+    framing, length = _framing(named, status, modern)
+    if to_head or status < 200 or status in _NO_BODY:
+        framing, length = NOTHING, 0
+    keep = _keep_alive(named.get(b"connection", b""), modern) and framing != TO_THE_END
+    request_id = named.get(b"opc-request-id", b"")
+    return AnswerHead(status, reason, int(minor), fields, framing, length, keep, request_id)
+
+
+def _single(fields: tuple[tuple[bytes, bytes], ...]) -> dict[bytes, bytes]:
+    named: dict[bytes, bytes] = {}
+    for name, value in fields:
+        if name in named and name in (b"content-length", b"transfer-encoding"):
+            raise BadAnswer(f"the field {name.decode()} is given twice")
+        named[name] = named[name] + b"," + value if name in named and name == b"connection" else value
+    return named
+
+
+def _framing(named: dict[bytes, bytes], status: int, modern: bool) -> tuple[int, int]:
+    coding, length = named.get(b"transfer-encoding"), named.get(b"content-length")
+    if coding is not None:
+        if length is not None or not modern or coding.lower() != b"chunked":
+            raise BadAnswer("its transfer-encoding is not plainly chunked")
+        if status < 200 or status == 204:  # RFC 9112, 6.1
+            raise BadAnswer("a transfer-encoding where no body can be")
+        return CHUNKED, 0
+    if length is None:
+        return TO_THE_END, 0
+    if not length.isdigit() or len(length) > 18:
+        raise BadAnswer("its content-length is not a number")
+    return LENGTH, int(length)
+
+
+def _keep_alive(value: bytes, modern: bool) -> bool:
+    options = [option.strip(b" \t") for option in value.lower().split(b",")]
+    return b"close" not in options and (modern or b"keep-alive" in options)
+
+
+def passed_on(head: AnswerHead) -> list[tuple[bytes, bytes]]:
+    """The fields that concern the client: everything but hop-by-hop and what Connection names."""
+    named = {
+        option.strip(b" \t")
+        for name, value in head.fields
+        if name == b"connection"
+        for option in value.lower().split(b",")
+    } - {b"content-length", b"opc-request-id", b"content-type", b"date"}
+    return [field for field in head.fields if field[0] not in HOP_BY_HOP and field[0] not in named]
+
+
+class Template:
+    """One kind of head, to be matched against the next ones.
+
+    `match` is the compiled expression's `match`; group `length` is Content-Length's number, group
+    `request_id` the id; `kept` are the numbers of the groups to join for the client.
+    """
+
+    __slots__ = ("has_id", "holes", "kept", "lines", "match", "status")
+
+    def __init__(self, raw: bytes, head: AnswerHead, holes: frozenset[bytes]) -> None:
+        self.status = head.status
+        self.holes = holes
+        self.has_id = bool(head.request_id)
+        self.lines = raw.split(b"\r\n")[:-2]
+        dropped = {name for name, _ in head.fields} - {name for name, _ in passed_on(head)}
+        pattern, group, kept, inside = b"", 0, [], False
+        for number, line in enumerate(self.lines):
+            name = line.partition(b":")[0].lower() if number else b""
+            if name in dropped:
+                pattern += (b")" if inside else b"") + re.escape(line) + rb"\r\n"
+                inside = False
+                continue
+            if not inside:
+                group += 1
+                kept.append(group)
+                pattern, inside = pattern + b"(", True
+            piece, groups = _line(line, name, holes)
+            pattern, group = pattern + piece, group + groups
+        pattern += (b")" if inside else b"") + rb"\r\n"
+        self.kept = tuple(kept)
+        self.match = re.compile(pattern).match
+
+
+def _line(line: bytes, name: bytes, holes: frozenset[bytes]) -> tuple[bytes, int]:
+    """(pattern of one line that is sent on, groups in it)."""
+    label = re.escape(line[: len(name) + 1])
+    if name == b"content-length":
+        return label + rb"[ \t]*(?P<length>[0-9]{1,18})[ \t]*\r\n", 1
+    if name == b"opc-request-id":
+        return label + rb"[ \t]*(?P<request_id>[\x21-\x7e]*)[ \t]*\r\n", 1
+    if name in holes:
+        return label + _VALUE + rb"\r\n", 0
+    return re.escape(line) + rb"\r\n", 0
+
+
+class Templates:
+    """The kinds of heads that instances send, learnt as they come; bounded."""
+
+    def __init__(self) -> None:
+        self._by_shape: dict[tuple[bytes, ...], Template] = {}
+        self._learnt = 0
+
+    def learn(self, raw: bytes, head: AnswerHead) -> Template | None:
+        """A template that matches `raw` and its like; None where it must be parsed each time.
+
+        Only whole answers of known length come in question, from instances that keep the
+        connection; a name that occurs twice, or more kinds than are worth it, are left to parse().
+        """
+        if head.framing != LENGTH or not head.keep_alive or self._learnt >= 4 * MAX_TEMPLATES:
+            return None
+        lines = raw.split(b"\r\n")[:-2]
+        names = [line.partition(b":")[0].lower() for line in lines[1:]]
+        if len(set(names)) != len(names):
+            return None
+        shape = (lines[0], *names)
+        known = self._by_shape.get(shape)
+        if known is None and len(self._by_shape) >= MAX_TEMPLATES:
+            return None
+        holes = frozenset((b"date", b"server-timing"))
+        if known is not None:
+            changed = {name for name, a, b in zip(names, known.lines[1:], lines[1:], strict=True) if a != b}
+            if changed & (_DECISIVE - {b"content-length", b"opc-request-id"}):
+                return None
+            holes = known.holes | (changed - _DECISIVE)
+        self._learnt += 1
+        self._by_shape[shape] = made = Template(raw, head, holes)
+        return made
