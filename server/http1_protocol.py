@@ -20,7 +20,6 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from server import answers, dispatch, http1, plan
-from server.answers import KNOWN_MILLIS, MILLIS, millis
 from server.failures import BUSY, DOWN, failure
 from server.plan import Plan, Refusal
 from server.replica import frame
@@ -240,19 +239,19 @@ class Connection(asyncio.BufferedProtocol):
         if outcome != frame.ANSWERED:
             self._fail(slot, size, outcome, (queue_us, predict_us, encode_us))
             return
-        head = front.answers.ok % (
-            MILLIS[queue_us] if queue_us < KNOWN_MILLIS else millis(queue_us),
-            MILLIS[predict_us] if predict_us < KNOWN_MILLIS else millis(predict_us),
-            MILLIS[encode_us] if encode_us < KNOWN_MILLIS else millis(encode_us),
-            self.request_id, connection, size,
-        )  # fmt: skip
-        self._note(200, len(head) + size, queue_us, predict_us, encode_us)
         if size > SMALL_ANSWER:
-            self._send_from_slot(slot, head, size)
+            self._send_from_slot(slot, size, connection, (queue_us, predict_us, encode_us))
             return
         dispatch = self.dispatch
         start = dispatch.answers_offset + slot * dispatch.stride
-        self.transport.write(b"".join((head, dispatch.memory[start : start + size])))
+        body = dispatch.memory[start : start + size]
+        if connection:
+            spent = (queue_us, predict_us, encode_us)
+            data = front.answers.head(spent, self.request_id, connection, size) + body
+        else:
+            data = front.answers.whole(queue_us, predict_us, encode_us, self.request_id, body)
+        self._note(200, len(data), queue_us, predict_us, encode_us)
+        self.transport.write(data)
         dispatch.release(slot, size if size > chosen.length else chosen.length)
         self._finish(chosen.close or front.draining)
 
@@ -277,8 +276,10 @@ class Connection(asyncio.BufferedProtocol):
             queue_us, encode_us, chosen.length,
         ))  # fmt: skip
 
-    def _send_from_slot(self, slot: int, head: bytes, size: int) -> None:
+    def _send_from_slot(self, slot: int, size: int, connection: bytes, spent: tuple[int, int, int]) -> None:
         """A large answer leaves from the slot itself, which is released when all has been sent."""
+        head = self.front.answers.head(spent, self.request_id, connection, size)
+        self._note(200, len(head) + size, *spent)
         self.state, self.since, self.sending, self.progress = SENDING, self.front.now, slot, -1
         self.transport.write(head)
         self.transport.write(self.dispatch.answer(slot, size))

@@ -79,8 +79,17 @@ def test_an_error_answer_is_whole() -> None:
 def test_the_date_is_as_of_the_last_refresh() -> None:
     rendered = Answers()
     rendered.refresh(0.0)
-    before = rendered.ok
+    before = rendered.head((1, 2, 3), b"A/B/C", b"", 12)
     rendered.refresh(1.0)
-    assert b"00:00:00 GMT" in before and b"00:00:01 GMT" in rendered.ok
-    head = rendered.ok % (b"0.001", b"0.002", b"0.003", b"A/B/C", b"", 12)
-    assert head.endswith(b"content-length: 12\r\n\r\n") and b"%" not in head
+    after = rendered.head((1, 2, 3), b"A/B/C", b"", 12)
+    assert b"00:00:00 GMT" in before and b"00:00:01 GMT" in after
+    assert after.endswith(b"content-length: 12\r\n\r\n")
+
+
+@pytest.mark.parametrize("us", [0, 7, answers.KNOWN_MILLIS - 1, answers.KNOWN_MILLIS, 10**9])
+@pytest.mark.parametrize("size", [0, 1, answers.KNOWN_LENGTHS - 1, answers.KNOWN_LENGTHS, 60000])
+def test_a_joined_answer_has_the_bytes_of_a_formatted_one(us: int, size: int) -> None:
+    rendered = Answers()
+    for spent in ((us, 2, 3), (1, us, 3), (1, 2, us)):
+        whole = rendered.whole(*spent, b"A/B/C", b"x" * size)
+        assert whole == rendered.head(spent, b"A/B/C", b"", size) + b"x" * size

@@ -106,6 +106,7 @@ class Replica:
         memory, index, stride = self.memory, self.index, self.stride
         unpack_descriptor, unpack_header = frame.DESCRIPTOR.unpack_from, slots.SLOT_HEADER.unpack_from
         pack, words, answer = frame.COMPLETION.pack, self.words, self._answerer()
+        learn = self._learn
         first, state_offset, flag_offset = slots.SLOTS_OFFSET, slots.STATE_OFFSET, frame.FLAG_OFFSET
         waiting, done, handled, trim, large = (
             slots.WAITING,
@@ -128,7 +129,7 @@ class Replica:
                     outcome, size, started, predicted, encoded = answer(base, length, kind, deadline)
                     output.request = output.NO_REQUEST
                     words[0] += 1
-                    self._learn(predicted - started)
+                    learn(predicted - started)
                     if length > large or size > large:
                         trim()
                 memory[base + state_offset] = done

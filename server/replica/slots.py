@@ -8,7 +8,7 @@ outlives the processes; it is sparse, so room that nobody touched costs nothing.
     offset                     size                        written by
     0        control words     4096                        supervisor
     4096     quarantine        64 x 32                     supervisor
-    8192     mailboxes         MAX_REPLICAS x 64           that replica (the kernel, in readv)
+    8192     mailboxes         MAX_REPLICAS x 128          that replica (the kernel, in readv)
     ...      replica words     MAX_REPLICAS x 64           that replica
     ...      counters          MAX_FRONTS x 16384          that front
     ...      status board      2 x 65536                   supervisor
@@ -38,13 +38,13 @@ from typing import Any
 PAGE = 4096
 MAX_REPLICAS = 256
 MAX_FRONTS = 32
-MAX_CLAIM = 4  # descriptors that a replica may take in one read
+MAX_CLAIM = 8  # descriptors that a replica may take in one read
 
 CONTROL_SIZE = PAGE
 QUARANTINE_CELLS = 64
 DIGEST_SIZE = 16  # of a body, BLAKE2b
 QUARANTINE_CELL = struct.Struct("<16sQQ")  # digest, expiry (monotonic ns), zero
-MAILBOX_SIZE = 64
+MAILBOX_SIZE = 128
 REPLICA_WORDS_SIZE = 64
 COUNTERS_SIZE = 16384
 BOARD_SIZE = 65536
