@@ -1,0 +1,194 @@
+"""One instance as one proxy sees it: what it has in hand, how fast it is, how much it may be given.
+
+Pure arithmetic, the clock is an argument (monotonic ns).  The pool changes the counts in its hot
+path; everything else is settled once per tick.
+
+*Load* is the requests in hand, each counted as UNIT // workers: equal loads are equally busy
+instances, whatever their size.  *Credits* are how many requests it may have in hand at once: one for
+each worker, and what it completes in PREFETCH_NS, so that no worker waits for the way to the proxy
+and back; any more would be bound to this instance while another one may become free.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+from loadbalancer import memory
+from loadbalancer.outlier import Failure, Record
+
+UP = "up"  # the state on the board
+
+UNIT = 720720  # has every number of workers up to 16 as a divisor
+PREFETCH_NS = 2_000_000
+MAX_CREDITS = 256
+WEIGHT = 1 / 64  # of the newest request in the latency
+KNOWN = 8  # requests served before a latency means anything
+RATE_SMOOTHING = 200_000_000  # ns
+STALENESS = 10_000_000_000  # ns over which the latency of an instance without traffic becomes typical again
+
+
+class Instance:
+    """Mutable; `link` is the proxy's own, for its connections. Latencies in microseconds."""
+
+    __slots__ = (
+        "_busy",
+        "_failed_sum_us",
+        "_lost",
+        "_served",
+        "_served_sum_us",
+        "_ticked",
+        "cell",
+        "credits",
+        "entry",
+        "failures",
+        "hot",
+        "latency_sum_us",
+        "latency_us",
+        "limit",
+        "link",
+        "load",
+        "name",
+        "newly",
+        "newly_sum_us",
+        "ramp_from",
+        "rate",
+        "record",
+        "requests",
+        "retries",
+        "since_ns",
+        "state",
+        "step",
+        "suspected",
+        "tried_at",
+        "tried_requests",
+        "way_ns",
+        "workers",
+    )
+
+    def __init__(self, entry: Mapping[str, Any], now: int) -> None:
+        # From the board
+        self.name: str = entry["name"]
+        self.workers = 0
+        self.step = UNIT
+        self.load = 0
+        self.since_ns = self.ramp_from = int(entry.get("since_ns", 0))
+        self.adopt(entry)
+        self.link: Any = None
+        self.way_ns = 0  # to it and back, where that is long; set by the proxy from the time of a connect
+        # Counted for each request
+        self.limit = self.step  # the load at which it takes no more
+        self.requests = 0
+        self.latency_us = 0.0
+        self.latency_sum_us = 0
+        self.suspected = False  # there is something in the record that a success ends
+        # Counted for each failure
+        self.record = Record()
+        self.failures = [0] * len(Failure)
+        self.retries = 0  # second attempts that came here; counted by the proxy
+        self._lost = 0  # requests that were no success
+        self._failed_sum_us = 0
+        # Settled at each tick
+        self.credits = 1
+        self.hot = False
+        self.rate = 0.0  # successes per second while every worker was busy
+        self.newly = self.newly_sum_us = 0  # successes since the tick before, and their latencies
+        self.tried_at = self.tried_requests = 0
+        self._served = self._served_sum_us = 0
+        self._ticked = now
+        self._busy = False
+
+    def adopt(self, entry: Mapping[str, Any]) -> None:
+        """Take over what the board says of it now."""
+        self.entry = entry
+        self.cell: int = entry["cell"]
+        self.state: str = entry["state"]
+        workers = int(entry.get("workers", 0))
+        if workers != self.workers:
+            outstanding = self.outstanding
+            self.workers, self.step = workers, max(1, UNIT // max(1, workers))
+            self.load = outstanding * self.step
+
+    @property
+    def outstanding(self) -> int:
+        return self.load // self.step
+
+    @property
+    def serving(self) -> bool:
+        return self.state == UP and not self.record.out
+
+    @property
+    def known(self) -> bool:
+        return self._served >= KNOWN
+
+    # ------------------------------------------------------------------ requests that were no success
+
+    def lose(self, latency_us: int) -> None:
+        """A request leaves without a success; 0 when nobody knows how long it took."""
+        self.load -= self.step
+        self._lost += 1
+        self.latency_sum_us += latency_us
+        self._failed_sum_us += latency_us
+
+    def charge(self, penalty_us: float) -> None:
+        """Count a failure as slow, that a quick one may attract nobody."""
+        self.latency_us += (penalty_us - self.latency_us) * WEIGHT
+
+    # ------------------------------------------------------------------ ticks
+
+    def measure(self, now: int, typical_us: float) -> None:
+        """See what happened since the last tick."""
+        elapsed = now - self._ticked
+        served = self.requests - self.outstanding - self._lost
+        served_sum = self.latency_sum_us - self._failed_sum_us
+        self.newly, self.newly_sum_us = served - self._served, served_sum - self._served_sum_us
+        self._served, self._served_sum_us, self._ticked = served, served_sum, now
+        busy = self.outstanding >= max(1, self.workers)
+        if busy and self._busy and elapsed > 0:
+            share = elapsed / (elapsed + RATE_SMOOTHING) if self.rate else 1.0
+            self.rate += (self.newly * 1e9 / elapsed - self.rate) * share
+        self._busy = busy
+        if self.newly:
+            if not self.known:
+                self.latency_us = served_sum / served
+            elif self.hot:  # its few requests must suffice to clear it
+                self.latency_us = (self.latency_us + self.newly_sum_us / self.newly) / 2
+        elif not self.hot and typical_us:
+            self.latency_us += (typical_us - self.latency_us) * min(1.0, elapsed / STALENESS)
+
+    def grant(self, fixed: int, proxies: int, ramp: float) -> None:
+        """Settle the credits: `fixed` ones if not 0, this proxy's part of them, 0 < ramp <= 1 of those."""
+        if fixed:
+            full = fixed
+        elif not self.workers:  # nobody knows how much it does at once: only the fewest in hand decide
+            full = MAX_CREDITS
+        else:
+            ahead = math.ceil(self.rate * (PREFETCH_NS + self.way_ns) / 1e9) if self.rate else self.workers
+            full = min(MAX_CREDITS, self.workers + ahead)
+        full = -(-full // proxies)
+        self.credits = max(1, int(1 + (full - 1) * ramp))
+        self.limit = self.credits * self.step
+
+    def allow_one(self) -> None:
+        """A trial: one request at a time."""
+        self.credits, self.limit = 1, self.step
+
+    def show(self, words: memoryview) -> None:
+        """Write the figures into the cell that this proxy has for it (memory.cell)."""
+        record = self.record
+        block = array("Q", bytes(memory.CELL_SIZE))
+        block[memory.OUTSTANDING] = self.outstanding
+        block[memory.REQUESTS] = self.requests
+        block[memory.FIVEXX] = self.failures[Failure.ANSWER]
+        block[memory.CONNECT_ERRORS] = self.failures[Failure.CONNECT] + self.failures[Failure.REFUSED]
+        block[memory.LATENCY_US] = int(self.latency_us)
+        block[memory.EJECTED_UNTIL] = record.until if record.out else 0
+        block[memory.EJECTIONS] = record.ejections
+        block[memory.RETRIES] = self.retries
+        block[memory.CREDITS] = self.credits
+        block[memory.TIMEOUTS] = self.failures[Failure.LATE]
+        block[memory.LATENCY_SUM_US] = self.latency_sum_us
+        block[memory.BROKEN] = self.failures[Failure.BROKEN]
+        words[:] = block
