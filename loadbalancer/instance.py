@@ -37,6 +37,7 @@ class Instance:
         "_busy",
         "_failed_sum_us",
         "_lost",
+        "_lost_before",
         "_served",
         "_served_sum_us",
         "_ticked",
@@ -97,6 +98,7 @@ class Instance:
         self.newly = self.newly_sum_us = 0  # successes since the tick before, and their latencies
         self.tried_at = self.tried_requests = 0
         self._served = self._served_sum_us = 0
+        self._lost_before = 0
         self._ticked = now
         self._busy = False
 
@@ -145,6 +147,7 @@ class Instance:
         served_sum = self.latency_sum_us - self._failed_sum_us
         self.newly, self.newly_sum_us = served - self._served, served_sum - self._served_sum_us
         self._served, self._served_sum_us, self._ticked = served, served_sum, now
+        lost, self._lost_before = self._lost_before, self._lost
         busy = self.outstanding >= max(1, self.workers)
         if busy and self._busy and elapsed > 0:
             share = elapsed / (elapsed + RATE_SMOOTHING) if self.rate else 1.0
@@ -153,7 +156,7 @@ class Instance:
         if self.newly:
             if not self.known:
                 self.latency_us = served_sum / served
-            elif self.hot:  # its few requests must suffice to clear it
+            elif self.hot and self._lost == lost:  # its few requests must suffice to clear it
                 self.latency_us = (self.latency_us + self.newly_sum_us / self.newly) / 2
         elif not self.hot and typical_us:
             self.latency_us += (typical_us - self.latency_us) * min(1.0, elapsed / STALENESS)

@@ -33,7 +33,7 @@ class Failure(IntEnum):
 
 
 THRESHOLD = {Failure.ANSWER: 5, Failure.CONNECT: 3, Failure.LATE: 3, Failure.REFUSED: 1}
-COMMON = 3  # failures in a row at which one of the others counts as failing too
+COMMON = 2  # failures in a row at which one of the others counts as failing too
 
 
 class Record:
@@ -87,7 +87,7 @@ def may_eject(others: Sequence[Record], total: int) -> bool:
 
     `others` are in rotation besides it, out of `total` instances that are meant to serve.
     """
-    if (total - len(others)) * 100 > MOST_EJECTED_PERCENT * total:
+    if not others or (total - len(others)) * 100 > MOST_EJECTED_PERCENT * total:
         return False
     failing = sorted(record.rows[Failure.ANSWER] for record in others)
     return failing[(len(failing) - 1) // 2] < COMMON

@@ -149,12 +149,19 @@ class Pool:
         unreachable = failure in (Failure.CONNECT, Failure.REFUSED)
         if not unreachable:
             instance.charge(max(latency_us, PENALTY * self.typical_us))
+        self._put_last(instance)
         record = instance.record
         if record.out or not record.condemns(failure):
             return
         if unreachable or self._can_spare(instance):
             record.eject(now, unreachable)
             self._arrange(now)
+
+    def _put_last(self, instance: Instance) -> None:
+        """Until the next tick: a caller whose every request fails must meet all of the pool, not one."""
+        if instance in self._ready:
+            self._ready.remove(instance)
+            self._ready.append(instance)
 
     def _can_spare(self, instance: Instance) -> bool:
         members = self._members()
