@@ -1,61 +1,30 @@
-"""Every setting: its default, unit, limits and meaning, in one place; and how its value is found.
+"""Every setting of an instance: its default, unit, limits and meaning, in one place.
 
 A setting has one name, written three ways: `port: 8080` in the settings file, TWOFOLD_PORT in the
 environment, `--port` on the command line.  The later of these wins; the defaults come before all.
 What a name means is said once, by the fields of the four groups below: the command line, its help
-and the table of `twofold settings` are made from them.
-
-A value out of its limits cannot be constructed.  Reads the settings file and nothing else.
+and the table of `twofold settings` are made from them.  How a value is found and judged is the
+business of server.settings.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from server.errors import ConfigError, TwofoldError, UsageError
+from server.settings import Catalogue, Checked, Given, apart, from_options, setting
+from server.settings import Value as Value  # part of what this module offers
 
 if TYPE_CHECKING:
     from dataclasses import Field
 
-Value = str | int | float | bool
-
-PREFIX = "TWOFOLD_"
-# Read elsewhere: the file's own path, and what an embedded instance and its replicas are told.
-NOT_SETTINGS = {"TWOFOLD_CONFIG", "TWOFOLD_GUEST_CONFIG", "TWOFOLD_REPLICA"}
-# What Kubernetes tells every container of a Service that is called twofold.
-KUBERNETES = re.compile(r"TWOFOLD_(SERVICE_(HOST|PORT\w*)=.*|PORT_\d+_\w+=.*|PORT=\w+://.*)", re.DOTALL)
-WORDS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
-EXAMPLE = "write lines like `port: 8080`"
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-
-def setting(
-    default: Value, meaning: str, *, low: float = 0, high: float = math.inf, among: tuple[str, ...] = ()
-) -> Any:
-    """A field of a group; `low` and `high` are the limits of a number, both allowed."""
-    return field(default=default, metadata={"help": meaning, "low": low, "high": high, "among": among})
-
 
 @dataclass(frozen=True, slots=True)
-class _Checked:
-    """Refuses values that no source may give."""
-
-    def __post_init__(self) -> None:
-        for known in fields(self):
-            complaint = _complaint(known, getattr(self, known.name))
-            if complaint:
-                raise ConfigError(complaint, f"it means: {known.metadata['help']}", known.name)
-
-
-@dataclass(frozen=True, slots=True)
-class HttpSettings(_Checked):
+class HttpSettings(Checked):
     """The listening address, and what a connection may take and how long."""
 
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: for every one")
@@ -74,7 +43,7 @@ class HttpSettings(_Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaSettings(_Checked):
+class ReplicaSettings(Checked):
     """How many copies of the model, how they start, and what is done when they fail."""
 
     replicas: int = setting(0, "copies of the model; 0 is two for each OCPU, or one for each GPU", high=192)
@@ -99,7 +68,7 @@ class ReplicaSettings(_Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class EnvironmentSettings(_Checked):
+class EnvironmentSettings(Checked):
     """The interpreter that runs the model."""
 
     env: str = setting(
@@ -111,7 +80,7 @@ class EnvironmentSettings(_Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class LogSettings(_Checked):
+class LogSettings(Checked):
     """The access log and the log of what the model prints."""
 
     log_dir: str = setting("", "folder for access.log and predict.log; empty is standard output")
@@ -122,12 +91,20 @@ class LogSettings(_Checked):
     deployment_id: str = setting("", "`source` of the log records; empty is twofold")
 
 
-GROUPS: dict[str, type[_Checked]] = {
-    "http": HttpSettings,
-    "replicas": ReplicaSettings,
-    "environment": EnvironmentSettings,
-    "log": LogSettings,
-}
+CATALOGUE = Catalogue(
+    groups={
+        "http": HttpSettings,
+        "replicas": ReplicaSettings,
+        "environment": EnvironmentSettings,
+        "log": LogSettings,
+    },
+    prefix="TWOFOLD_",
+    listing="twofold settings",
+    example="port: 8080",
+    # Read elsewhere: what an embedded instance and its replicas are told, and a load balancer's settings.
+    apart=apart("TWOFOLD_", "GUEST_CONFIG=.*", "REPLICA=.*", "BALANCE_.*"),
+    free=("artifact",),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +139,7 @@ def cache_folder(settings: EnvironmentSettings) -> Path:
 
 def known_settings() -> Iterator[tuple[str, Field[Any]]]:
     """(group, field) of every setting, in the order in which they are documented."""
-    for group, settings_class in GROUPS.items():
-        for known in fields(settings_class):
-            yield group, known
+    return CATALOGUE.known()
 
 
 def load(
@@ -174,14 +149,12 @@ def load(
 
     Raises ConfigError or, for an option, UsageError, which name the place of the unknown name or bad value.
     """
-    values: dict[str, Value] = {}
-    sources: dict[str, str] = {}
-    named = environ.get("TWOFOLD_CONFIG", "")
-    file = file or (Path(named) if named else None)
-    found = [*(_from_file(file) if file else ()), *_from_environ(environ), *_from_options(artifact, options)]
-    for name, given, place in found:
-        values[name] = _value(name, given, place)
-        sources[name] = place
+    values, sources = CATALOGUE.collect(
+        CATALOGUE.from_file(CATALOGUE.chosen_file(file, environ)),
+        _from_environ(environ),
+        from_options(options),
+        [("artifact", artifact, "ARTIFACT")] if artifact else (),
+    )
     return _build(values, sources)
 
 
@@ -202,123 +175,12 @@ def from_json(text: str) -> Config:
     return _build(json.loads(text), {})
 
 
-def _build(values: dict[str, Value], sources: Mapping[str, str]) -> Config:
-    groups: dict[str, Any] = {
-        group: settings_class(**{f.name: values[f.name] for f in fields(settings_class) if f.name in values})
-        for group, settings_class in GROUPS.items()
-    }
-    return Config(artifact=str(values.get("artifact", "")), sources=sources, **groups)
+def _build(values: Mapping[str, Value], sources: Mapping[str, str]) -> Config:
+    return Config(artifact=str(values.get("artifact", "")), sources=sources, **CATALOGUE.build(values))
 
 
-# ---------------------------------------------------------------------- the three sources
-
-
-def _from_file(path: Path) -> Iterator[tuple[str, str, str]]:
-    import yaml  # costs 15 ms and 3 MB, and most instances have no file
-
-    try:
-        root = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"cannot read the settings file: {reason}", "check --config", str(path)) from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"not YAML: {error.problem}", EXAMPLE, f"{path}:{line}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not YAML: {error}", EXAMPLE, str(path)) from None
-    if root is None or root.tag.endswith(":null"):
-        return  # nothing but comments, or `---`
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError("not a mapping", EXAMPLE, f"{path}:{root.start_mark.line + 1}")
-    seen: dict[str, int] = {}
-    for key, value in root.value:
-        line = key.start_mark.line + 1
-        place = f"{path}:{line}"
-        name = str(key.value)
-        if name in seen:
-            raise ConfigError(f"{name} is set twice", f"the first time in line {seen[name]}", place)
-        if not isinstance(value, yaml.ScalarNode):
-            raise ConfigError(f"{name} must be one plain value", "settings are not nested", place)
-        seen[name] = line
-        # The text as it is written: one parser for all sources, and no YAML surprises (`no`, 0x1F90).
-        yield name, "" if value.tag.endswith(":null") else value.value, place
-
-
-def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+def _from_environ(environ: Mapping[str, str]) -> Iterator[Given]:
     # The deployment service's own variable for the number of model copies.
     if "WEB_CONCURRENCY" in environ and "TWOFOLD_REPLICAS" not in environ:
         yield "replicas", environ["WEB_CONCURRENCY"], "WEB_CONCURRENCY"
-    for variable in sorted(environ):
-        if KUBERNETES.fullmatch(f"{variable}={environ[variable]}"):
-            continue
-        if variable.startswith(PREFIX) and variable not in NOT_SETTINGS:
-            yield variable[len(PREFIX) :].lower(), environ[variable], variable
-
-
-def _from_options(artifact: str, options: Mapping[str, object]) -> Iterator[tuple[str, object, str]]:
-    for name, given in options.items():
-        if given is not None:
-            yield name, given, "--" + name.replace("_", "-")
-    if artifact:
-        yield "artifact", artifact, "ARTIFACT"
-
-
-# ---------------------------------------------------------------------- one value
-
-
-def _value(name: str, given: object, place: str) -> Value:
-    """`given` as the type that `name` has, within its limits."""
-    if name == "artifact":
-        return str(given)
-    known = next((known for _, known in known_settings() if known.name == name), None)
-    if known is None:
-        raise _fault(place, f"there is no setting {name!r}", _suggestion(name))
-    value = _parse(known, given)
-    complaint = _complaint(known, value)
-    if complaint:
-        raise _fault(place, complaint, f"it means: {known.metadata['help']}")
-    return cast(Value, value)
-
-
-def _fault(place: str, message: str, remedy: str) -> TwofoldError:
-    kind = UsageError if place.startswith("--") else ConfigError
-    return kind(message, remedy, place)
-
-
-def _suggestion(name: str) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, [known.name for _, known in known_settings()], 1)
-    return f"did you mean {near[0]}?" if near else "`twofold settings` lists them all"
-
-
-def _parse(known: Field[Any], given: object) -> object:
-    """As the setting's type where that is possible, otherwise as it came."""
-    kind: object = type(known.default)
-    if kind is float and type(given) is int:
-        return float(given)
-    if not isinstance(given, str):
-        return given
-    try:
-        if kind is bool:
-            return WORDS.get(given.strip().lower(), given)
-        return int(given) if kind is int else float(given) if kind is float else given
-    except ValueError:
-        return given
-
-
-def _complaint(known: Field[Any], value: object) -> str:
-    """What is wrong with the value, or nothing."""
-    limits, kind = known.metadata, type(known.default)
-    wanted = ""
-    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-        wanted = KINDS[kind]
-    elif isinstance(value, str) and limits["among"] and value not in limits["among"]:
-        wanted = f"one of {', '.join(limits['among'])}"
-    elif isinstance(value, str) and "\0" in value:
-        wanted = "without NUL"
-    elif isinstance(value, int | float) and kind is not bool and value < limits["low"]:
-        wanted = f"at least {limits['low']:g}"
-    elif isinstance(value, int | float) and kind is not bool and value > limits["high"]:
-        wanted = f"at most {limits['high']:g}"
-    return f"{known.name} must be {wanted}, not {value!r}" if wanted else ""
+    yield from CATALOGUE.from_environ(environ)

@@ -22,7 +22,7 @@ FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "misc
 
 # Third-party packages, and the only modules that may name them; `top`: also at the head of the file.
 THIRD_PARTY: dict[str, dict[str, bool]] = {
-    "yaml": {"config": False, "artifact": False},
+    "yaml": {"settings": False, "artifact": False},
     "starlette": {"app": True},
     "orjson": {"app": True, "replica.codec": False},
     "numpy": {"replica.codec": False},
@@ -42,7 +42,8 @@ LIMITS: dict[str, set[str]] = {
     "errors": set(),
     "http1": set(),
     "metrics": {"replica"},
-    "config": {"errors"},
+    "settings": {"errors"},
+    "config": {"settings"},
     "capacity": {"config"},
     "log": {"errors"},
     "finding": {"errors"},

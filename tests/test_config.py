@@ -11,6 +11,7 @@ import pytest
 from server import config
 from server.config import Config, HttpSettings, ReplicaSettings
 from server.errors import ConfigError, TwofoldError, UsageError
+from server.settings import parse
 
 
 def load(text: str = "", environ: dict[str, str] | None = None, **options: object) -> Config:
@@ -44,7 +45,7 @@ def test_every_setting_through_every_source(tmp_path: Path) -> None:
     """A value other than the default arrives, whichever way it comes."""
     for group, known in config.known_settings():
         text = _another(known)
-        expected = config._parse(known, text)
+        expected = parse(known, text)
         assert expected != known.default
         for settings in (
             config.load("", file(tmp_path, f"{known.name}: {text}\n"), {}, {}),
