@@ -45,6 +45,16 @@ def select() -> tuple[Any, ...]:
         return loads, dumps
 
 
+def read_sample(path: str) -> Any:
+    """What predict() gets for a sample request: the value in a file called *.json, of any other its bytes.
+
+    OSError if it cannot be read, ValueError if it should be JSON and is not.
+    """
+    with open(path, "rb") as sample:
+        content = sample.read()
+    return select()[0](memoryview(content)) if path.lower().endswith(".json") else content
+
+
 def _dumps_with(orjson: Any) -> Any:
     fast = orjson.dumps
     options = orjson.OPT_NON_STR_KEYS

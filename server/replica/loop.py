@@ -258,7 +258,5 @@ def try_sample(path: str, loaded: model.Model) -> bool:
     """One real predict() before any caller's: it warms the model up and proves the fork."""
     if not path:
         return False
-    loads, dumps = codec.select()
-    with open(path, "rb") as sample:
-        dumps(loaded.predict(loads(memoryview(sample.read()))))
+    codec.select()[1](loaded.predict(codec.read_sample(path)))
     return True

@@ -53,10 +53,18 @@ class Model:
         return cls(name, _bind(predict, loaded), time.monotonic() - started)
 
 
-class _Counter:
-    """Knows whether importing score.py has already called load_model(), and what came of it."""
+def call_plainly(load: Any, *args: Any, **kwargs: Any) -> Any:
+    return load(*args, **kwargs)
 
-    def __init__(self) -> None:
+
+class _Counter:
+    """Knows whether importing score.py has already called load_model(), and what came of it.
+
+    `around` makes the call, and may measure it.
+    """
+
+    def __init__(self, around: Any) -> None:
+        self.around = around
         self.called = False
         self.result: Any = None
         self.error: Any = None
@@ -66,7 +74,7 @@ class _Counter:
         if self.called and not args and not kwargs:
             return self.result
         try:
-            self.result = load(*args, **kwargs)
+            self.result = self.around(load, *args, **kwargs)
         except BaseException as error:
             self.error = error
             raise
@@ -98,10 +106,10 @@ class _Watch(ast.NodeTransformer):
         return node
 
 
-def import_score_module(artifact: str) -> tuple[Any, ...]:
+def import_score_module(artifact: str, around: Any = call_plainly) -> tuple[Any, ...]:
     """(module, what its import has loaded, when it began); raises LoadFailure."""
     started = time.monotonic()
-    counter = _Counter()
+    counter = _Counter(around)
     return import_score(enter(artifact), counter), counter, started
 
 

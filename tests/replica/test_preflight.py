@@ -13,11 +13,11 @@ GOOD = "def load_model(): return 2\ndef predict(data, model=load_model()): retur
 
 
 class PreflightTest(unittest.TestCase):
-    def verdict(self, score, sample=None):
+    def verdict(self, score, sample=None, name="sample.json"):
         with tempfile.TemporaryDirectory() as folder:
             path = None
             if sample is not None:
-                path = os.path.join(folder, "sample.json")
+                path = os.path.join(folder, name)
                 with open(path, "wb") as file:
                     file.write(sample)
             with open(os.path.join(folder, "score.py"), "w") as file:
@@ -53,6 +53,31 @@ class PreflightTest(unittest.TestCase):
         load = self.verdict(score)["stages"][1]
         self.assertGreater(load["memory_mb"], 40)
         self.assertGreater(load["peak_mb"], 50)
+
+    def test_what_load_takes_counts_for_it_though_the_import_calls_it(self):
+        score = """
+import time
+def load_model():
+    time.sleep(0.3)
+    return bytearray(b"x") * 50000000
+def predict(data, model=load_model()): return len(model)
+"""
+        verdict = self.verdict(score)
+        imported, load = verdict["stages"]
+        self.assertTrue(verdict["loaded_by_import"])
+        self.assertEqual((imported["name"], load["name"]), ("import", "load"))
+        self.assertLess(imported["seconds"], 0.25)
+        self.assertLess(imported["memory_mb"], 20)
+        self.assertGreaterEqual(load["seconds"], 0.3)
+        self.assertGreater(load["memory_mb"], 40)
+        later = self.verdict(score.replace("load_model()):", "None):"))
+        self.assertFalse(later["loaded_by_import"])
+        self.assertGreaterEqual(later["stages"][1]["seconds"], 0.3)
+
+    def test_a_sample_that_is_not_called_json_is_bytes(self):
+        score = "def load_model(): pass\ndef predict(data): return [type(data).__name__, len(data)]\n"
+        self.assertEqual(self.verdict(score, b"[1]\xff", "sample.bin")["result_preview"], '["bytes",4]')
+        self.assertEqual(self.verdict(score, b"[1]", "sample.JSON")["result_preview"], '["list",1]')
 
     def test_each_stage_is_blamed_for_itself(self):
         load = "def load_model(): raise ValueError('no weights')\n"
