@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from server.errors import ExitCode, TwofoldError, UsageError
 
-INTERRUPTED = 128 + 2  # what a shell reports for a process that SIGINT ended
+# What a shell reports for a process that a signal ended. A running instance catches both, and stops.
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM, so that what was started for a check or an unpacking is ended, and tidied up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def main() -> int:
     """The exit code; everything to be said about a failure has been said on standard error."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup, and a shell without job control, would have it
+            signal.signal(number, _interrupt)
+    try:
+        return _command()
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is _interrupt:  # a supervisor has its own, and they outlive it
+                signal.signal(number, handler)
+
+
+def _interrupt(number: int, stack: object) -> None:
+    raise Interrupted(number)
+
+
+def _command() -> int:
     try:
         return run(sys.argv[1:])
     except TwofoldError as error:
@@ -19,8 +47,9 @@ def main() -> int:
 
         display.failure(error, display.stderr())
         return int(error.exit_code)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except Interrupted as signalled:
+        print("twofold: interrupted", file=sys.stderr)
+        return TERMINATED if signalled.number == signal.SIGTERM else INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (head, less) has seen enough; the interpreter must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -35,16 +64,12 @@ def main() -> int:
 
 def run(arguments: list[str]) -> int:
     """One command. Raises TwofoldError, and UsageError for an unknown option or command."""
-    import typer
-
     from server import cli
 
     try:
         code = cli.app(arguments, prog_name="twofold", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
-    except typer.Abort:
-        return INTERRUPTED
     except SystemExit as ended:  # what typer makes of a broken pipe
         if isinstance(ended.__context__, BrokenPipeError):
             raise ended.__context__ from None
@@ -55,7 +80,8 @@ def run(arguments: list[str]) -> int:
             raise
         if not error.format_message():
             return int(ExitCode.USAGE)  # no command at all: the help has been shown
-        raise UsageError(error.format_message(), "`twofold --help` lists the options") from None
+        command = getattr(getattr(error, "ctx", None), "command_path", "twofold")
+        raise UsageError(error.format_message(), f"`{command} --help` lists what there is") from None
 
 
 if __name__ == "__main__":

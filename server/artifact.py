@@ -11,18 +11,29 @@ Nothing of the artifact is executed here.  Writes below the cache folder, and on
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from server.cache import Cache
 from server.errors import ArtifactError, ConfigError, ResourceError
+from server.finding import Finding
 
 SCORE, RUNTIME, SAMPLE = "score.py", "runtime.yaml", "sample.json"
 MAX_YAML = 1 << 20
 NOISE = {"__MACOSX"}  # what Finder adds beside the zipped folder
 NOTHING = {"", "~", "null", "none"}
 ENVIRONMENT_KEYS = ("MODEL_DEPLOYMENT", "INFERENCE_CONDA_ENV")
+# What is read of runtime.yaml, and where it must stand to be read.
+PLACES: dict[str, tuple[str, ...]] = {
+    "MODEL_ARTIFACT_VERSION": (),
+    ENVIRONMENT_KEYS[0]: (),
+    ENVIRONMENT_KEYS[1]: ENVIRONMENT_KEYS[:1],
+    "INFERENCE_ENV_PATH": ENVIRONMENT_KEYS,
+    "INFERENCE_ENV_SLUG": ENVIRONMENT_KEYS,
+    "INFERENCE_ENV_TYPE": ENVIRONMENT_KEYS,
+    "INFERENCE_PYTHON_VERSION": ENVIRONMENT_KEYS,
+}
 FORMAT = "3.0"
 
 
@@ -39,10 +50,18 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
+    """`archive` is the zip it was unpacked from; `remarks` are about keys of runtime.yaml that do nothing."""
+
     path: Path
     name: str
     runtime: Runtime | None = None
     sample: Path | None = None
+    archive: Path | None = None
+    remarks: tuple[Finding, ...] = ()
+
+    def holds_sample(self) -> bool:
+        """The sample request is the artifact's own, and not one that a setting names."""
+        return self.sample == self.path / SAMPLE
 
 
 def opened(path: str, cache_dir: Path, sample: str = "") -> Artifact:
@@ -72,11 +91,14 @@ def _opened(path: str, cache_dir: Path, sample: str) -> Artifact:
     request = Path(sample).expanduser().absolute() if sample else folder / SAMPLE
     if sample and not request.is_file():
         raise ConfigError(f"there is no file {request}", "name an existing sample request, or none", "sample")
+    document = _document(folder / RUNTIME)
     return Artifact(
         path=folder,
         name=place.name if place.is_dir() else place.stem,
-        runtime=_runtime(folder / RUNTIME),
+        runtime=_runtime(document, folder / RUNTIME),
         sample=request if request.is_file() else None,
+        archive=None if place.is_dir() else place,
+        remarks=tuple(_misplaced(document)),
     )
 
 
@@ -98,7 +120,9 @@ def _unpacked(archive: Path, cache_dir: Path) -> Path:
     try:
         with archive.open("rb") as content:
             if not zipfile.is_zipfile(content):
-                raise ArtifactError("is neither a folder nor a whole zip", "zip it again", str(archive))
+                inside = archive.name == SCORE or (archive.parent / SCORE).is_file()
+                remedy = f"name the folder: {archive.parent}" if inside else "zip it again"
+                raise ArtifactError("is neither a folder nor a whole zip", remedy, str(archive))
             content.seek(0)
             digest = hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
@@ -123,10 +147,10 @@ def _model_folder(folder: Path, archive: Path) -> Path:
 # ---------------------------------------------------------------------- runtime.yaml
 
 
-def _runtime(file: Path) -> Runtime | None:
-    """None without the file, or without the part about deployment: then the default environment serves."""
+def _document(file: Path) -> Mapping[str, object]:
+    """The content of runtime.yaml; {} if there is no such file, or nothing in it."""
     if not file.exists():
-        return None
+        return {}
     import yaml  # costs 15 ms and 3 MB, and an artifact may do without
 
     place = str(file)
@@ -144,17 +168,50 @@ def _runtime(file: Path) -> Runtime | None:
         raise ArtifactError(f"is not YAML: {error.problem}", "", f"{place}:{line}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"is not YAML: {error}", "", place) from None
+    if document is None:
+        return {}
     if not isinstance(document, Mapping):
         raise ArtifactError("is not a mapping", "it starts with MODEL_ARTIFACT_VERSION: '3.0'", place)
+    return document
+
+
+def _runtime(document: Mapping[str, object], file: Path) -> Runtime | None:
+    """None without the part about deployment: then the default environment serves."""
     section: object = document
     for key in ENVIRONMENT_KEYS:
         section = section.get(key, "") if isinstance(section, Mapping) else None
         if section is None or isinstance(section, list):
             remedy = f"write it as {' > '.join(ENVIRONMENT_KEYS)}"
-            raise ArtifactError(f"{key} is not where it should be", remedy, place)
+            raise ArtifactError(f"{key} is not where it should be", remedy, str(file))
         if not isinstance(section, Mapping) and section.lower() in NOTHING:
             return None
     return _read_section(section, document, file)
+
+
+def _misplaced(document: Mapping[str, object]) -> Iterator[Finding]:
+    """A warning for each key that would mean something in another place, or if it were spelt right."""
+    waiting: list[tuple[tuple[str, ...], Mapping[str, object]]] = [((), document)]
+    seen: set[int] = set()  # an alias in YAML leads to the same section again
+    while waiting:
+        path, section = waiting.pop()
+        if id(section) in seen:
+            continue
+        seen.add(id(section))
+        yield from (finding for key in section for finding in _judge(key, path))
+        waiting += [((*path, key), value) for key, value in section.items() if isinstance(value, Mapping)]
+
+
+def _judge(key: str, path: tuple[str, ...]) -> Iterator[Finding]:
+    from difflib import get_close_matches
+
+    right = PLACES.get(key)
+    if right is not None and right != path:
+        where = f"below {' > '.join(right)}" if right else "at the top, not indented"
+        yield Finding("warning", RUNTIME, f"{key} is in the wrong place, and ignored", f"write it {where}")
+    elif right is None and key.startswith("INFERENCE_"):
+        near = get_close_matches(key, PLACES, 1)
+        remedy = f"did you mean {near[0]}?" if near else "remove it"
+        yield Finding("warning", RUNTIME, f"{key} means nothing here, and is ignored", remedy)
 
 
 def _read_section(section: object, document: Mapping[str, object], file: Path) -> Runtime:

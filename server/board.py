@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.artifact import Artifact
+from server.artifact import SAMPLE, Artifact
 from server.capacity import Plan
 from server.child import Replica, State
 from server.config import Config
@@ -32,6 +32,13 @@ def sample_text(path: Path | None) -> str:
         return path.read_text("utf-8") if path and path.stat().st_size <= MAX_SAMPLE else ""
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def sample_facts(artifact: Artifact, text: str) -> dict[str, str]:
+    """How to show the sample request in a command: its path, or its text where it lies in a zip."""
+    if artifact.archive is not None and artifact.holds_sample():
+        return {"sample": SAMPLE, "sample_text": text}
+    return {"sample": str(artifact.sample or ""), "sample_text": ""}
 
 
 def state(supervisor: Supervisor) -> str:

@@ -55,17 +55,17 @@ def plan(settings: ReplicaSettings, cores: float, gpus: list[str]) -> Plan:
         count, reason = settings.replicas, "as the setting `replicas` says"
     elif settings.ocpus:
         count = max(1, round(THREADS_PER_OCPU * settings.ocpus))
-        reason = f"two for each of {settings.ocpus:g} OCPUs"
+        reason = f"two for each of {many(settings.ocpus, 'OCPU')}"
     elif gpus:
         count, reason = len(gpus), "one for each GPU"
     else:
-        count, reason = max(1, int(cores)), f"two for each of {cores / THREADS_PER_OCPU:g} OCPUs"
+        count, reason = max(1, int(cores)), f"two for each of {many(cores / THREADS_PER_OCPU, 'OCPU')}"
     if count > MOST_REPLICAS:
         count, reason = MOST_REPLICAS, "the most that one instance holds"
     threads = settings.threads or max(1, int(share / count))
     devices = tuple(gpus[index % len(gpus)] if gpus else None for index in range(count))
     return Plan(
-        count, threads, devices, f"{_many(count, 'replica')} ({reason}), {_many(threads, 'thread')} each"
+        count, threads, devices, f"{many(count, 'replica')} ({reason}), {many(threads, 'thread')} each"
     )
 
 
@@ -79,7 +79,7 @@ def fit(wanted: Plan, first_replica: int, available: int) -> tuple[int, str]:
     if fitting == wanted.replicas:
         return fitting, ""
     return fitting, (
-        f"memory is enough for {fitting} of {_many(wanted.replicas, 'replica')}: "
+        f"memory is enough for {fitting} of {many(wanted.replicas, 'replica')}: "
         f"each takes {first_replica / 1e6:.0f} MB and {available / 1e6:.0f} MB are left"
     )
 
@@ -168,5 +168,6 @@ def _text(path: Path) -> str:
         return ""  # absent where the kernel, or the container, has no such controller
 
 
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def many(count: float, noun: str) -> str:
+    """ "1 replica", "2 replicas"."""
+    return f"{count:g} {noun}" if count == 1 else f"{count:g} {noun}s"

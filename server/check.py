@@ -2,31 +2,28 @@
 
 From cheap to dear: the files, the signatures, the environment, and then the model itself, imported,
 loaded and tried in a throw-away process of its own interpreter.  It stops where the next step could
-only fail for the same reason.
+only fail for the same reason.  What needs no process (`examine`) is looked at before serving, too, so
+that `check` and `serve` end in the same way.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from server import artifact, environment, errand, signature
+from server import artifact, capacity, environment, errand, signature
 from server.artifact import Artifact
 from server.config import Config
 from server.environment import Environment
-from server.errors import ExitCode, ModelError, TwofoldError
+from server.errors import ArtifactError, ConfigError, ExitCode, ModelError, TwofoldError
+from server.finding import CRASH, REMEDIES, SLOW
 from server.finding import Finding as Finding  # for callers of run()
 
 RUNTIME = Path(__file__).with_name("replica")
 STAGES = {"import": "import of score.py", "load": "load_model()", "predict": "predict()"}
-REMEDIES = {
-    "import": "correct score.py, or add what it imports to the environment",
-    "load": "correct load_model(), or add the files that it reads to the artifact",
-    "signature": "write load_model() and predict(data, model=load_model())",
-    "predict": "correct predict(), or the sample request",
-}
 OWN_FRAMES = (str(RUNTIME), "<frozen ")
 Report = Callable[[Finding], None]
 Progress = Callable[[str, int, int], None]
@@ -43,8 +40,10 @@ def run(config: Config, report: Report, progress: Progress = lambda what, done, 
 
     subject = "artifact"
     try:
-        opened = artifact.opened(config.artifact, config.cache_folder())
-        _check_artifact(opened, note)
+        opened = artifact.opened(config.artifact, config.cache_folder(), config.replicas.sample)
+        note(Finding("ok", "artifact", f"{opened.name}, with score.py at {opened.path}"))
+        for finding in examine(opened):
+            note(finding)
         subject = "environment"
         prepared = environment.prepare(opened.runtime, config.environment, progress)
         note(Finding("ok", subject, f"{prepared.name}, Python {prepared.version} at {prepared.python}"))
@@ -53,60 +52,110 @@ def run(config: Config, report: Report, progress: Progress = lambda what, done, 
             _check_model(config, opened, prepared, note)
     except TwofoldError as error:
         message = f"{error.place}: {error.message}" if error.place else error.message
+        if isinstance(error, ConfigError):
+            subject, message = error.place, error.message
         note(Finding("error", subject, message, error.remedy, error.exit_code))
     return failed[0] if failed else ExitCode.OK
 
 
-def _check_artifact(opened: Artifact, note: Report) -> None:
-    runtime = opened.runtime
-    note(Finding("ok", "artifact", f"{opened.name}, with score.py at {opened.path}"))
-    version = runtime.python_version if runtime else ""
+def require(opened: Artifact, note: Callable[[str], None]) -> None:
+    """What must be so before anything is started; warnings go to `note`.
+
+    ArtifactError, or ConfigError for a sample request that a setting names: what check() would end with.
+    """
+    found = examine(opened)
+    for warning in (finding for finding in found if finding.level == "warning"):
+        note(f"{warning.subject}: {warning.message} ({warning.remedy})")
+    wrong = [finding for finding in found if finding.level == "error"]
+    if wrong:
+        first, others = wrong[0], len(wrong) - 1
+        kind = ConfigError if first.exit_code == ExitCode.CONFIG else ArtifactError
+        more = f"; `twofold check` shows {others} more" if others else ""
+        raise kind(first.message, first.remedy + more, first.subject)
+
+
+def examine(opened: Artifact) -> list[Finding]:
+    """What the files themselves tell, without running anything."""
+    version = opened.runtime.python_version if opened.runtime else ""
     complaints = signature.check(opened.path / artifact.SCORE, version)
-    for complaint in complaints:
-        note(complaint)
-    if not complaints:
-        note(Finding("ok", "score.py", "defines load_model() and predict() as it should"))
+    fine = Finding("ok", artifact.SCORE, "defines load_model() and predict() as it should")
+    return [*(complaints or [fine]), *_examine_runtime(opened), *_examine_sample(opened)]
+
+
+def _examine_runtime(opened: Artifact) -> Iterator[Finding]:
+    subject, runtime = artifact.RUNTIME, opened.runtime
+    yield from opened.remarks
     if runtime is None:
-        message = "none, or nothing in it about deployment: the default environment serves"
-        note(Finding("ok", "runtime.yaml", message))
+        there = (opened.path / artifact.RUNTIME).exists()
+        what = "says nothing about deployment" if there else "there is none"
+        yield Finding("ok", subject, f"{what}: the default environment serves")
         return
     if runtime.format != artifact.FORMAT:
         message = f"MODEL_ARTIFACT_VERSION is {runtime.format or 'missing'}"
-        note(Finding("warning", "runtime.yaml", message, f"the model catalog wants '{artifact.FORMAT}'"))
+        yield Finding("warning", subject, message, f"the model catalog wants '{artifact.FORMAT}'")
     if not runtime.python_version:
         message = "INFERENCE_PYTHON_VERSION is missing"
-        note(Finding("warning", "runtime.yaml", message, "write it, so that it can be checked"))
-    wanted = f", Python {version}" if version else ""
-    note(Finding("ok", "runtime.yaml", f"environment {runtime.env_path or 'default'}{wanted}"))
+        yield Finding("warning", subject, message, "write it, so that it can be checked")
+    wanted = f", Python {runtime.python_version}" if runtime.python_version else ""
+    yield Finding("ok", subject, f"environment {runtime.env_path or 'default'}{wanted}")
+
+
+def _examine_sample(opened: Artifact) -> Iterator[Finding]:
+    """A sample request that cannot be read, or is called *.json and is not JSON."""
+    if opened.sample is None:
+        return
+    from server.replica import codec
+
+    own = opened.holds_sample()
+    code = ExitCode.ARTIFACT if own else ExitCode.CONFIG
+    name = artifact.SAMPLE if own else str(opened.sample)
+    try:
+        codec.read_sample(str(opened.sample))
+    except OSError as error:
+        message, remedy = f"{name} cannot be read: {error.strerror}", "check its permissions"
+        yield Finding("error", "sample", message, remedy, code)
+    except ValueError as error:
+        line, column = getattr(error, "lineno", 0), getattr(error, "colno", 0)
+        place = f" in line {line}, column {column}" if line else ""
+        message = f"{name} is not JSON{place}: {getattr(error, 'msg', error)}"
+        remedy = "correct it; a sample of another kind has another name than *.json"
+        yield Finding("error", "sample", message, remedy, code)
 
 
 # ---------------------------------------------------------------------- the throw-away process
 
 
 def _check_model(config: Config, opened: Artifact, prepared: Environment, note: Report) -> None:
-    settings = config.replicas
-    sample = Path(settings.sample).expanduser().absolute() if settings.sample else opened.sample
-    if sample is not None and not sample.is_file():
-        raise ModelError(f"there is no sample request {sample}", "check --sample")
+    limit = config.replicas.load_timeout
+    # As the first replica will have it, so that time and memory are those of serving.
+    plan = capacity.plan(config.replicas, capacity.cores(), capacity.visible_gpus(os.environ))
     facts = {
         "artifact": str(opened.path),
-        "sample": str(sample) if sample else None,
-        "threads": settings.threads or 1,
+        "sample": str(opened.sample) if opened.sample else None,
+        "threads": plan.threads,
     }
     command = [str(prepared.python), str(RUNTIME), "preflight"]
-    variables = {"PYTHONFAULTHANDLER": "1", **prepared.variables}  # a crash says where it was
+    variables = {
+        "PYTHONFAULTHANDLER": "1",  # a crash says where it was
+        **capacity.thread_variables(plan.threads),
+        **prepared.variables,
+        "TWOFOLD_REPLICA": "0",
+    }
+    if plan.gpus[0] is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = plan.gpus[0]
     try:
-        outcome = errand.run(
-            command, variables, settings.load_timeout, json.dumps(facts).encode(), opened.path
-        )
+        outcome = errand.run(command, variables, limit, json.dumps(facts).encode(), opened.path)
     except OSError as error:
         raise ModelError(
             f"cannot start {prepared.python}: {error.strerror}", "check the environment"
         ) from None
     answer = _answer(outcome.output)
     if answer is None:
-        raise ModelError(*_unanswered(outcome, settings.load_timeout))
-    _report_answer(answer, sample, prepared, note)
+        raise ModelError(*_unanswered(outcome, limit))
+    _report_answer(answer, note)
+    if opened.sample is None:
+        message = f"no {artifact.SAMPLE} in the artifact, so predict() was not tried"
+        note(Finding("note", "sample", message, "add one, or name a file with --sample"))
 
 
 def _answer(output: bytes) -> dict[str, Any] | None:
@@ -124,7 +173,7 @@ def _unanswered(outcome: errand.Outcome, limit: float) -> tuple[str, str]:
     if outcome.code is None:
         return (
             f"import and load_model() took longer than {limit:g} s, and were ended",
-            "allow more with --load-timeout, or find out what it waits for",
+            SLOW,
         )
     lines = [
         line for line in outcome.errors.strip().splitlines() if not any(own in line for own in OWN_FRAMES)
@@ -134,14 +183,12 @@ def _unanswered(outcome: errand.Outcome, limit: float) -> tuple[str, str]:
     if outcome.code < 0:
         return (
             f"{message}\n{tail}".strip(),
-            "a library that the model uses crashes, or there is not enough memory",
+            CRASH,
         )
     return f"{message}\n{tail}".strip(), "score.py must not end the process"
 
 
-def _report_answer(
-    answer: Mapping[str, Any], sample: Path | None, prepared: Environment, note: Report
-) -> None:
+def _report_answer(answer: Mapping[str, Any], note: Report) -> None:
     extras = "orjson" if answer.get("orjson") else "json (orjson in the environment would be faster)"
     note(Finding("ok", "python", f"{answer['python']}; answers are written by {extras}"))
     done = set()
@@ -150,14 +197,11 @@ def _report_answer(
         subject = STAGES.get(name, name)
         done.add(name)
         if error:
-            note(
-                Finding(
-                    "error", subject, error.strip(), REMEDIES.get(name, "correct score.py"), ExitCode.MODEL
-                )
-            )
-        else:
-            note(Finding("ok", subject, f"{stage['seconds']:.2f} s, {stage['memory_mb']:.0f} MB more memory"))
+            remedy = REMEDIES.get(name, "correct score.py")
+            note(Finding("error", subject, error.strip(), remedy, ExitCode.MODEL))
+            continue
+        spent = f"{stage['seconds']:.2f} s, {max(0.0, stage['memory_mb']):.0f} MB more memory"
+        early = name == "load" and answer.get("loaded_by_import")
+        note(Finding("ok", subject, f"{spent}, called while score.py was imported" if early else spent))
     if "predict" in done and answer.get("result_preview"):
         note(Finding("ok", "answer", str(answer["result_preview"])))
-    if sample is None:
-        note(Finding("ok", "sample", f"no {artifact.SAMPLE} in the artifact: predict() was not tried"))

@@ -63,11 +63,12 @@ def command(name: str, groups: tuple[str, ...]) -> Callable[[Callable[[config.Co
     """Register a function of a Config as a command whose options are the settings of `groups`."""
 
     def register(run: Callable[[config.Config], int]) -> None:
-        def called(artifact: str, config_file: Path | None, **given: object) -> int:
-            return run(config.load(artifact, config_file, os.environ, given))
+        def called(artifact: str, config_file: str | None, **given: object) -> int:
+            file = None if config_file is None else Path(config_file)
+            return run(config.load(artifact, file, os.environ, given))
 
         # typer reads a signature; this one is written by the settings.
-        own = [_parameter("artifact", str, ARTIFACT), _parameter("config_file", Path | None, FILE)]
+        own = [_parameter("artifact", str, ARTIFACT), _parameter("config_file", str | None, FILE)]
         settings = (_option(group, known) for group, known in config.known_settings() if group in groups)
         parameters = [*own, *settings]
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -107,10 +108,12 @@ def serve(settings: config.Config) -> int:
     """Serve ARTIFACT until told to stop."""
     _need_artifact(settings)
     from server import artifact, environment, supervisor
+    from server import check as checking
 
     announce = display.Announcer(display.stderr())
     try:
         opened = artifact.opened(settings.artifact, settings.cache_folder(), settings.replicas.sample)
+        checking.require(opened, lambda message: announce("note", message=message))
         prepared = environment.prepare(opened.runtime, settings.environment, announce.unpacking)
         return supervisor.run(settings, prepared, opened, announce)
     finally:

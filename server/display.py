@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import urlsplit
 
-from server.errors import ExitCode, TwofoldError
+from server.capacity import many
+from server.errors import TRACEBACK, ExitCode, TwofoldError
 from server.log import say
 
 if TYPE_CHECKING:
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
 
     from server.check import Finding
 
-STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+STYLES = {"ok": "green", "note": "dim", "warning": "yellow", "error": "bold red"}
 LEVELS = {"dead": "warning"}
 PLAIN_STEPS = 4  # lines about one unpacking where no bar can be drawn
-MARGIN = " " * 27  # of what stands below a finding's first line
+SHORT_WORK = 1_000_000  # bytes that take no time worth a line
+MAX_INLINE = 200  # characters of a request that are shown in a command
+WIDTH = 18  # of a finding's subject
+MARGIN = " " * (WIDTH + 10)  # of what stands below a finding's first line
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
@@ -39,22 +43,33 @@ def replica_line(facts: Mapping[str, Any]) -> str:
     return f"{text}: {facts['reason']}" if facts.get("reason") else text
 
 
-def curl(url: str, sample: str) -> str:
-    """A command that calls predict at `url`, to be pasted into a shell; `sample`: a path or empty."""
+def curl(url: str, sample: str, text: str = "") -> str:
+    """A command that calls predict at `url`, to be pasted into a shell.
+
+    `sample` is the path of a request, or empty; `text` its content where that file is not the user's.
+    """
     host = urlsplit(url).netloc.rpartition(":")[0]
     target = url.replace(host, ANY_ADDRESS.get(host, host), 1) + "/predict"
-    kind = "application/json" if not sample or sample.endswith(".json") else "application/octet-stream"
-    data = shlex.quote(f"@{_short(sample)}") if sample else "'[[1, 2, 3]]'"
+    json = not sample or sample.lower().endswith(".json")
+    kind = "application/json" if json else "application/octet-stream"
+    text = text.strip()
+    if text and len(text) <= MAX_INLINE and text.isprintable():
+        data = shlex.quote(text)
+    else:
+        data = shlex.quote(f"@{_short(sample)}") if sample else "'[[1, 2, 3]]'"
     return f"curl -H 'content-type: {kind}' --data-binary {data} {target}"
 
 
 def ready_line(facts: Mapping[str, Any]) -> str:
     """Where it serves, or for an instance inside another server, that it does."""
-    replicas = "1 replica" if facts["replicas"] == 1 else f"{facts['replicas']} replicas"
-    what = f"{replicas} ready in {facts['seconds']:.2f} s"
+    what = f"{many(facts['replicas'], 'replica')} ready in {facts['seconds']:.2f} s"
     if not urlsplit(facts["url"]).hostname:
         return what
-    return f"serving at {facts['url']} ({what}); try: {curl(facts['url'], facts.get('sample', ''))}"
+    return f"serving at {facts['url']} ({what}); try: {_example(facts)}"
+
+
+def _example(facts: Mapping[str, Any]) -> str:
+    return curl(facts["url"], facts.get("sample", ""), facts.get("sample_text", ""))
 
 
 def sentence(event: str, facts: Mapping[str, Any]) -> str:
@@ -63,6 +78,9 @@ def sentence(event: str, facts: Mapping[str, Any]) -> str:
         return replica_line(facts)
     if event == "ready":
         return ready_line(facts)
+    if event in ("stopping", "stopped") and not facts["served"]:
+        # What did not start does not stop either, and the reason follows.
+        return "" if facts["failed"] else event
     return {
         "nursery": f"model's interpreter: Python {facts.get('python')}",
         "note": str(facts.get("message", "")),
@@ -85,6 +103,8 @@ class Announcer:
             return
         self.close()
         text = sentence(event, facts)
+        if not text:
+            return
         if self.console is None:
             say(LEVELS.get(str(facts.get("state")), "info"), text)
             return
@@ -100,6 +120,8 @@ class Announcer:
 
     def unpacking(self, what: str, done: int, total: int) -> None:
         """Bytes `done` of `total`; a total of 0 is unknown."""
+        if total and total < SHORT_WORK:
+            return
         if self.console is None:
             step = PLAIN_STEPS * done // total if total else 0
             if step != self.step:
@@ -122,7 +144,7 @@ class Announcer:
             self.console.print(f"serving at {facts['url']}", style="bold green", end="  ")
             self.console.print(f"{facts['replicas']} ready in {facts['seconds']:.2f} s", style="dim")
             # Not wrapped: it is there to be copied.
-            self.console.print(curl(facts["url"], facts.get("sample", "")), soft_wrap=True)
+            self.console.print(_example(facts), soft_wrap=True)
         else:
             self.console.print(text, style=style, soft_wrap=True)
 
@@ -133,7 +155,7 @@ def verdicts(stream: TextIO) -> Callable[[Finding], None]:
 
     def show(finding: Finding) -> None:
         message = finding.message.replace("\n", f"\n{MARGIN}")
-        line = f"{finding.subject:<17} {message}"
+        line = f"{finding.subject:<{WIDTH}} {message}"
         remedy = f"{MARGIN}-> {finding.remedy}" if finding.remedy else ""
         if console is None:
             print(f"{finding.level:<8} {line}" + f"\n{remedy}".rstrip(), file=stream, flush=True)
@@ -171,9 +193,14 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], stream: TextIO) -
 
 
 def failure(error: TwofoldError, stream: TextIO) -> None:
-    """Why it ends: one line, after the traceback where the message has one."""
-    if "\n" in error.message.strip():
-        print(error.message.strip(), file=stream)
+    """Why it ends: one line, after the traceback where the message has one.
+
+    The traceback's last line is in that line, and is not said twice.
+    """
+    first, *others = error.message.strip().splitlines() or [""]
+    trace = ([TRACEBACK] if first.endswith(TRACEBACK) else []) + others[:-1]
+    if trace:
+        print(*trace, sep="\n", file=stream)
     if stream.isatty():
         _console(stream).print(f"twofold: {error}", style="bold red", soft_wrap=True)
     else:

@@ -10,6 +10,7 @@ Writes below the cache folder and starts short-lived processes; changes nothing 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ PROBE_TIMEOUT = 60.0
 UNPACK_TIMEOUT = 1800.0  # seconds for conda-unpack, which reads every text file of the environment
 SUFFIXES = (".gz", ".bz2", ".xz", ".tgz", ".tar", ".zip")
 VERSION = "import sys; sys.stdout.write('.'.join(map(str, sys.version_info[:3])))"
+NO_PYTHON = re.compile(r"import sys|version_info|-\w*[ISc]\b|invalid option|[Uu]sage:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def prepare(runtime: Runtime | None, settings: EnvironmentSettings, progress: Pr
 
 def _default(settings: EnvironmentSettings) -> Environment:
     if settings.default_python:
-        return _interpreter(settings.default_python, "default")
+        return _interpreter(settings.default_python, "default", "--default-python")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     # The server's own interpreter: what finds its libraries finds the model's.
     return Environment(Path(sys.executable), version, None, dict(os.environ), "default")
@@ -104,8 +106,12 @@ def _stem(named: str) -> str:
 # ---------------------------------------------------------------------- an interpreter, a folder
 
 
-def _interpreter(named: str, name: str) -> Environment:
+def _interpreter(named: str, name: str, setting: str = "") -> Environment:
+    """`setting` is the one that may name an interpreter only, as errors call it."""
     found = shutil.which(Path(named).expanduser())
+    if found is None and setting:
+        remedy = "name a Python that is on the PATH, or the path of one"
+        raise EnvironmentFailure(f"{named} is no interpreter that can be run", remedy, setting)
     if found is None:
         raise EnvironmentFailure(
             f"{named} is neither an archive, a folder nor an interpreter that can be run",
@@ -117,7 +123,7 @@ def _interpreter(named: str, name: str) -> Environment:
     if (prefix / "conda-meta").is_dir() or (prefix / "pyvenv.cfg").exists():
         return _folder(prefix, name, python)
     variables = activation.isolated(os.environ)
-    return Environment(python, _version(python, variables), None, variables, name)
+    return Environment(python, _version(python, variables, setting), None, variables, name)
 
 
 def _folder(prefix: Path, name: str, python: Path | None = None) -> Environment:
@@ -130,7 +136,7 @@ def _folder(prefix: Path, name: str, python: Path | None = None) -> Environment:
     return Environment(python, _version(python, variables), prefix, variables, name)
 
 
-def _version(python: Path, variables: Mapping[str, str]) -> str:
+def _version(python: Path, variables: Mapping[str, str], setting: str = "") -> str:
     """Like "3.11"; EnvironmentFailure if it does not run, or is too old for the replica runtime."""
     try:
         outcome = errand.run([str(python), "-ISc", VERSION], variables, PROBE_TIMEOUT)
@@ -138,16 +144,17 @@ def _version(python: Path, variables: Mapping[str, str]) -> str:
         raise EnvironmentFailure(
             f"cannot run {python}: {error.strerror}",
             "is it made for this machine, and of the same architecture?",
+            setting,
         ) from None
     numbers = outcome.output.decode("ascii", "replace").strip().split(".")
     if outcome.code != 0 or not all(number.isdigit() for number in numbers):
-        raise EnvironmentFailure(
-            f"{python} does not work: it {outcome.complaint()}", "repair or rebuild the environment"
-        )
+        # A program that is no Python at all complains about our question, which is nobody's business.
+        how = outcome.end() if NO_PYTHON.search(outcome.errors) else outcome.complaint()
+        remedy = "name a Python interpreter" if setting else "repair or rebuild the environment"
+        raise EnvironmentFailure(f"{python} does not work as a Python: it {how}", remedy, setting)
     if tuple(map(int, numbers[:2])) < OLDEST:
-        raise EnvironmentFailure(
-            f"{python} is Python {'.'.join(numbers)}", "3.7 is the oldest that can serve"
-        )
+        message = f"{python} is Python {'.'.join(numbers)}"
+        raise EnvironmentFailure(message, "3.7 is the oldest that can serve", setting)
     return ".".join(numbers[:2])
 
 
@@ -181,7 +188,9 @@ def _unpack(file: Path | None, named: str, progress: Progress, folder: Path) -> 
     try:
         unpack(file, folder, partial(progress, "unpacking"))
     except BadArchive as error:
-        raise EnvironmentFailure(f"cannot unpack {named}: {error}", "make it again with conda-pack") from None
+        raise EnvironmentFailure(
+            f"cannot unpack {named}: {error}", "make it again with conda-pack, as .tar.gz"
+        ) from None
     if not (folder / "bin" / "python").exists():
         raise EnvironmentFailure(f"{named} holds no bin/python", "is it a conda-pack archive?")
 

@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     OK = 0
     INTERNAL = 1  # a bug of ours
     USAGE = 2  # the command line
-    CONFIG = 3  # the settings file or a TWOFOLD_* variable
+    CONFIG = 3  # the settings file or a TWOFOLD_* variable, or a file that they or an option name
     ARTIFACT = 4  # the folder or zip: missing, broken, or without a fitting score.py
     ENVIRONMENT = 5  # the model's interpreter: archive, Python version, unpacking
     MODEL = 6  # score.py: import, load_model() or predict()
@@ -33,7 +33,7 @@ _MEANINGS = {
     ExitCode.OK: "all is well, or the instance was asked to stop",
     ExitCode.INTERNAL: "a bug in twofold",
     ExitCode.USAGE: "the command line is wrong",
-    ExitCode.CONFIG: "the settings file or a TWOFOLD_* variable is wrong",
+    ExitCode.CONFIG: "the settings file, a TWOFOLD_* variable, or a file that a setting names is wrong",
     ExitCode.ARTIFACT: "the artifact is missing, broken, or has no fitting score.py",
     ExitCode.ENVIRONMENT: "the model's environment cannot be unpacked, or is not the Python it should be",
     ExitCode.MODEL: "score.py does not import, load or predict",
@@ -73,7 +73,10 @@ class UsageError(TwofoldError):
 
 
 class ConfigError(TwofoldError):
-    """A setting in the file or in a variable is unknown, or has a value that it cannot have."""
+    """A setting in the file or in a variable is unknown, or has a value that it cannot have.
+
+    Also of a file that any setting names, however it was set: the same fault has one exit code.
+    """
 
     exit_code = ExitCode.CONFIG
 

@@ -11,21 +11,31 @@ import socket
 import sys
 from typing import Any
 
-from server import artifact, config, environment, supervisor
-from server.errors import TwofoldError
+from server import artifact, check, config, environment, supervisor
+from server.capacity import many
+from server.errors import ConfigError, TwofoldError
 from server.log import say
 
 
 def announce(event: str, **facts: Any) -> None:
-    if event in ("note", "ready"):
-        say("info", facts.get("message") or f"{facts['replicas']} replicas ready in {facts['seconds']:.2f} s")
+    if event == "note":
+        say("info", facts["message"])
+    elif event == "ready":
+        say("info", f"{many(facts['replicas'], 'replica')} ready in {facts['seconds']:.2f} s")
+    elif facts.get("state") == "dead":
+        say("warning", f"replica {facts['index']} dead: {facts['reason']}")
 
 
 def main() -> int:
     guest = socket.socket(fileno=int(sys.argv[1]))
     settings = config.from_json(os.environ.pop("TWOFOLD_GUEST_CONFIG"))
     try:
+        if not settings.artifact:
+            raise ConfigError(
+                "no artifact is named", "set it to a folder or zip with score.py", "TWOFOLD_ARTIFACT"
+            )
         opened = artifact.opened(settings.artifact, settings.cache_folder(), settings.replicas.sample)
+        check.require(opened, lambda message: announce("note", message=message))
         prepared = environment.prepare(opened.runtime, settings.environment, lambda what, done, total: None)
         return int(supervisor.run(settings, prepared, opened, announce, guest))
     except TwofoldError as error:

@@ -173,9 +173,13 @@ REFUSALS = {
     "411": "No Content-Length",
     "413": "The body is too large",
     "415": "The body is compressed",
-    "429": "Too many requests; see Retry-After",
+    "417": "An Expect other than 100-continue",
+    "429": "Too many requests, says a load balancer in front; see Retry-After",
+    "431": "The head is over 32 KiB or 100 fields",
     "500": "predict() failed, its replica died, or the deadline passed",
+    "501": "A transfer coding other than chunked, or a method that does not exist",
     "503": "The queue is full or no replica is ready; see Retry-After",
+    "505": "Another version of HTTP than 1.0 and 1.1",
 }
 
 

@@ -151,7 +151,8 @@ class Pool:
             for failed in report["failed"]:
                 self._note(f"preload: imports: {failed}")
         elif event == "preload_failed":
-            raise ModelError(_load_failure(report), "run `twofold check` for the whole picture")
+            reason = postmortem.load_failure(report)
+            raise ModelError(reason, postmortem.remedy(reason))
         else:
             self._hear_replica(self.replicas[report["replica"]], event, report, now)
         self.changed = True
@@ -166,7 +167,7 @@ class Pool:
         elif event == "ready":
             self._ready(replica, report, now)
         elif event == "failed":
-            replica.cause = _load_failure(report)
+            replica.cause = postmortem.load_failure(report)
         elif event == "unborn":
             replica.die("could not be forked: " + report["error"], useful=False, now=now)
 
@@ -238,16 +239,16 @@ class Pool:
             hung = bool(replica.aborted_at)
             replica.die(reason, useful=served > replica.served, now=now)
             self.restarts[reason] = self.restarts.get(reason, 0) + 1
-            self.announce("replica", index=replica.index, state="dead", reason=reason, crash=crash)
             if loading and not self.ever_ready:
-                self._give_up_or_fall_back(reason)
+                self._give_up_or_fall_back(reason)  # which says the reason, where it is the end of all
+            self.announce("replica", index=replica.index, state="dead", reason=reason, crash=crash)
             self._settle(replica, hung, reason, now)
             self._call_spare(now)
         self.changed = True
 
     def _give_up_or_fall_back(self, reason: str) -> None:
         if self.facts.preload != "model":
-            raise ModelError(reason, "run `twofold check` for the whole picture")
+            raise ModelError(reason, postmortem.remedy(reason))
         self.fall_back(f"a replica forked from the loaded model failed its trial: {reason}")
 
     def fall_back(self, why: str) -> None:
@@ -329,7 +330,8 @@ class Pool:
         if self.facts.preload == "model":
             total, alone = sum(size.pss for size in sizes) / 1e6, sum(size.rss for size in sizes) / 1e6
             self._note(
-                f"preload: model: {len(sizes)} replicas use {total:.0f} MB (PSS) instead of {alone:.0f} MB"
+                f"preload: model: memory of {capacity.many(len(sizes), 'replica')} is {total:.0f} MB (PSS) "
+                f"instead of {alone:.0f} MB"
             )
 
     def _note(self, message: str) -> None:
@@ -380,13 +382,3 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass  # the group is empty, or what is left in it is no longer ours
-
-
-def _load_failure(report: Mapping[str, Any]) -> str:
-    stages = {
-        "import": "score.py does not import",
-        "signature": "score.py does not fit the contract",
-        "load": "load_model() failed",
-        "sample": "the sample request failed",
-    }
-    return f"{stages.get(report['stage'], report['stage'])}: {report['error'].strip()}"

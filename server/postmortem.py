@@ -8,13 +8,22 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from server.errors import ExitCode
+from server.finding import CRASH, REMEDIES, SLOW
 
 MAX_DUMP = 65536  # bytes of faulthandler's words that are looked at: it may tell of many threads
 MAX_CRASH = 4000  # bytes of them that are passed on
 CURRENT = "Current thread"
+FAILURES = {
+    "import": "score.py does not import",
+    "signature": "score.py does not fit the contract",
+    "load": "load_model() failed",
+    "sample": "the sample request failed",
+}
 
 
 def oom_kills(root: str = "/") -> int:
@@ -71,6 +80,18 @@ def decode(status: int, out_of_memory: bool, cause: str = "") -> str:
     if code == ExitCode.MODEL:
         return "the model did not load"
     return f"exited with code {code}" if code else "exited by itself with code 0"
+
+
+def load_failure(report: Mapping[str, Any]) -> str:
+    """What a replica or the nursery reported about a model that did not come up; the traceback follows."""
+    return f"{FAILURES.get(report['stage'], report['stage'])}: {report['error'].strip()}"
+
+
+def remedy(reason: str) -> str:
+    """What to do about a model that did not come up for this reason (see decode and load_failure)."""
+    stage = next((stage for stage, text in FAILURES.items() if reason.startswith(text)), "")
+    advice = REMEDIES.get(stage) or (SLOW if "did not load within" in reason else CRASH)
+    return f"{advice}; `twofold check` tries it without serving"
 
 
 def read_crash(fd: int) -> str:

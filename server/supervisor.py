@@ -153,7 +153,7 @@ class Supervisor:
             url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
             replicas=self.pool.ready_count(),
             seconds=time.time() - self.started,
-            sample=str(self.artifact.sample or ""),
+            **board.sample_facts(self.artifact, self.sample_text),
         )
 
     # ------------------------------------------------------------------ our own children
@@ -259,7 +259,7 @@ class Supervisor:
 
     def _wind_down(self) -> None:
         """Readiness off, then the fronts drain, then the replicas leave, then the scribe."""
-        self.announce("stopping")
+        self.announce("stopping", served=self.pool.ever_ready, failed=self.failed is not None)
         http = self.config.http
         slots.CONTROL.pack_into(self.plumbing.memory, slots.DRAINING, 1)
         self.pool.changed = True
@@ -279,7 +279,7 @@ class Supervisor:
         self.plumbing.close_writers()
         self._wait(lambda: not any(child.pid for child in self.children), LEAVE_TIMEOUT)
         self._end(self.children, 0.0)
-        self.announce("stopped")
+        self.announce("stopped", served=self.pool.ever_ready, failed=self.failed is not None)
 
     def _end(self, children: list[Forked], patience: float) -> None:
         for number, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, LEAVE_TIMEOUT)):

@@ -40,7 +40,7 @@ def decompressed(raw: IO[bytes]) -> Source:
 
         return _Lzma(lzma.LZMAFile(raw))
     if start.startswith(b"\x28\xb5\x2f\xfd"):
-        raise BadArchive("zstd is not supported; pack it as .tar.gz")
+        raise BadArchive("zstd is not supported, but tar (plain, gz, bz2, xz) and zip are")
     if start[257:262] != b"ustar":
         raise BadArchive("neither a tar (plain, gz, bz2, xz) nor a zip archive")
     return raw

@@ -50,7 +50,7 @@ LIMITS: dict[str, set[str]] = {
     "artifact": {"errors", "cache", "config", "finding", "source", "tape", "tree", "unpack"},
     "child": {"errors", "log", "environment", "replica"},
     "plumbing": {"config", "errors", "replica"},
-    "display": {"errors", "log", "finding", "check"},
+    "display": {"capacity", "errors", "log", "finding", "check"},
     "__main__": {"errors", "cli", "display"},
 }
 # What the supervisor's side must never load, or every instance pays for it in memory and start-up.

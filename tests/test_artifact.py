@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -76,6 +77,14 @@ def test_folder_without_score(tmp_path: Path) -> None:
     (tmp_path / "folder" / "score.py").mkdir(parents=True)
     with pytest.raises(ArtifactError, match=r"has no score\.py"):
         opened(str(tmp_path / "folder"), tmp_path / "cache")
+
+
+def test_file_instead_of_the_folder(tmp_path: Path) -> None:
+    folder = write(tmp_path / "iris", score__py=SCORE, runtime__yaml=RUNTIME)
+    for name in ("score.py", "runtime.yaml"):
+        with pytest.raises(ArtifactError, match="neither a folder nor") as caught:
+            opened(str(folder / name), tmp_path / "cache")
+        assert caught.value.remedy == f"name the folder: {folder}"
 
 
 # ---------------------------------------------------------------------- zips
@@ -195,7 +204,14 @@ def test_path_is_relative_to_the_artifact(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["MODEL_ARTIFACT_VERSION: '3.0'", "MODEL_DEPLOYMENT:", "MODEL_DEPLOYMENT:\n  INFERENCE_CONDA_ENV:", "{}"],
+    [
+        "MODEL_ARTIFACT_VERSION: '3.0'",
+        "MODEL_DEPLOYMENT:",
+        "MODEL_DEPLOYMENT:\n  INFERENCE_CONDA_ENV:",
+        "{}",
+        "",
+        "# later",
+    ],
 )
 def test_nothing_about_deployment(text: str, tmp_path: Path) -> None:
     assert runtime(tmp_path, text) is None
@@ -207,7 +223,6 @@ def test_nothing_about_deployment(text: str, tmp_path: Path) -> None:
         ("a: [1, 2\nb: 3", r"runtime\.yaml:2: is not YAML"),
         ("- a\n- b", "not a mapping"),
         ("just words", "not a mapping"),
-        ("", "not a mapping"),
         ("MODEL_DEPLOYMENT: [1]", "MODEL_DEPLOYMENT is not where"),
         ("MODEL_DEPLOYMENT: words", "INFERENCE_CONDA_ENV is not where"),
         ("MODEL_DEPLOYMENT:\n  INFERENCE_CONDA_ENV: words", "INFERENCE_CONDA_ENV is not a mapping"),
@@ -225,6 +240,30 @@ def test_bad_runtime(text: str, match: str, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=match) as caught:
         runtime(tmp_path, text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("INFERENCE_PYTHON_VERSION: '3.10'",
+         "INFERENCE_PYTHON_VERSION is in the wrong place.*below MODEL_DEPLOYMENT > INFERENCE_CONDA_ENV"),
+        ("MODEL_DEPLOYMENT: {INFERENCE_ENV_PATH: x}", "INFERENCE_ENV_PATH is in the wrong place"),
+        ("INFERENCE_CONDA_ENV: {}", "INFERENCE_CONDA_ENV is in the wrong place.*below MODEL_DEPLOYMENT"),
+        ("A: {MODEL_ARTIFACT_VERSION: '3.0'}", "MODEL_ARTIFACT_VERSION is in the wrong.*at the top"),
+        ("MODEL_DEPLOYMENT: {INFERENCE_CONDA_ENV: {INFERENCE_PYTHON: '3.10'}}",
+         "INFERENCE_PYTHON means nothing here.*did you mean INFERENCE_PYTHON_VERSION"),
+        ("a: &a\n  INFERENCE_ENV_PATH: x\nb: *a", "INFERENCE_ENV_PATH is in the wrong place"),
+    ],
+)  # fmt: skip
+def test_key_in_the_wrong_place(text: str, words: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "artifact", score__py=SCORE, runtime__yaml=text)
+    [remark] = opened(str(folder), tmp_path / "cache").remarks
+    assert remark.level == "warning" and re.match(words, f"{remark.message}: {remark.remedy}")
+
+
+def test_nothing_to_remark(tmp_path: Path) -> None:
+    folder = write(tmp_path / "artifact", score__py=SCORE, runtime__yaml=RUNTIME)
+    assert opened(str(folder), tmp_path / "cache").remarks == ()
 
 
 def test_runtime_that_is_not_text(tmp_path: Path) -> None:

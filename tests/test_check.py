@@ -86,7 +86,70 @@ def test_sample_from_elsewhere(tmp_path: Path, cache: Path) -> None:
     done = Checked(artifact, cache, sample=str(tmp_path / "request.json"))
     assert done.code == ExitCode.OK and done.findings[-1].message == '{"sum":13}'
     missing = Checked(artifact, cache, sample=str(tmp_path / "none.json"))
-    assert "no sample request" in missing.only_error(ExitCode.MODEL).message
+    assert "there is no file" in missing.only_error(ExitCode.CONFIG).message
+    assert missing.errors[0].subject == "sample"
+
+
+def test_binary_sample(tmp_path: Path, cache: Path) -> None:
+    score = "def load_model(): ...\ndef predict(data, model=None): return [type(data).__name__, len(data)]\n"
+    (tmp_path / "request.bin").write_bytes(b"\xff\x00{")
+    done = Checked(write_artifact(tmp_path / "raw", score), cache, sample=str(tmp_path / "request.bin"))
+    assert done.code == ExitCode.OK and done.findings[-1].message == '["bytes",3]'
+
+
+def test_broken_sample_is_not_the_models_fault(tmp_path: Path, cache: Path) -> None:
+    artifact = write_artifact(tmp_path / "good", GOOD, sample__json="[1,\n 2")
+    error = Checked(artifact, cache).only_error(ExitCode.ARTIFACT)
+    assert error.subject == "sample"
+    assert error.message.startswith("sample.json is not JSON in line 2, column 3")
+    (tmp_path / "request.json").write_bytes(b"\xff")
+    error = Checked(artifact, cache, sample=str(tmp_path / "request.json")).only_error(ExitCode.CONFIG)
+    assert f"{tmp_path / 'request.json'} is not JSON" in error.message
+
+
+def test_time_of_load_is_said_of_load(tmp_path: Path, cache: Path) -> None:
+    score = (
+        "import time\ndef load_model(): time.sleep(0.4)\ndef predict(data, model=load_model()): return 1\n"
+    )
+    done = Checked(write_artifact(tmp_path / "slow", score), cache)
+    told = {finding.subject: finding.message for finding in done.findings}
+    assert float(told["load_model()"].split()[0]) >= 0.4 > float(told["import of score.py"].split()[0])
+    assert told["load_model()"].endswith("called while score.py was imported")
+
+
+def test_threads_are_those_of_serving(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    monkeypatch.setenv("MKL_NUM_THREADS", "7")  # what a user has set wins
+    names = ["OMP_NUM_THREADS", "TWOFOLD_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"]
+    score = (
+        f"import os\ndef load_model(): ...\ndef predict(data): return [os.environ.get(n) for n in {names}]\n"
+    )
+    artifact = write_artifact(tmp_path / "asks", score, sample__json="0")
+    done = Checked(artifact, cache, threads=5)
+    assert done.findings[-1].message == '["5","5","7","3"]'
+
+
+def test_key_of_runtime_in_the_wrong_place(tmp_path: Path, cache: Path) -> None:
+    text = "MODEL_ARTIFACT_VERSION: '3.0'\nINFERENCE_PYTHON_VERSION: '3.7'\n"
+    done = Checked(write_artifact(tmp_path / "top", GOOD, runtime__yaml=text), cache)
+    assert done.code == ExitCode.OK
+    [warning] = [finding for finding in done.findings if finding.level == "warning"]
+    assert warning.subject == "runtime.yaml" and "MODEL_DEPLOYMENT > INFERENCE_CONDA_ENV" in warning.remedy
+
+
+@pytest.mark.parametrize(("text", "words"), [(None, "there is none"), ("# later", "says nothing about")])
+def test_no_runtime_is_not_an_empty_one(text: str | None, words: str, tmp_path: Path, cache: Path) -> None:
+    files = {} if text is None else {"runtime__yaml": text}
+    done = Checked(write_artifact(tmp_path / "good", GOOD, **files), cache)
+    [said] = [finding.message for finding in done.findings if finding.subject == "runtime.yaml"]
+    assert said.startswith(words)
+
+
+def test_what_was_not_tried_is_not_called_good(tmp_path: Path, cache: Path) -> None:
+    done = Checked(write_artifact(tmp_path / "good", GOOD), cache)
+    assert done.code == ExitCode.OK
+    assert (done.findings[-1].subject, done.findings[-1].level) == ("sample", "note")
 
 
 def test_prints_do_not_disturb(tmp_path: Path, cache: Path) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pty
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from instance import free_port, write_artifact
+from instance import alive, free_port, serve, write_artifact
 
-from server import __main__, __version__, config, display, errors
+from server import __main__, __version__, board, config, display, errors, guest
+from server.artifact import Artifact
 from server.errors import ExitCode, ModelError, TwofoldError
 from server.finding import Finding
 
@@ -73,6 +78,9 @@ def test_help_names_every_setting(
         (["check", "--port", "1", "a"], ExitCode.USAGE, "--port"),
         (["serve", "a", "--port", "x"], ExitCode.USAGE, "--port: port must be a whole number, not 'x'"),
         (["serve", "a", "--preload", "x"], ExitCode.USAGE, "--preload: preload must be one of"),
+        (["serve", "--prot", "1"], ExitCode.USAGE, "`twofold serve --help`"),
+        (["check", "--nothing"], ExitCode.USAGE, "`twofold check --help`"),
+        (["sreve"], ExitCode.USAGE, "`twofold --help`"),
         (["serve", "a", "--config", "absent.yaml"], ExitCode.CONFIG, "absent.yaml: cannot read"),
         (["serve", "absent"], ExitCode.ARTIFACT, "absent"),
         (["serve", str(ECHO), "--sample", "absent.json"], ExitCode.CONFIG, "absent.json"),
@@ -91,6 +99,85 @@ def test_errors_are_one_line_and_an_exit_code(
     assert printed.out == ""
     assert printed.err.startswith("twofold: ") and printed.err.count("\n") == 1
     assert complaint in printed.err
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_settings_file_that_cannot_be_read_is_a_config_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, by_variable: bool
+) -> None:
+    (tmp_path / "t.yaml").touch()
+    refuse(monkeypatch, "t.yaml")
+    options = [] if by_variable else ["--config", str(tmp_path / "t.yaml")]
+    if by_variable:
+        monkeypatch.setenv("TWOFOLD_CONFIG", str(tmp_path / "t.yaml"))
+    assert call(monkeypatch, "settings", *options) == ExitCode.CONFIG
+    assert "Permission denied (check --config, or TWOFOLD_CONFIG)" in capsys.readouterr().err
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As if files of that name had no permissions, which root would not notice; click asks os.access()."""
+    read, access = io.open, os.access
+
+    def guarded(file: Any, *arguments: Any, **more: Any) -> Any:
+        if isinstance(file, str | Path) and Path(file).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return read(file, *arguments, **more)
+
+    def asked(path: Any, mode: int, **more: Any) -> bool:
+        return Path(os.fsdecode(path)).name != name and access(path, mode, **more)
+
+    monkeypatch.setattr(io, "open", guarded)
+    monkeypatch.setattr("builtins.open", guarded)
+    monkeypatch.setattr(os, "access", asked)
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_missing_sample_is_the_same_fault_everywhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, by_variable: bool
+) -> None:
+    if by_variable:
+        monkeypatch.setenv("TWOFOLD_SAMPLE", "absent.json")
+    options = [] if by_variable else ["--sample", "absent.json"]
+    assert call(monkeypatch, command, str(ECHO), *options) == ExitCode.CONFIG
+    assert "there is no file" in "".join(capsys.readouterr())
+
+
+UNFIT = {
+    "syntax": ("def predict(:", {}, ExitCode.ARTIFACT, "is not valid Python in line 1"),
+    "signature": (GOOD.replace("data", "x"), {}, ExitCode.ARTIFACT, "must be named 'data', not 'x'"),
+    "nothing in it": ("", {}, ExitCode.ARTIFACT, "score.py defines none"),
+    "unreadable": (GOOD, {}, ExitCode.ARTIFACT, "cannot be read: Permission denied"),
+    "sample": (
+        GOOD,
+        {"sample__json": "[1,"},
+        ExitCode.ARTIFACT,
+        "sample.json is not JSON in line 1, col",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", UNFIT)
+def test_check_and_serve_agree(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, fault: str
+) -> None:
+    """The same exit code for the same fault, and nothing has been started to find it."""
+    score, files, code, complaint = UNFIT[fault]
+    artifact = write_artifact(tmp_path / "unfit", score, **files)
+    if fault == "unreadable":
+        refuse(monkeypatch, "score.py")
+    for command in ("check", "serve"):
+        assert call(monkeypatch, command, str(artifact)) == code
+        printed = capsys.readouterr()
+        assert complaint in (printed.out if command == "check" else printed.err)
+    assert printed.err.count("\n") == 1 and printed.err.startswith("twofold: ")
+
+
+def test_more_than_one_fault_is_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert call(monkeypatch, "serve", str(write_artifact(tmp_path / "empty", ""))) == ExitCode.ARTIFACT
+    assert "`twofold check` shows 1 more" in capsys.readouterr().err
 
 
 def test_no_arguments_shows_the_help(
@@ -147,10 +234,31 @@ def test_a_bug_is_called_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 def test_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(config, "load", interrupted)
+    before = signal.getsignal(signal.SIGINT)
     assert call(monkeypatch, "settings") == 130
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_check_that_is_ended_leaves_nothing_behind(tmp_path: Path, number: int, code: int) -> None:
+    score = f"import os, time\nopen('{tmp_path}/pid', 'w').write(f'{{os.getpid()}}.')\ntime.sleep(60)\n{GOOD}"
+    command = [sys.executable, "-m", "server", "check", str(write_artifact(tmp_path / "slow", score))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    trying = tmp_path / "pid"
+    try:
+        until = time.monotonic() + 20
+        while not (trying.exists() and trying.read_text().endswith(".")) and time.monotonic() < until:
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, printed = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert printed.split("\n")[-2] == "twofold: interrupted" and "Traceback" not in printed
+    assert not alive(int(trying.read_text()[:-1]))
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
@@ -188,11 +296,24 @@ def test_models_that_do_not_start(tmp_path: Path, score: str, code: ExitCode, co
     done = start("serve", str(artifact), "--port", str(free_port()), "--replicas", "1")
     assert done.returncode == code, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("twofold: ") and complaint in last
+    assert last.startswith("twofold: ") and complaint in last and "correct " in last
+    assert len(re.findall(f"Error:.*{complaint}", done.stderr)) == 1  # it is not said again and again
+    assert "stop" not in done.stderr and "in flight" not in done.stderr
     checked = start("check", str(artifact))
     assert checked.returncode == code, checked.stdout
     assert complaint in checked.stdout
     assert f"(exit code {int(code)})" in checked.stdout.splitlines()[-1]
+
+
+def test_replicas_read_a_binary_sample_as_check_does(tmp_path: Path) -> None:
+    score = "def load_model(): ...\ndef predict(data, model=None): return data.decode('latin-1')\n"
+    artifact = write_artifact(tmp_path / "raw", score)
+    (tmp_path / "request.bin").write_bytes(b"[1]")  # JSON by its looks, but not by its name
+    sample = str(tmp_path / "request.bin")
+    with serve(artifact, tmp_path / "run", "--replicas", "1", "--sample", sample) as it:
+        artifact, tmp_path / "run", "--replicas", "1", "--sample", str(tmp_path / "request.bin")
+    ) as it:
+        assert "octet-stream' --data-binary @" in it.printed()
 
 
 def test_check_of_a_good_artifact() -> None:
@@ -241,9 +362,9 @@ def test_failure_prints_a_traceback_before_the_line() -> None:
     display.failure(
         ModelError("load_model() failed: Traceback (most recent call last):\n  a\nKeyError: 1"), stream
     )
-    assert stream.getvalue().splitlines()[1:] == [
+    assert stream.getvalue().splitlines() == [
+        "Traceback (most recent call last):",
         "  a",
-        "KeyError: 1",
         "twofold: load_model() failed: KeyError: 1",
     ]
 
@@ -264,6 +385,35 @@ def test_curl_line(url: str, target: str) -> None:
     assert display.curl(url, "").endswith(f"'[[1, 2, 3]]' {target}")
     assert "--data-binary '@/a b.json'" in display.curl(url, "/a b.json")
     assert "octet-stream" in display.curl(url, "/a.bin")
+    assert "--data-binary '[\"a b\"]' " in display.curl(url, "sample.json", '["a b"]\n')
+    assert "--data-binary @sample.json " in display.curl(url, "sample.json", "[1,\n2]")
+    assert "--data-binary @sample.json " in display.curl(url, "sample.json", "1" * 1000)
+
+
+def test_a_command_never_names_the_cache(tmp_path: Path) -> None:
+    """The sample of a zip lies where only we look: its text is shown instead of that place."""
+    text, folder = '{"rows": [1, 2]}', tmp_path / "cache"
+    zipped = Artifact(folder, "iris", None, folder / "sample.json", tmp_path / "iris.zip")
+    shown = board.sample_facts(zipped, text)
+    line = display.ready_line({"url": "http://127.0.0.1:1", "replicas": 1, "seconds": 1, **shown})
+    assert f"--data-binary '{text}' " in line and "cache" not in line
+    own = Artifact(folder, "iris", None, tmp_path / "mine.json", tmp_path / "iris.zip")
+    assert board.sample_facts(own, text) == {"sample": str(tmp_path / "mine.json"), "sample_text": ""}
+    plain = Artifact(folder, "iris", None, folder / "sample.json")
+    assert board.sample_facts(plain, text)["sample"] == str(folder / "sample.json")
+
+
+def test_nothing_is_said_of_requests_where_none_was_served() -> None:
+    assert display.sentence("stopping", {"served": False, "failed": True}) == ""
+    assert display.sentence("stopping", {"served": False, "failed": False}) == "stopping"
+    assert "in flight" in display.sentence("stopping", {"served": True, "failed": True})
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 replica ready"), (2, "2 replicas ready")])
+def test_one_is_not_many(count: int, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    guest.announce("ready", replicas=count, seconds=1.0)
+    assert words in capfd.readouterr().err
+    assert words in display.ready_line({"url": "http://:0", "replicas": count, "seconds": 1.0})
 
 
 def announced() -> list[tuple[str, dict[str, object]]]:
@@ -276,8 +426,8 @@ def announced() -> list[tuple[str, dict[str, object]]]:
         ("note", {"message": "careful [bold]"}),
         ("ready", {"url": "http://127.0.0.1:1", "replicas": 1, "seconds": 2.0, "sample": ""}),
         ("replica", {"index": 0, "state": "dead", "reason": "killed by SIGSEGV", "crash": ""}),
-        ("stopping", {}),
-        ("stopped", {}),
+        ("stopping", {"served": True, "failed": False}),
+        ("stopped", {"served": True, "failed": False}),
     ]
 
 

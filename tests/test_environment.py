@@ -118,6 +118,25 @@ def test_interpreter_that_does_not_serve(
         prepare(None, settings(env=str(file)), nothing)
 
 
+@pytest.mark.parametrize("program", ["/bin/ls", "/bin/sh", "/no/such/python"])
+def test_default_python_that_is_none(program: str) -> None:
+    """The setting is named, and our own question to the interpreter is not shown."""
+    with pytest.raises(EnvironmentFailure) as caught:
+        prepare(None, EnvironmentSettings(default_python=program), nothing)
+    said = str(caught.value)
+    assert said.startswith(f"--default-python: {program} ") and caught.value.remedy.startswith(
+        "name a Python"
+    )
+    assert "import sys" not in said and "version_info" not in said and "-I" not in said
+
+
+def test_zstd_archive(tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "env.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(600))
+    with pytest.raises(EnvironmentFailure, match="zstd is not supported, but tar .* and zip are") as caught:
+        prepare(None, settings(env=str(tmp_path / "env.tar.zst")), nothing)
+    assert ".tar.gz" in caught.value.remedy
+
+
 @pytest.mark.parametrize("named", ["nothing-of-that-name", "no/such/file.tar.gz"])
 def test_nothing_there(named: str, settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFailure) as caught:

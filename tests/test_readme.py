@@ -6,8 +6,9 @@ import re
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
-from server import __version__, config
+from server import __main__, __version__, config, pages
 from server.errors import ExitCode
+from server.metrics import STATUSES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -23,6 +24,18 @@ def test_every_setting_is_in_its_table() -> None:
 def test_every_exit_code_is_in_its_table() -> None:
     for code in ExitCode:
         assert f"| {int(code)} | {code.meaning} |" in README
+
+
+def test_what_signals_end_is_in_the_table_too() -> None:
+    assert f"| {__main__.INTERRUPTED}, {__main__.TERMINATED} | ended by Ctrl-C, or by SIGTERM" in README
+
+
+def test_every_status_is_in_its_table_and_in_openapi() -> None:
+    table = README.partition("| status | when |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE)
+    named = {int(status) for row in rows for status in row.split(", ")}
+    assert named == {int(status) for status in pages.REFUSALS}
+    assert named >= set(STATUSES) - {200}
 
 
 def test_files_that_are_named_exist() -> None:
