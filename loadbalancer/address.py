@@ -1,0 +1,81 @@
+"""Addresses as they are written: where to listen, and where instances are.
+
+Pure: text in, an address or None out; nothing is resolved or opened.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MAX_PORT = 65535
+MAX_UNIX_PATH = 107  # bytes; sockaddr_un
+_HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|([A-Za-z0-9_.-]+)|(\*)):([0-9]{1,5})")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """`host` and `port`, or for a Unix socket `path`."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @property
+    def is_unix(self) -> bool:
+        return bool(self.path)
+
+    def __str__(self) -> str:
+        if self.is_unix:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Where one instance is, or with `dns` a name that stands for any number of them."""
+
+    address: Address
+    dns: bool = False
+
+    @property
+    def name(self) -> str:
+        """How it is called everywhere: in the admin API, the metrics and the log."""
+        if self.address.is_unix:
+            return str(self.address)
+        return f"{'dns+' if self.dns else ''}http://{self.address}"
+
+
+def tcp(text: str) -> Address | None:
+    """HOST:PORT; an IPv6 address stands in brackets, * is every address."""
+    match = _HOST_PORT.fullmatch(text)
+    if match is None or int(match[4]) > MAX_PORT:
+        return None
+    return Address(match[1] or match[2] or "0.0.0.0", int(match[4]))
+
+
+def unix(text: str) -> Address | None:
+    """unix:/PATH, absolute."""
+    path = text.removeprefix("unix:")
+    if path == text or not path.startswith("/") or len(path.encode()) > MAX_UNIX_PATH:
+        return None
+    return Address(path=path)
+
+
+def listening(text: str) -> Address | None:
+    return unix(text) if text.startswith("unix:") else tcp(text)
+
+
+def upstream(text: str) -> Upstream | None:
+    """http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT; a last slash and the port 80 may be left out."""
+    if text.startswith("unix:"):
+        path = unix(text)
+        return Upstream(path) if path else None
+    dns, plain = text.startswith("dns+"), text.removeprefix("dns+")
+    authority = plain.removeprefix("http://").removesuffix("/")
+    if authority == plain.removesuffix("/"):
+        return None
+    address = tcp(authority) or tcp(f"{authority}:80")
+    if address is None or not address.port or "*" in authority:
+        return None
+    return Upstream(address, dns)

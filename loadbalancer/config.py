@@ -1,0 +1,298 @@
+"""Every setting of the load balancer: its default, unit, limits and meaning, in one place.
+
+A setting has one name, written three ways: `bandwidth_mbps: 20` in the settings file,
+TWOFOLD_BALANCE_BANDWIDTH_MBPS in the environment, `--bandwidth-mbps 20` on the command line.  The
+later of these wins; the defaults come before all.  The command line and its help are made from the
+groups below.  Reads the settings file, and looks at whether files that settings name can be read.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loadbalancer import address
+from server.errors import TwofoldError
+from server.settings import Catalogue, Checked, Value, apart, fault, from_options, parse, setting
+
+MAX_PROXIES = 16  # of one generation; memory.MAX_PROXIES holds two
+FILES = (
+    "upstream_file",
+    "tls_certificate",
+    "tls_key",
+    "tls_client_ca",
+    "bearer_token_file",
+    "signature_keys",
+)
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_PATH = re.compile(r"/[!-~]*")
+
+
+def _listening(text: str) -> str:
+    return "" if address.listening(text) else "HOST:PORT or unix:/PATH"
+
+
+def _tcp(text: str) -> str:
+    return "" if address.tcp(text) else "HOST:PORT"
+
+
+def _upstream(text: str) -> str:
+    return "" if address.upstream(text) else "http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT"
+
+
+def _network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return "an address or a network such as 10.0.0.0/8"
+    return ""
+
+
+def _header(text: str) -> str:
+    return "" if _TOKEN.fullmatch(text) else "the name of a header"
+
+
+def _path(text: str) -> str:
+    return "" if _PATH.fullmatch(text) else "a path such as /health"
+
+
+@dataclass(frozen=True, slots=True)
+class ListenSettings(Checked):
+    """Where clients come in."""
+
+    listen: tuple[str, ...] = setting(
+        ("127.0.0.1:8080",), "where to listen: HOST:PORT or unix:/PATH; may be repeated", form=_listening
+    )
+    proxies: int = setting(1, "proxy processes, which share one bandwidth", low=1, high=MAX_PROXIES)
+    backlog: int = setting(4096, "connections the kernel keeps waiting to be accepted", low=1, high=65535)
+    tls_certificate: str = setting("", "PEM file with the certificate chain; empty speaks plain HTTP")
+    tls_key: str = setting("", "PEM file with its key; empty looks in the certificate's file")
+    tls_client_ca: str = setting("", "PEM file with the authorities whose client certificates are required")
+    proxy_protocol: str = setting(
+        "off", "PROXY protocol that trusted proxies begin with", among=("off", "v1v2")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings(Checked):
+    """The instances, and which of them are asked."""
+
+    upstream: tuple[str, ...] = setting(
+        (), "an instance: http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT; may be repeated",
+        form=_upstream,
+    )  # fmt: skip
+    upstream_file: str = setting("", "file with one instance a line, or a YAML list; it is watched")
+    resolve_interval: float = setting(5.0, "seconds between looks at the names of dns+http", low=0.1)
+    credits: int = setting(0, "requests an instance is given at once; 0 finds that out", high=256)
+    retry: str = setting("once", "ask another instance when one cannot have begun", among=("once", "never"))
+    panic_percent: int = setting(50, "below this share of healthy instances, all are asked", high=100)
+    slow_start: float = setting(5.0, "seconds in which an instance that came back gets its full share")
+    probe_interval: float = setting(1.0, "seconds between two health probes of an instance", low=0.05)
+    probe_timeout: float = setting(0.5, "seconds that a health probe may take", low=0.01)
+    probe_path: str = setting("/health", "path of the health probe", form=_path)
+    proxy_protocol_out: str = setting(
+        "off", "PROXY protocol that instances are told the client by", among=("off", "v1", "v2")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BandwidthSettings(Checked):
+    """How much may pass."""
+
+    bandwidth_mbps: float = setting(10.0, "10^6 bit/s, both directions together; 0 is unlimited", high=1e6)
+    maximum_bandwidth_mbps: float = setting(
+        0.0, "raise up to this under load, at most twice bandwidth_mbps; 0 never raises", high=2e6
+    )
+    delay_budget: float = setting(1.0, "seconds that a request may be held back before it gets 429")
+    accounting: str = setting(
+        "http", "what is counted: HTTP bytes, or with TCP/IP headers", among=("http", "wire")
+    )
+    requests_per_second: float = setting(0.0, "requests/s of all callers; 0 is unlimited", high=1e9)
+    caller_bandwidth_mbps: float = setting(0.0, "10^6 bit/s of one caller; 0 is unlimited", high=1e6)
+    caller_requests_per_second: float = setting(0.0, "requests/s of one caller; 0 is unlimited", high=1e9)
+    caller_header: str = setting(
+        "", "header that tells callers apart; empty is the client's address", form=_header
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings(Checked):
+    """Requests that wait for an instance."""
+
+    queue_size: int = setting(1024, "requests that may wait for an instance", high=65536)
+    queue_mb: float = setting(64.0, "MB of bodies that may wait", high=65536)
+    queue_wait: float = setting(1.0, "seconds that a request may wait; beyond that, 503")
+
+
+@dataclass(frozen=True, slots=True)
+class TimeoutSettings(Checked):
+    """How long things may take, in seconds."""
+
+    connect_timeout: float = setting(1.0, "seconds in which an instance must accept", low=0.001)
+    head_timeout: float = setting(10.0, "seconds in which a request's head must arrive", low=0.001)
+    body_timeout: float = setting(10.0, "seconds of silence allowed within a body or an answer", low=0.001)
+    predict_timeout: float = setting(60.0, "seconds from a request's head to its answer", low=0.001)
+    idle_timeout: float = setting(75.0, "seconds that an idle client's connection stays open", low=0.001)
+    upstream_idle: float = setting(60.0, "seconds that an idle connection to an instance is kept", low=0.001)
+    drain_timeout: float = setting(30.0, "seconds that requests in flight may take when stopping")
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings(Checked):
+    """What a client may take."""
+
+    max_body_mb: float = setting(10.0, "largest request body, in MB", low=0.001, high=1024)
+    max_connections: int = setting(20000, "clients' connections to one proxy", low=1, high=1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class AccessSettings(Checked):
+    """Who may come in, and who is believed."""
+
+    allow: tuple[str, ...] = setting((), "addresses or networks let in; none is everybody", form=_network)
+    trusted_proxies: tuple[str, ...] = setting(
+        (), "whose X-Forwarded fields and PROXY lines are believed", form=_network
+    )
+    bearer_token_file: str = setting("", "file with a token that requests must bear; empty asks for none")
+    signature_keys: str = setting("", "file with public keys that requests must be signed for (OCI style)")
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSettings(Checked):
+    """How it is watched and told."""
+
+    admin_socket: str = setting("", "Unix socket of the admin API; empty is a folder of your own")
+    status: str = setting("", "HOST:PORT of the status page and the metrics; empty is none", form=_tcp)
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings(Checked):
+    """The access log."""
+
+    log_dir: str = setting("", "folder for access.log; empty is standard output")
+    access_log: bool = setting(True, "one record for each request")
+    log_max_mb: float = setting(100.0, "size in MB at which a log file is rotated", low=0.001)
+    log_keep: int = setting(5, "rotated files kept of each log", high=1000)
+    deployment_id: str = setting("", "`source` of the log records; empty is twofold")
+
+
+CATALOGUE = Catalogue(
+    groups={
+        "listen": ListenSettings,
+        "pool": PoolSettings,
+        "bandwidth": BandwidthSettings,
+        "queue": QueueSettings,
+        "timeouts": TimeoutSettings,
+        "limits": LimitSettings,
+        "access": AccessSettings,
+        "control": ControlSettings,
+        "log": LogSettings,
+    },
+    prefix="TWOFOLD_BALANCE_",
+    listing="twofold balance --help",
+    example="bandwidth_mbps: 20",
+    apart=apart("TWOFOLD_BALANCE_"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that was asked for. `sources` says of each setting where its value came from."""
+
+    listen: ListenSettings = field(default_factory=ListenSettings)
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    bandwidth: BandwidthSettings = field(default_factory=BandwidthSettings)
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
+    control: ControlSettings = field(default_factory=ControlSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def admin_path(self) -> Path:
+        """Where the admin API listens; the folder may not exist yet."""
+        chosen = self.control.admin_socket
+        return Path(chosen).expanduser().absolute() if chosen else default_admin_path(os.environ)
+
+
+def default_admin_path(environ: Mapping[str, str]) -> Path:
+    """A place that nobody else can take: in the folder of this user's session, or one of this user."""
+    session = Path(environ.get("XDG_RUNTIME_DIR", ""))
+    # The XDG base directory rules have a relative path ignored.
+    if session.is_absolute():
+        return session / "twofold-balance" / "admin.sock"
+    return Path(f"/tmp/twofold-balance-{os.getuid()}/admin.sock")
+
+
+def load(file: Path | None, environ: Mapping[str, str], options: Mapping[str, object]) -> Config:
+    """Defaults, then `file` (or TWOFOLD_BALANCE_CONFIG), then `environ`, then options that are not None.
+
+    Raises ConfigError or, for an option, UsageError, which name the place of what is wrong.
+    """
+    values, sources = CATALOGUE.collect(
+        CATALOGUE.from_file(CATALOGUE.chosen_file(file, environ)),
+        CATALOGUE.from_environ(environ),
+        from_options(options),
+    )
+    made = Config(sources=sources, **CATALOGUE.build(values))
+    for name, complaint, remedy in _contradictions(made):
+        raise _fault(made, name, complaint, remedy)
+    return made
+
+
+def settings(config: Config) -> Iterator[tuple[str, Value, str, str]]:
+    """(name, value, source, meaning) of every setting."""
+    for group, known in CATALOGUE.known():
+        value = getattr(getattr(config, group), known.name)
+        yield known.name, value, config.sources.get(known.name, "default"), known.metadata["help"]
+
+
+def to_json(config: Config) -> str:
+    """For the process that takes over at a reload, which reads it with `from_json`."""
+    return json.dumps({name: value for name, value, _, _ in settings(config)})
+
+
+def from_json(text: str) -> Config:
+    """The Config that `to_json` was given, without its sources."""
+    found = {
+        name: parse(known, json.loads(text)[name]) for _, known in CATALOGUE.known() for name in [known.name]
+    }
+    return Config(**CATALOGUE.build(found))  # type: ignore[arg-type]
+
+
+def _fault(config: Config, name: str, complaint: str, remedy: str) -> TwofoldError:
+    return fault(config.sources.get(name, name), complaint, remedy)
+
+
+def _contradictions(config: Config) -> Iterable[tuple[str, str, str]]:
+    """(setting, what is wrong with it, what to do) of what no single value can show."""
+    band, listen = config.bandwidth, config.listen
+    low, high = band.bandwidth_mbps, band.maximum_bandwidth_mbps
+    if high and not low < high <= 2 * low:
+        yield (
+            "maximum_bandwidth_mbps", f"maximum_bandwidth_mbps must be above {low:g} and at most {2 * low:g}",
+            "it is at most twice bandwidth_mbps",
+        )  # fmt: skip
+    for name in ("tls_key", "tls_client_ca"):
+        if getattr(listen, name) and not listen.tls_certificate:
+            yield name, f"{name} needs tls_certificate", "set both"
+    if not listen.listen:
+        yield "listen", "listen must name an address", "write HOST:PORT or unix:/PATH"
+    for text in listen.listen:
+        if listen.listen.count(text) > 1:
+            yield "listen", f"listen has {text} twice", "leave one out"
+    if not config.pool.upstream and not config.pool.upstream_file:
+        yield "upstream", "no instance is named", "name one with --upstream http://HOST:PORT"
+    for name, value, _, _ in settings(config):
+        if name in FILES and value and not _readable(str(value)):
+            yield name, f"{name}: cannot read {value}", "it must be a file that this user may read"
+
+
+def _readable(path: str) -> bool:
+    return Path(path).expanduser().is_file() and os.access(Path(path).expanduser(), os.R_OK)
