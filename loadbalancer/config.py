@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from loadbalancer import address
 from server.errors import TwofoldError
@@ -83,7 +84,7 @@ class PoolSettings(Checked):
     """The instances, and which of them are asked."""
 
     upstream: tuple[str, ...] = setting(
-        (), "an instance: http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT; may be repeated",
+        (), "an instance: its http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT; may be repeated",
         form=_upstream,
     )  # fmt: skip
     upstream_file: str = setting("", "file with one instance a line, or a YAML list; it is watched")
@@ -260,10 +261,9 @@ def to_json(config: Config) -> str:
 
 def from_json(text: str) -> Config:
     """The Config that `to_json` was given, without its sources."""
-    found = {
-        name: parse(known, json.loads(text)[name]) for _, known in CATALOGUE.known() for name in [known.name]
-    }
-    return Config(**CATALOGUE.build(found))  # type: ignore[arg-type]
+    given = json.loads(text)
+    found = {known.name: parse(known, given[known.name]) for _, known in CATALOGUE.known()}
+    return Config(**CATALOGUE.build(cast("dict[str, Value]", found)))
 
 
 def _fault(config: Config, name: str, complaint: str, remedy: str) -> TwofoldError:
@@ -295,4 +295,4 @@ def _contradictions(config: Config) -> Iterable[tuple[str, str, str]]:
 
 
 def _readable(path: str) -> bool:
-    return Path(path).expanduser().is_file() and os.access(Path(path).expanduser(), os.R_OK)
+    return Path(path).is_file() and os.access(path, os.R_OK)
