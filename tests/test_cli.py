@@ -311,8 +311,6 @@ def test_replicas_read_a_binary_sample_as_check_does(tmp_path: Path) -> None:
     (tmp_path / "request.bin").write_bytes(b"[1]")  # JSON by its looks, but not by its name
     sample = str(tmp_path / "request.bin")
     with serve(artifact, tmp_path / "run", "--replicas", "1", "--sample", sample) as it:
-        artifact, tmp_path / "run", "--replicas", "1", "--sample", str(tmp_path / "request.bin")
-    ) as it:
         assert "octet-stream' --data-binary @" in it.printed()
 
 
