@@ -128,15 +128,18 @@ class Simulation:
 
     def run(self, requests: list[Request]) -> Outcome:
         """Until every request has ended."""
+        self.after(TICK, self._tick)
+        self.run_on(requests)
+        return self.outcome
+
+    def run_on(self, requests: list[Request]) -> None:
+        """The same pool, later requests."""
+        goal = self.ended + len(requests)
         for request in requests:
             heapq.heappush(self._events, (request.at, next(self._order), self._arrive, (request,)))
-        self.after(TICK, self._tick)
-        left = len(requests)
-        while left:
+        while self.ended < goal:
             self.now, _, action, arguments = heapq.heappop(self._events)
             action(*arguments)
-            left = len(requests) - self.ended
-        return self.outcome
 
     @property
     def ended(self) -> int:
