@@ -21,7 +21,7 @@ from loadbalancer import address
 from server.errors import TwofoldError
 from server.settings import Catalogue, Checked, Value, apart, fault, from_options, parse, setting
 
-MAX_PROXIES = 16  # of one generation; memory.MAX_PROXIES holds two
+MAX_PROXIES = 15  # of one generation; memory has blocks for two, and one more for the scribe
 FILES = (
     "upstream_file",
     "tls_certificate",
@@ -84,7 +84,7 @@ class PoolSettings(Checked):
     """The instances, and which of them are asked."""
 
     upstream: tuple[str, ...] = setting(
-        (), "an instance: its http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT; may be repeated",
+        (), "where an instance is: http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT; may be repeated",
         form=_upstream,
     )  # fmt: skip
     upstream_file: str = setting("", "file with one instance a line, or a YAML list; it is watched")
@@ -197,7 +197,7 @@ CATALOGUE = Catalogue(
     prefix="TWOFOLD_BALANCE_",
     listing="twofold balance --help",
     example="bandwidth_mbps: 20",
-    apart=apart("TWOFOLD_BALANCE_"),
+    apart=apart("TWOFOLD_BALANCE_", "HANDOVER=.*"),
 )
 
 

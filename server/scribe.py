@@ -11,7 +11,8 @@ and counted.  A writer that dies between two halves of a line leaves half a line
 successor begins with CANCEL, a byte that JSON cannot contain, and the scribe drops that half.
 
 The scribe ends when all inputs have reached EOF, that is when every writer is gone: what a process
-prints while it ends is still written.
+prints while it ends is still written.  Or it hands over, at SIGUSR2: it ends between two lines, and a
+successor goes on with the same pipes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ CHUNK = 64 * 1024  # bytes taken from a pipe at once; four times as much costs t
 PIPE_SIZE = 1024 * 1024  # bytes; the most that an ordinary user may ask for
 BACKLOG = 4 * 1024 * 1024  # bytes that a writer holds back while the scribe is late
 STREAMS = ("access", "predict")
+MID_LINE = 1000  # milliseconds that a writer may need for the second half of a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,11 @@ class Lines:
         self._skipping = False  # inside a line that is too long
         self.torn = 0  # lines dropped here since somebody set it to 0
 
+    @property
+    def inside(self) -> bool:
+        """Whether a line has begun and not ended."""
+        return bool(self._begun) or self._skipping
+
     def feed(self, chunk: bytes) -> bytes:
         """The whole lines that are complete with `chunk`."""
         data = self._begun + chunk if self._begun else chunk
@@ -177,14 +184,15 @@ class Scribe:
             self._outlets = dict.fromkeys(STREAMS, Stdout())
 
     def run(self, alarm: int) -> None:
-        """Write until every input is at its end; `alarm` is readable when files should be reopened."""
+        """Write until every input is at its end; from `alarm` come the numbers of signals."""
         poll = select.poll()
         for fd in (*self._inputs, alarm):
             poll.register(fd, select.POLLIN)
         while self._inputs:
             for fd, _ in poll.poll():
                 if fd == alarm:
-                    os.read(alarm, CHUNK)
+                    if signal.SIGUSR2 in os.read(alarm, CHUNK):
+                        return self._hand_over()
                     for outlet in self._outlets.values():
                         outlet.reopen()
                 elif not self._take(fd):
@@ -192,10 +200,18 @@ class Scribe:
                     os.close(fd)
                     del self._inputs[fd]
 
-    def _take(self, fd: int) -> bool:
+    def _hand_over(self) -> None:
+        """Finish the lines that have begun, and take nothing more: the rest is the successor's."""
+        for fd, (_, lines) in self._inputs.items():
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            while lines.inside and poll.poll(MID_LINE) and self._take(fd, 1):
+                pass
+
+    def _take(self, fd: int, most: int = CHUNK) -> bool:
         """Move one chunk from a pipe to its outlet; False at EOF."""
         source, lines = self._inputs[fd]
-        chunk = os.read(fd, CHUNK)
+        chunk = os.read(fd, most)
         whole = lines.feed(chunk) if chunk else lines.rest()
         if source.wrap and whole:
             texts = whole.split(b"\n")[:-1]
@@ -212,14 +228,15 @@ class Scribe:
 def run(inputs: Sequence[Input], destination: Destination, dropped: Callable[[str, int], None]) -> None:
     """Be the scribe, in the main thread of a process of its own, until every writer is gone.
 
-    SIGUSR1 and SIGHUP reopen the files; SIGINT and SIGTERM are ignored, because others that end by
-    them still have something to say.  `dropped(stream, lines)` is called when lines are lost.
+    SIGUSR1 and SIGHUP reopen the files; SIGUSR2 ends it between two lines; SIGINT and SIGTERM are
+    ignored, because others that end by them still have something to say.  `dropped(stream, lines)` is
+    called when lines are lost.
     """
     gc.freeze()  # what was inherited from the parent stays shared with it
     alarm, bell = os.pipe()
     os.set_blocking(bell, False)
     signal.set_wakeup_fd(bell, warn_on_full_buffer=False)
-    for number in (signal.SIGUSR1, signal.SIGHUP):
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, lambda _number, _stack: None)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
