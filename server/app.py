@@ -38,6 +38,8 @@ STARTED = {"ready", "degraded", "draining"}
 
 _CALLER_GROUP = re.compile(rb"[0-9A-Za-z._~-]{1,64}")  # as http1 has it for our own connections
 
+_USERS_FAULT = re.compile(r"server\.errors\.\w+: (.*)")  # the last line of a traceback
+
 
 class Answer(Protocol):
     """What predict came to: a whole HTTP answer, its own request id and Server-Timing included."""
@@ -119,7 +121,7 @@ class Envelope:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, _without_traceback(send))
             return
         known = scope.get("extensions", {}).get(EXTENSION, {})
         request_id: bytes = known.get("request_id") or self.ids.mint(_head(scope).request_id)
@@ -133,6 +135,18 @@ class Envelope:
             await send(message)
 
         await self.app(scope, receive, complete)
+
+
+def _without_traceback(send: Send) -> Send:
+    """For the lifespan: a failure that the user can end is told to the server in one line."""
+
+    async def tell(message: Message) -> None:
+        if message["type"].endswith(".failed"):
+            known = _USERS_FAULT.fullmatch(message["message"].strip().rpartition("\n")[2])
+            message = {**message, "message": known[1]} if known else message
+        await send(message)
+
+    return tell
 
 
 class Predict:

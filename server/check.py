@@ -172,7 +172,7 @@ def _unanswered(outcome: errand.Outcome, limit: float) -> tuple[str, str]:
     """Message and remedy for a process that ended without a word."""
     if outcome.code is None:
         return (
-            f"import and load_model() took longer than {limit:g} s, and were ended",
+            f"importing, loading and trying it took longer than {limit:g} s, and were ended",
             SLOW,
         )
     lines = [

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import urlsplit
 
 from server.capacity import many
-from server.errors import TRACEBACK, ExitCode, TwofoldError
+from server.errors import TRACEBACK, ExitCode, TwofoldError, raised
 from server.log import say
 
 if TYPE_CHECKING:
@@ -195,10 +195,14 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], stream: TextIO) -
 def failure(error: TwofoldError, stream: TextIO) -> None:
     """Why it ends: one line, after the traceback where the message has one.
 
-    The traceback's last line is in that line, and is not said twice.
+    What was raised is in that line, and is said twice only where it takes several.
     """
-    first, *others = error.message.strip().splitlines() or [""]
-    trace = ([TRACEBACK] if first.endswith(TRACEBACK) else []) + others[:-1]
+    first, *trace = error.message.strip().splitlines() or [""]
+    if first.endswith(TRACEBACK):
+        several = raised(trace) + 1 < len(trace)
+        trace = [TRACEBACK, *(trace if several else trace[:-1])]
+    else:
+        trace = trace[:-1]
     if trace:
         print(*trace, sep="\n", file=stream)
     if stream.isatty():

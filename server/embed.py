@@ -21,6 +21,7 @@ from typing import Any
 from server import answers, metrics
 from server.config import Config, to_json
 from server.dispatch import Dispatch, Lanes
+from server.errors import TwofoldError
 from server.failures import BUSY, DOWN, failure
 from server.plan import Refusal
 from server.replica import frame, slots
@@ -136,7 +137,7 @@ async def open_backend(config: Config) -> AsyncIterator[SlotBackend]:
 def _receive(ours: socket.socket, config: Config) -> SlotBackend:
     line, fds, _, _ = socket.recv_fds(ours, 4096, 3)
     if len(fds) != 3:
-        raise RuntimeError("the instance could not start; what it printed says why")
+        raise TwofoldError("the instance could not start", "what it printed above says why")
     layout = slots.Layout(*loads(line))
     memory = slots.attach(fds[0], layout)
     os.close(fds[0])

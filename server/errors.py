@@ -42,10 +42,17 @@ _MEANINGS = {
 }
 
 
+def raised(lines: list[str]) -> int:
+    """Which line of a traceback names the exception: the first after all the frames; it may have many."""
+    frames = [index for index, line in enumerate(lines) if line.lstrip().startswith('File "')]
+    behind = range(frames[-1] + 1 if frames else 0, len(lines))
+    return next((index for index in behind if not lines[index].startswith(" ")), len(lines) - 1)
+
+
 class TwofoldError(Exception):
     """A failure that the user can understand and end. `str()` is one line: place, message, remedy.
 
-    Of a message that holds a traceback, the line has the beginning and the last line.
+    Of a message that holds a traceback, the line has the beginning and what was raised.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
@@ -57,11 +64,11 @@ class TwofoldError(Exception):
         self.place = place
 
     def __str__(self) -> str:
-        first, *others = self.message.strip().splitlines() or [""]
-        if others:
-            head = first.removesuffix(TRACEBACK)
-            first = f"{head}{others[-1]}" if head != first else f"{first}: {others[-1]}"
-        message = first
+        message, *others = self.message.strip().splitlines() or [""]
+        if others and message.endswith(TRACEBACK):
+            message = message.removesuffix(TRACEBACK) + others[raised(others)]
+        elif others:
+            message = f"{message}: {others[-1]}"
         text = f"{self.place}: {message}" if self.place else message
         return " ".join((f"{text} ({self.remedy})" if self.remedy else text).split())
 

@@ -66,6 +66,7 @@ class Pool:
         self.measured = False
         self.leaving = False
         self.changed = True  # the status board is out of date
+        self.unloadable = ""  # why the nursery could not load the model
         self.fallback = ""  # why preload did not stay as wanted
         self.memory_saved = 0  # bytes that replicas share instead of having a copy each
         self.messages: list[str] = []
@@ -151,8 +152,7 @@ class Pool:
             for failed in report["failed"]:
                 self._note(f"preload: imports: {failed}")
         elif event == "preload_failed":
-            reason = postmortem.load_failure(report)
-            raise ModelError(reason, postmortem.remedy(reason))
+            self.unloadable = postmortem.load_failure(report)  # said when the nursery ends, which it does now
         else:
             self._hear_replica(self.replicas[report["replica"]], event, report, now)
         self.changed = True
@@ -212,6 +212,8 @@ class Pool:
         assert self.nursery is not None
         self.nursery.ended(status)
         self.nursery = None
+        if self.unloadable:
+            raise ModelError(self.unloadable, postmortem.remedy(self.unloadable))
         if not self.nursery_works:
             how = postmortem.decode(status, out_of_memory=False)
             raise EnvironmentFailure(

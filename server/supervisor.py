@@ -25,7 +25,7 @@ from server.artifact import Artifact
 from server.config import Config
 from server.dispatch import Lanes
 from server.environment import Environment
-from server.errors import ExitCode, ModelError, ResourceError, TwofoldError
+from server.errors import ExitCode, ResourceError, TwofoldError
 from server.nursery import Facts
 from server.plumbing import Plumbing
 from server.pool import Announce, Pool, Supplies
@@ -296,8 +296,8 @@ class Supervisor:
             fast = self.stop.fast
             try:
                 self._turn()
-            except ModelError:
-                continue  # it no longer matters that a model did not load
+            except TwofoldError:
+                continue  # the end has its reason already
             if self.stop.fast and not fast:
                 return
 

@@ -284,6 +284,7 @@ def test_port_in_use(tmp_path: Path) -> None:
     assert last.startswith("twofold: cannot bind 127.0.0.1:") and "another port" in last
 
 
+@pytest.mark.parametrize("preload", ["none", "model"])
 @pytest.mark.parametrize(
     ("score", "code", "complaint"),
     [
@@ -291,9 +292,12 @@ def test_port_in_use(tmp_path: Path) -> None:
         (GOOD.replace("return 1", "raise ValueError('no weights')"), ExitCode.MODEL, "no weights"),
     ],
 )
-def test_models_that_do_not_start(tmp_path: Path, score: str, code: ExitCode, complaint: str) -> None:
-    artifact = write_artifact(tmp_path / "model", score)
-    done = start("serve", str(artifact), "--port", str(free_port()), "--replicas", "1")
+def test_models_that_do_not_start(
+    tmp_path: Path, score: str, code: ExitCode, complaint: str, preload: str
+) -> None:
+    artifact = write_artifact(tmp_path / "model", score, sample__json="1")
+    options = ["--port", str(free_port()), "--replicas", "1", "--preload", preload]
+    done = start("serve", str(artifact), *options)
     assert done.returncode == code, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("twofold: ") and complaint in last and "correct " in last
@@ -338,6 +342,10 @@ def test_error_lines() -> None:
     assert str(TwofoldError("broken")) == "broken"
     trace = "score.py does not import: Traceback (most recent call last):\n  File ...\nKeyError: 'x'"
     assert str(ModelError(trace, "look")) == "score.py does not import: KeyError: 'x' (look)"
+    several = (
+        "it failed: Traceback (most recent call last):\n  File ...\n    x\nValueError: one\n  two\nthree"
+    )
+    assert str(ModelError(several)) == "it failed: ValueError: one"
     assert str(TwofoldError("")) == ""
 
 
@@ -365,6 +373,9 @@ def test_failure_prints_a_traceback_before_the_line() -> None:
         "  a",
         "twofold: load_model() failed: KeyError: 1",
     ]
+    stream = io.StringIO()
+    display.failure(ModelError("it failed: Traceback (most recent call last):\n  a\nKeyError: 1\n2"), stream)
+    assert stream.getvalue().splitlines()[-3:] == ["KeyError: 1", "2", "twofold: it failed: KeyError: 1"]
 
 
 # ---------------------------------------------------------------------- display

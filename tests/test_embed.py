@@ -71,6 +71,22 @@ def answers(instance: Instance) -> bool:
         return False
 
 
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({}, "TWOFOLD_ARTIFACT: no artifact is named"),
+        ({"TWOFOLD_PROT": "1"}, "TWOFOLD_PROT: there is no setting 'prot' (did you mean port?)"),
+        ({"TWOFOLD_ARTIFACT": "/no/such/artifact"}, "there is no /no/such/artifact"),
+    ],
+)
+def test_what_is_wrong_is_said_without_a_traceback(variables: dict[str, str], words: str) -> None:
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("TWOFOLD_")}
+    command = [sys.executable, "-m", "uvicorn", "server.app:app", "--port", str(free_port())]
+    done = subprocess.run(command, env={**environ, **variables}, capture_output=True, text=True, timeout=30)
+    assert done.returncode != 0
+    assert words in done.stderr and "Traceback" not in done.stderr
+
+
 def test_predict_is_served(embedded: Instance) -> None:
     answer = embedded.predict([1, 2, 3])
     assert answer.status == 200 and answer.json() == {"rows": 3}
