@@ -1,0 +1,91 @@
+"""Who of those that wait for bandwidth is next: deficit round robin (Shreedhar and Varghese, 1995).
+
+Pure.  What waits is a *toll*: one message, or one piece of a flow.  A flow waits with one piece at a
+time, so a flow without anything to send has no share, and each of n flows gets 1/n.  A small message
+waits for one round at most: (tolls x quantum) / rate.
+
+Whole small answers go first, in the order in which they came: their requests have waited already,
+and there are only as many as there were requests.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+QUANTUM_NS = 5_000_000
+LEAST_QUANTUM = 4096  # bytes
+MOST_QUANTUM = 65536
+
+
+def quantum(rate: int) -> int:
+    """Bytes of one turn, for a rate in bit/s."""
+    return min(MOST_QUANTUM, max(LEAST_QUANTUM, rate // 8 * QUANTUM_NS // 1_000_000_000))
+
+
+class Toll:
+    """Something that waits; `go` is called once, when it is paid for, unless it was cancelled."""
+
+    __slots__ = ("deficit", "go", "since", "size")
+
+    def __init__(self, size: int, go: Callable[[], None] | None, since: int) -> None:
+        self.size = size  # bytes
+        self.go = go
+        self.since = since
+        self.deficit = 0
+
+
+class Shaper:
+    def __init__(self) -> None:
+        self.quantum = LEAST_QUANTUM
+        self.queued = 0  # bytes that wait
+        self._urgent: deque[Toll] = deque()
+        self._round: deque[Toll] = deque()
+
+    def __len__(self) -> int:
+        return len(self._urgent) + len(self._round)
+
+    def add(self, toll: Toll, urgent: bool = False) -> None:
+        self.queued += toll.size
+        (self._urgent if urgent else self._round).append(toll)
+
+    def cancel(self, toll: Toll) -> None:
+        """It stays in the queue as a nothing, and leaves it for nothing."""
+        if toll.go is not None:
+            self.queued -= toll.size
+            toll.go, toll.size = None, 0
+
+    @property
+    def next_size(self) -> int:
+        """Bytes that must be paid before anybody may go on."""
+        for queue in (self._urgent, self._round):
+            while queue and queue[0].go is None:
+                queue.popleft()
+            if queue:
+                return queue[0].size
+        return 0
+
+    def serve(self, spend: Callable[[int], bool]) -> list[Toll]:
+        """Those that `spend` has paid for, in order; they are out of the queue."""
+        paid: list[Toll] = []
+        while self._urgent:
+            if not self._pay(self._urgent, spend, paid):
+                return paid
+        while self._round:
+            toll = self._round[0]
+            if toll.go is not None and toll.deficit + self.quantum < toll.size:
+                toll.deficit += self.quantum
+                self._round.rotate(-1)
+            elif not self._pay(self._round, spend, paid):
+                return paid
+        return paid
+
+    def _pay(self, queue: deque[Toll], spend: Callable[[int], bool], paid: list[Toll]) -> bool:
+        toll = queue[0]
+        if toll.go is not None:
+            if not spend(toll.size):
+                return False
+            self.queued -= toll.size
+            paid.append(toll)
+        queue.popleft()
+        return True
