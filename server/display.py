@@ -40,7 +40,9 @@ def replica_line(facts: Mapping[str, Any]) -> str:
     text = f"replica {facts['index']} {facts['state']}"
     if facts["state"] in ("ready", "spare"):
         return f"{text}: loaded in {facts['seconds']:.2f} s, {facts['memory_mb']:.0f} MB"
-    return f"{text}: {facts['reason']}" if facts.get("reason") else text
+    reason = str(TwofoldError(facts.get("reason", "")))  # of a traceback, what was raised
+    again = facts["state"] == "loading"  # it has been said when the last one died
+    return f"{text}: {reason}" if reason and not again else text
 
 
 def curl(url: str, sample: str, text: str = "") -> str:

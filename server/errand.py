@@ -40,9 +40,10 @@ class Outcome:
         return f"was killed by {name}{more}"
 
     def complaint(self) -> str:
-        """The end, and the last line that it wrote to standard error."""
+        """The end, and what it wrote to standard error: the last line, or the one that misses a command."""
         lines = self.errors.strip().splitlines()
-        return f"{self.end()}: {lines[-1].strip()}" if lines else self.end()
+        telling = [line for line in lines if "command not found" in line] or lines
+        return f"{self.end()}: {telling[-1].strip()}" if telling else self.end()
 
 
 def run(

@@ -242,8 +242,9 @@ class Pool:
             replica.die(reason, useful=served > replica.served, now=now)
             self.restarts[reason] = self.restarts.get(reason, 0) + 1
             if loading and not self.ever_ready:
-                self._give_up_or_fall_back(reason)  # which says the reason, where it is the end of all
-            self.announce("replica", index=replica.index, state="dead", reason=reason, crash=crash)
+                self._give_up_or_fall_back(reason)  # which says the reason
+            else:
+                self.announce("replica", index=replica.index, state="dead", reason=reason, crash=crash)
             self._settle(replica, hung, reason, now)
             self._call_spare(now)
         self.changed = True
@@ -251,7 +252,7 @@ class Pool:
     def _give_up_or_fall_back(self, reason: str) -> None:
         if self.facts.preload != "model":
             raise ModelError(reason, postmortem.remedy(reason))
-        self.fall_back(f"a replica forked from the loaded model failed its trial: {reason}")
+        self.fall_back(f"a replica forked from the loaded model failed its trial: {ModelError(reason)}")
 
     def fall_back(self, why: str) -> None:
         """From now on each replica loads for itself."""

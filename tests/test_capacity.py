@@ -149,6 +149,12 @@ def test_plan(settings: ReplicaSettings, cores: float, gpus: list[str], replicas
     assert str(replicas) in plan.reason
 
 
+def test_one_is_not_many() -> None:
+    reason = capacity.plan(ReplicaSettings(), 2.0, []).reason
+    assert reason == "2 replicas (two for each of 1 OCPU), 1 thread each"
+    assert capacity.plan(ReplicaSettings(ocpus=0.5), 1.0, []).reason.endswith("0.5 OCPUs), 1 thread each")
+
+
 def test_gpus_go_round() -> None:
     assert capacity.plan(ReplicaSettings(replicas=3), 8, ["4", "6"]).gpus == ("4", "6", "4")
     assert capacity.plan(ReplicaSettings(), 2, []).gpus == (None, None)

@@ -290,6 +290,7 @@ def test_port_in_use(tmp_path: Path) -> None:
     [
         ("import no_such_module\n" + GOOD, ExitCode.MODEL, "no_such_module"),
         (GOOD.replace("return 1", "raise ValueError('no weights')"), ExitCode.MODEL, "no weights"),
+        (GOOD.replace("return model", "raise ValueError('no such row')"), ExitCode.MODEL, "no such row"),
     ],
 )
 def test_models_that_do_not_start(
@@ -299,9 +300,11 @@ def test_models_that_do_not_start(
     options = ["--port", str(free_port()), "--replicas", "1", "--preload", preload]
     done = start("serve", str(artifact), *options)
     assert done.returncode == code, done.stderr
+    assert "server/replica" not in done.stderr  # the user's frames, not ours
     last = done.stderr.splitlines()[-1]
     assert last.startswith("twofold: ") and complaint in last and "correct " in last
-    assert len(re.findall(f"Error:.*{complaint}", done.stderr)) == 1  # it is not said again and again
+    fell_back = "preload: model is not kept" in done.stderr  # and why, before it was tried without
+    assert len(re.findall(f"Error:.*{complaint}", done.stderr)) == 1 + fell_back  # not again and again
     assert "stop" not in done.stderr and "in flight" not in done.stderr
     checked = start("check", str(artifact))
     assert checked.returncode == code, checked.stdout
@@ -416,6 +419,13 @@ def test_nothing_is_said_of_requests_where_none_was_served() -> None:
     assert display.sentence("stopping", {"served": False, "failed": True}) == ""
     assert display.sentence("stopping", {"served": False, "failed": False}) == "stopping"
     assert "in flight" in display.sentence("stopping", {"served": True, "failed": True})
+
+
+def test_a_dead_replica_takes_one_line() -> None:
+    reason = f"load_model() failed: {errors.TRACEBACK}\n  File x\nKeyError: 1"
+    line = display.replica_line({"index": 3, "state": "dead", "reason": reason})
+    assert line == "replica 3 dead: load_model() failed: KeyError: 1"
+    assert display.replica_line({"index": 3, "state": "loading", "reason": reason}) == "replica 3 loading"
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "1 replica ready"), (2, "2 replicas ready")])

@@ -247,8 +247,8 @@ def load(wiring: Wiring, index: int, preloaded: model.Model | None) -> model.Mod
     except model.LoadFailure as failure:
         wiring.report("failed", replica=index, stage=failure.stage, error=str(failure))
         return None
-    except BaseException:
-        wiring.report("failed", replica=index, stage="sample", error=traceback.format_exc())
+    except BaseException as error:
+        wiring.report("failed", replica=index, stage="sample", error=model.users_traceback(error))
         return None
     wiring.report("ready", replica=index, pid=os.getpid(), seconds=time.monotonic() - started, tried=tried)
     return loaded
