@@ -106,7 +106,7 @@ class Pool:
         instance.latency_sum_us += latency_us
         instance.latency_us += (latency_us - instance.latency_us) * WEIGHT
         if instance.suspected and not instance.record.out:  # what it had in hand does not bring it back
-            self._acquit(instance, now)
+            self.acquit(instance, now)
 
     # ------------------------------------------------------------------ other endings
 
@@ -139,7 +139,7 @@ class Pool:
     def reachable(self, instance: Instance, now: int) -> None:
         """It took a connection: back at once, with few credits."""
         if instance.record.unreachable:
-            self._acquit(instance, now)
+            self.acquit(instance, now)
             self._arrange(now)
 
     def _failure(self, instance: Instance, now: int, failure: Failure, latency_us: int = 0) -> None:
@@ -168,7 +168,8 @@ class Pool:
         serving = [one.record for one in members if one is not instance and one.serving]
         return may_eject(serving, len(members))
 
-    def _acquit(self, instance: Instance, now: int) -> None:
+    def acquit(self, instance: Instance, now: int) -> None:
+        """A success ends what is held against it."""
         instance.suspected = False
         if instance.record.acquit():
             instance.ramp_from = now
@@ -191,7 +192,7 @@ class Pool:
                 since = int(entry.get("since_ns", 0))
                 if since > instance.since_ns:  # probes have found it well again
                     instance.since_ns = instance.ramp_from = since
-                    self._acquit(instance, since)
+                    self.acquit(instance, since)
             self.instances[instance.name] = instance
         self._arrange(now)
         return added, list(before.values())

@@ -33,11 +33,11 @@ class Waiting(Generic[T]):
     __slots__ = (
         "_bytes",
         "_earliest",
-        "_entries",
         "_popped",
         "_ticked",
         "_used",
         "count",
+        "entries",
         "rate",
         "size",
         "wait",
@@ -48,7 +48,7 @@ class Waiting(Generic[T]):
         self.size = size
         self.wait = wait
         self.rate = 0.0
-        self._entries: OrderedDict[T, tuple[int, int]] = OrderedDict()  # bytes, and when its time is over
+        self.entries: OrderedDict[T, tuple[int, int]] = OrderedDict()  # bytes, and when its time is over
         self._bytes = 0
         self._earliest = 0  # no entry's time is over before
         self._popped = 0  # since the last tick
@@ -56,7 +56,7 @@ class Waiting(Generic[T]):
         self._used = 0  # when something last waited
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     @property
     def bytes(self) -> int:
@@ -64,7 +64,7 @@ class Waiting(Generic[T]):
 
     def push(self, request: T, size: int, now: int, deadline: int) -> bool:
         """Let the request wait, with `size` bytes of body; False if it would not fit, or not make it."""
-        ahead = len(self._entries)
+        ahead = len(self.entries)
         until = min(now + self.wait, deadline)
         if ahead >= self.count or self._bytes + size > self.size:
             return False
@@ -72,22 +72,22 @@ class Waiting(Generic[T]):
             return False
         if not ahead or until < self._earliest:
             self._earliest = until
-        self._entries[request] = (size, until)
+        self.entries[request] = (size, until)
         self._bytes += size
         return True
 
     def pop(self) -> T | None:
         """The oldest, which an instance takes now."""
-        if not self._entries:
+        if not self.entries:
             return None
-        request, (size, _) = self._entries.popitem(last=False)
+        request, (size, _) = self.entries.popitem(last=False)
         self._bytes -= size
         self._popped += 1
         return request
 
     def cancel(self, request: T) -> bool:
         """Forget the request; False if it does not wait (any more)."""
-        entry = self._entries.pop(request, None)
+        entry = self.entries.pop(request, None)
         if entry is None:
             return False
         self._bytes -= entry[0]
@@ -96,17 +96,17 @@ class Waiting(Generic[T]):
     def tick(self, now: int) -> list[T]:
         """Measure how fast the queue drains; whose time is over leaves it and is returned."""
         self._measure(now)
-        if not self._entries or now < self._earliest:
+        if not self.entries or now < self._earliest:
             return []
-        late = [request for request, (_, until) in self._entries.items() if until <= now]
+        late = [request for request, (_, until) in self.entries.items() if until <= now]
         for request in late:
             self.cancel(request)
-        self._earliest = min((until for _, until in self._entries.values()), default=0)
+        self._earliest = min((until for _, until in self.entries.values()), default=0)
         return late
 
     def _measure(self, now: int) -> None:
         """Only between two ticks that both saw a queue does its flow say what the pool can do."""
-        if self._entries:
+        if self.entries:
             if self._ticked:
                 elapsed = now - self._ticked
                 rate = self._popped * SECOND / max(elapsed, 1)
@@ -124,4 +124,4 @@ class Waiting(Generic[T]):
         """Whole seconds until what waits now will have been served, 1 to 60."""
         if not self.rate:
             return 1
-        return max(1, min(LONGEST_RETRY, math.ceil(len(self._entries) / self.rate)))
+        return max(1, min(LONGEST_RETRY, math.ceil(len(self.entries) / self.rate)))

@@ -1,0 +1,395 @@
+"""One client connection of the load balancer: requests in, answers out, in order.
+
+Touches its transport; the proxy owns what connections share.  A connection has one request in hand,
+so pipelined requests are answered in order by construction; what arrives meanwhile waits in
+`partial`, and beyond a limit in the kernel.
+
+A small body is gathered before anybody is asked, so that it can be sent again while no byte of an
+answer has come.  A larger one flows: a piece is read when the last one has gone on, which is how a
+slow instance or a spent bandwidth slows the client down.
+
+    IDLE -> HEAD -> SMALL -> HELD -> QUEUED -> ASKED -> IDLE      HELD: the request waits for bandwidth
+                 -> FLOW  ->         QUEUED -> FLOW  -> ASKED     QUEUED: it waits for an instance
+    any  -> LINGER                                                answered with a body unread
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic_ns
+from typing import TYPE_CHECKING
+
+from loadbalancer.plan import NEVER
+from loadbalancer.refusal import LATE_BODY, LATE_HEAD, Refusal
+from loadbalancer.reply import Reply
+from server import http1
+
+if TYPE_CHECKING:
+    from loadbalancer.drr import Toll
+    from loadbalancer.link import Link
+    from loadbalancer.plan import Plan
+    from loadbalancer.proxy import Proxy
+    from loadbalancer.upstream import Upstream
+
+IDLE, HEAD, SMALL, HELD, QUEUED, FLOW, ASKED, LINGER, CLOSED = range(9)
+
+# Why reading is paused; any of them is enough.
+BANDWIDTH, INSTANCE, PRESSURE, BACKLOG = 1, 2, 4, 8
+
+SMALL_BODY = 49152  # gathered, and kept for a second attempt; larger ones flow
+MAX_BACKLOG = 131072  # pipelined bytes held for later
+HIGH_WATER = 262144  # bytes of an answer that wait for the client to take them
+LOW_WATER = 65536
+LINGER_SECONDS = 2.0
+BODY_SECONDS = 30.0  # and so much longer as the body takes at this rate
+MIN_BODY_RATE = 8000  # bytes per second
+MAX_LINGER = 4 << 20  # bytes of a refused body that are read and dropped
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+RECEIVE = bytearray(65536)
+RECEIVE_VIEW = memoryview(RECEIVE)
+
+
+class Client(asyncio.BufferedProtocol):
+    __slots__ = (
+        "advancing",
+        "body",
+        "bytes_in",
+        "due",
+        "expected",
+        "head",
+        "left",
+        "link",
+        "partial",
+        "paused",
+        "peer",
+        "plan",
+        "progress",
+        "proxy",
+        "raw",
+        "reply",
+        "retried",
+        "searched",
+        "since",
+        "started",
+        "state",
+        "toll",
+        "transport",
+        "upstream",
+    )
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.proxy = proxy
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.peer = ""
+        self.state = IDLE
+        self.since = proxy.now
+        self.partial = bytearray()
+        self.searched = 0  # bytes of `partial` that hold no end of a head
+        self.paused = 0
+        self.progress = -1
+        self.advancing = False
+        self.reply = Reply(self)
+        # The request in hand
+        self.plan: Plan = proxy.no_plan
+        self.head = b""  # the bytes for an instance
+        self.raw = b""  # the head that `plan` was made from
+        self.expected = -1  # bytes of a read that holds such a head and its body, and nothing else
+        self.started = 0  # monotonic ns at which its head was complete; 0: none was
+        self.bytes_in = 0
+        self.body = b""  # what of the body is here and not yet sent
+        self.left = 0  # bytes of a flowing body that have not been read
+        self.due = 0.0
+        self.retried = 0  # `started` of the last request that was given a second attempt
+        self.toll: Toll | None = None
+        self.link: Link | None = None
+        self.upstream: Upstream | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self.transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
+        self.proxy.connected(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        # A flowing body is read no further than fairness allows at once; a head and a small body whole.
+        return self.proxy.piece if self.state == FLOW else RECEIVE_VIEW
+
+    # ------------------------------------------------------------------ reading
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """The hot path: a whole small request in one read, with the head of the last one."""
+        if nbytes == self.expected and self.state == IDLE and RECEIVE.startswith(self.raw):
+            self.started = monotonic_ns()
+            self.body = bytes(RECEIVE_VIEW[nbytes - self.plan.length : nbytes])
+            self.bytes_in = nbytes
+            if self.proxy.simple:
+                self._gathered()
+            else:
+                self._begin(self.plan, gathered=True)
+        elif self.state == FLOW and self.left:
+            self._flow(bytes(RECEIVE_VIEW[:nbytes]))
+        elif self.state == LINGER:
+            self.progress += nbytes
+            if self.progress > MAX_LINGER:
+                self.transport.abort()
+        else:
+            self.partial += RECEIVE_VIEW[:nbytes]
+            if self.state in (IDLE, HEAD, SMALL):
+                self.advance()
+            elif len(self.partial) > MAX_BACKLOG:
+                self.pause(BACKLOG)
+
+    def advance(self) -> None:
+        """Take as many steps as `partial` allows: a loop, since a refusal ends in here again."""
+        if self.advancing:
+            return
+        self.advancing = True
+        while self.partial and self.state in (IDLE, HEAD, SMALL):
+            if self.state != SMALL and not self._read_head():
+                break
+            if self.state == SMALL and not self._read_small():
+                break
+        self.advancing = False
+
+    def _read_head(self) -> bool:
+        """True when a head was complete, and its request has begun or was refused."""
+        proxy, partial = self.proxy, self.partial
+        if self.state == IDLE:
+            self.state, self.since, self.started = HEAD, proxy.now, 0
+        try:
+            end = http1.find_head(partial, max(0, self.searched - 3))
+            if end < 0:
+                doom = http1.doomed(partial, self.searched)
+                if doom is not None:
+                    raise doom
+                self.searched = len(partial)
+                return False
+            self.searched = 0
+            raw = bytes(partial[:end])
+            if raw != self.raw or self.plan.keep_until != NEVER:
+                self.plan = proxy.admission.plan(raw)
+                self.head = self.plan.upstream_head(self.peer, proxy.hops)
+                self.raw = raw
+            plan = self.plan
+        except http1.BadRequest as error:
+            self.plan, self.raw, self.bytes_in = proxy.no_plan, b"", len(partial)
+            self.refuse(Refusal(error.status, error.code, error.message), close=True)
+            return False
+        del partial[:end]
+        self.started, self.bytes_in = monotonic_ns(), end
+        small = plan.refusal is None and plan.length <= SMALL_BODY and not plan.head.expect_continue
+        self.expected = end + plan.length if small and plan.keep_until == NEVER else -1
+        self._begin(plan)
+        return True
+
+    def _begin(self, plan: Plan, gathered: bool = False) -> None:
+        """Admit the request, before its body is read."""
+        refused = plan.refusal or self.proxy.admission.admit(self, plan)
+        if refused is not None:
+            unread = not gathered and len(self.partial) < plan.length
+            self.refuse(refused, close=plan.close or unread)
+        elif gathered:
+            self._gathered()
+        else:
+            self._await_body(plan)
+
+    def _await_body(self, plan: Plan) -> None:
+        self.since = self.proxy.now
+        self.due = self.since + BODY_SECONDS + plan.length / MIN_BODY_RATE
+        if plan.head.expect_continue and len(self.partial) < plan.length:
+            self.transport.write(CONTINUE)
+            self.reply.bytes_out += len(CONTINUE)
+        if plan.length <= SMALL_BODY:
+            self.state = SMALL
+            if not plan.length:
+                self._read_small()
+            return
+        have = bytes(self.partial[: plan.length])
+        del self.partial[: plan.length]
+        self.state, self.left = FLOW, plan.length
+        self.proxy.throttle.announced += plan.length
+        self.proxy.roster.assign(self, self.started)
+        if have:
+            self._flow(have)
+
+    def _read_small(self) -> bool:
+        length = self.plan.length
+        if len(self.partial) < length:
+            return False
+        self.body = bytes(self.partial[:length])
+        del self.partial[:length]
+        self.bytes_in += length
+        self._gathered()
+        return True
+
+    def _gathered(self) -> None:
+        """The whole request is here: pay for it, then ask an instance."""
+        throttle = self.proxy.throttle
+        if throttle.active and not throttle.pay(self.bytes_in):
+            self.state = HELD
+            self.toll = throttle.wait(self.bytes_in, self._paid)
+            return
+        self.state = QUEUED
+        self.proxy.roster.assign(self, self.started)
+
+    def _paid(self) -> None:
+        self.toll = None
+        self.state = QUEUED
+        self.proxy.roster.assign(self, self.started)
+
+    # ------------------------------------------------------------------ a body that flows
+
+    def _flow(self, data: bytes) -> None:
+        """A piece of a large body: pay for it, then pass it on."""
+        piece, behind = data[: self.left], data[self.left :]
+        if behind:
+            self.partial += behind
+        self.left -= len(piece)
+        self.proxy.throttle.announced -= len(piece)
+        self.bytes_in += len(piece)
+        self.since = self.proxy.now
+        throttle = self.proxy.throttle
+        if throttle.active and not throttle.pay(len(piece)):
+            self.pause(BANDWIDTH)
+            self.toll = throttle.wait(len(piece), lambda: self._flow_on(piece))
+        else:
+            self._pass(piece)
+
+    def _flow_on(self, piece: bytes) -> None:
+        self.toll = None
+        self._pass(piece)
+        self.resume(BANDWIDTH)
+
+    def _pass(self, piece: bytes) -> None:
+        upstream = self.upstream
+        if upstream is None:  # nobody has it yet: one piece is held, the rest stays in the kernel
+            self.body += piece
+            self.pause(INSTANCE)
+            return
+        if upstream.transport.is_closing():
+            return
+        upstream.transport.write(piece)
+        self._sent_whole(upstream)
+
+    def _sent_whole(self, upstream: Upstream) -> None:
+        upstream.whole = not self.left and self.toll is None
+        if upstream.whole and self.state == FLOW:
+            self.state = ASKED
+
+    def hand_over(self, upstream: Upstream) -> bytes:
+        """The bytes for the instance that takes the request: its head, and what is there of the body."""
+        self.upstream = upstream
+        data = self.head + self.body
+        if self.state == QUEUED:
+            self.state = ASKED
+        else:
+            self.body = b""
+            self._sent_whole(upstream)
+            self.resume(INSTANCE)
+        return data
+
+    def can_replay(self) -> bool:
+        """All that was sent of the request is still here."""
+        return not self.reply.begun and self.state in (QUEUED, ASKED, FLOW) and self.plan.length <= SMALL_BODY
+
+    # ------------------------------------------------------------------ pausing
+
+    def pause(self, reason: int) -> None:
+        if not self.paused and not self.transport.is_closing():
+            self.transport.pause_reading()
+        self.paused |= reason
+
+    def resume(self, reason: int) -> None:
+        if self.paused == reason and not self.transport.is_closing():
+            self.transport.resume_reading()
+        self.paused &= ~reason
+
+    def pause_writing(self) -> None:
+        """The client takes the answer more slowly than the instance sends it."""
+        self.reply.hold(PRESSURE)
+
+    def resume_writing(self) -> None:
+        self.reply.go_on(PRESSURE)
+
+    # ------------------------------------------------------------------ endings
+
+    def refuse(self, refusal: Refusal, close: bool) -> None:
+        """The load balancer answers by itself."""
+        self.reply.refuse(refusal, close or self.proxy.draining)
+
+    def cut_off(self, refusal: Refusal) -> None:
+        """There will be no (more) answer: say why if nothing has been sent, otherwise break off."""
+        if self.state == CLOSED:
+            return
+        if self.reply.begun:
+            self.reply.note(self.reply.status)
+            self.state = CLOSED
+            self.transport.abort()
+        else:
+            self.refuse(refusal, close=self.plan.close or bool(self.left))
+
+    def finish(self, close: bool) -> None:
+        """The answer is on its way: next request, or the end."""
+        unread = bool(self.left)
+        self.proxy.throttle.announced -= self.left
+        self.body, self.left, self.started = b"", 0, 0
+        self.link = self.upstream = None
+        if unread or (close and self.state in (HEAD, SMALL)):
+            self._linger()
+        elif close:
+            self.state = CLOSED
+            self.transport.close()
+        else:
+            self.state, self.since = IDLE, self.proxy.now
+            if self.paused:
+                self.resume(self.paused)
+            if self.partial:
+                self.advance()
+
+    def _linger(self) -> None:
+        """Close, but let the client read the answer first: a body unread would turn it into a reset."""
+        self.state, self.since, self.progress = LINGER, self.proxy.now, 0
+        self.partial.clear()
+        if self.paused:
+            self.resume(self.paused)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:  # TLS has no half-close
+            self.transport.close()
+
+    def eof_received(self) -> bool:
+        """A client that closes its side has left."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        state, self.state = self.state, CLOSED
+        self.proxy.throttle.announced -= self.left
+        self.left = 0
+        if self.toll is not None:
+            self.proxy.throttle.cancel(self.toll)
+        self.reply.drop()
+        if self.link is not None:
+            self.link.cancel(self)
+        elif state == QUEUED or (state == FLOW and self.upstream is None):
+            self.proxy.roster.forget(self)
+        if state in (SMALL, HELD, QUEUED, FLOW, ASKED):
+            self.reply.note(499)
+        self.proxy.disconnected(self)
+
+    def check(self, now: float) -> None:
+        """Once a second: has this connection been silent for too long?"""
+        timeouts, silent = self.proxy.config.timeouts, now - self.since
+        if self.state == IDLE:
+            if silent > timeouts.idle_timeout or self.proxy.draining:
+                self.transport.close()
+        elif self.state == HEAD and silent > timeouts.head_timeout:
+            self.plan = self.proxy.no_plan
+            self.refuse(LATE_HEAD, close=True)
+        elif (self.state == SMALL or (self.state == FLOW and self.left and not self.paused & ~INSTANCE)) and (
+            silent > timeouts.body_timeout or now > self.due
+        ):
+            self.proxy.roster.give_up(self, LATE_BODY)
+        elif self.state == LINGER and silent > LINGER_SECONDS:
+            self.transport.abort()
+        elif self.state in (QUEUED, FLOW, ASKED) or self.state == CLOSED:
+            self.reply.check(now)

@@ -1,0 +1,166 @@
+"""What the proxy has to do with one instance: its connections, and what became of its requests.
+
+Touches the connections; arithmetic of credits and ejection is the pool's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic_ns
+from typing import TYPE_CHECKING
+
+from loadbalancer import memory
+from loadbalancer.refusal import BAD_ANSWER, LOST
+from loadbalancer.upstream import FREE, MAX_USES, Upstream
+
+if TYPE_CHECKING:
+    from loadbalancer.client import Client
+    from loadbalancer.instance import Instance
+    from loadbalancer.pool import Pool
+    from loadbalancer.proxy import Proxy
+
+MAX_AGE = 3600.0  # seconds
+
+
+class Link:
+    def __init__(self, proxy: Proxy, pool: Pool, instance: Instance) -> None:
+        self.proxy = proxy
+        self.pool = pool
+        self.instance = instance
+        self.idle: list[Upstream] = []  # LIFO: the few that are used stay warm
+        self.connections: set[Upstream] = set()
+        self.opening: dict[Client, asyncio.Task[None]] = {}
+        self.gone = False  # no more in the pool
+
+    def hand(self, client: Client, now: int) -> None:
+        """The request goes to this instance: over an idle connection, or a new one."""
+        self.pool.started(self.instance)
+        client.link = self
+        if self.idle:
+            self.idle.pop().ask(client, now)
+        else:
+            self.opening[client] = asyncio.get_running_loop().create_task(self._open(client))
+
+    async def _open(self, client: Client) -> None:
+        try:
+            async with asyncio.timeout(self.proxy.config.timeouts.connect_timeout):
+                upstream = await self._connect()
+        except (OSError, TimeoutError) as error:
+            if self.opening.pop(client, None) is not None:
+                self._unreachable(client, isinstance(error, ConnectionRefusedError | FileNotFoundError))
+            return
+        if self.opening.pop(client, None) is None:  # the client has left in the very last moment
+            self.idle.append(upstream)
+        else:
+            upstream.ask(client, monotonic_ns())
+
+    async def _connect(self) -> Upstream:
+        loop, instance, started = asyncio.get_running_loop(), self.instance, monotonic_ns()
+        if instance.entry["kind"] == "unix":
+            _, upstream = await loop.create_unix_connection(self._made, instance.entry["path"])
+        else:
+            host, port = instance.entry["host"], instance.entry["port"]
+            _, upstream = await loop.create_connection(self._made, host, port)
+        took = monotonic_ns() - started
+        instance.way_ns = min(instance.way_ns, took) if instance.way_ns else took
+        return upstream
+
+    def _made(self) -> Upstream:
+        return Upstream(self.proxy, self)
+
+    async def reach(self) -> bool:
+        """Whether it takes a connection, which is kept."""
+        try:
+            async with asyncio.timeout(self.proxy.config.timeouts.connect_timeout):
+                self.idle.append(await self._connect())
+        except (OSError, TimeoutError):
+            return False
+        return True
+
+    # ------------------------------------------------------------------ what became of a request
+
+    def done(self, upstream: Upstream, status: int, now: int) -> None:
+        """A whole answer has come."""
+        self.pool.finished(self.instance, now, (now - upstream.asked_at) // 1000, status)
+        if upstream.state == FREE and upstream.uses < MAX_USES and not self.gone:
+            upstream.since = self.proxy.now
+            self.idle.append(upstream)
+        else:
+            upstream.transport.close()
+        if self.proxy.roster.queued:
+            self.proxy.roster.dispatch(now)
+
+    def broken(self, client: Client, why: str) -> None:
+        """It failed within an answer."""
+        now = monotonic_ns()
+        self.pool.failed(self.instance, now)
+        self.proxy.warn(f"{self.instance.name}: {why}")
+        self._let_go(client)
+        client.cut_off(BAD_ANSWER)
+        self.proxy.roster.dispatch(now)
+
+    def lost(self, client: Client) -> None:
+        """It closed the connection before a byte of an answer."""
+        now = monotonic_ns()
+        self.pool.failed(self.instance, now)
+        self._let_go(client)
+        if client.plan.replayable and client.can_replay():
+            self.proxy.roster.retry(client, self.instance, now)
+        else:
+            client.cut_off(LOST)
+        self.proxy.roster.dispatch(now)
+
+    def _unreachable(self, client: Client, refused: bool) -> None:
+        now = monotonic_ns()
+        self.pool.connect_failed(self.instance, now, refused)
+        self._let_go(client)
+        if client.can_replay():
+            self.proxy.roster.retry(client, self.instance, now)
+        else:
+            client.cut_off(LOST)
+        self.proxy.roster.dispatch(now)
+
+    def cancel(self, client: Client, late: bool = False) -> None:
+        """The client has left, or its time is up: the instance need not go on (within this step)."""
+        now = monotonic_ns()
+        task = self.opening.pop(client, None)
+        if task is not None:
+            task.cancel()
+        upstream = client.upstream
+        if upstream is not None and upstream.client is client:
+            upstream.client = None
+            upstream.abort()
+        self.pool.cancelled(self.instance, now, late)
+        self._let_go(client)
+        self.proxy.roster.dispatch(now)
+
+    def _let_go(self, client: Client) -> None:
+        client.link = client.upstream = None
+
+    # ------------------------------------------------------------------ connections
+
+    def opened(self, upstream: Upstream) -> None:
+        self.connections.add(upstream)
+        self.proxy.cells[memory.UPSTREAM_OPENED] += 1
+        self.proxy.cells[memory.UPSTREAM_OPEN] += 1
+
+    def closed(self, upstream: Upstream) -> None:
+        self.connections.discard(upstream)
+        self.proxy.cells[memory.UPSTREAM_OPEN] -= 1
+        if upstream in self.idle:
+            self.idle.remove(upstream)
+
+    def prune(self, now: float, idle_limit: float) -> None:
+        """Close what has idled: the instance must not do it first, while a request is under way."""
+        fresh = [one for one in self.idle if now - one.since < idle_limit and now - one.opened < MAX_AGE]
+        stale = [one for one in self.idle if one not in fresh] if len(fresh) != len(self.idle) else []
+        self.idle = fresh
+        for upstream in stale:
+            upstream.transport.close()
+
+    def close(self) -> None:
+        """The instance is no more in the pool: nothing of it stays but what is being answered."""
+        self.gone = True
+        idle, self.idle = self.idle, []
+        for upstream in idle:
+            upstream.transport.close()

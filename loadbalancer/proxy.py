@@ -1,0 +1,205 @@
+"""A proxy: one process that takes requests on the shared listeners and hands them to instances.
+
+Touches the listeners, its connections, its counters and cells, and the pipe of the access log.
+What all connections share lives here: plans of heads seen before, ids, the tick, the drain.  The
+steward's decisions are read from the board; without a steward the last ones hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import mmap
+import os
+import resource
+import signal
+import socket
+import time
+from dataclasses import replace
+from email.utils import formatdate
+from random import Random
+
+import uvloop
+
+from loadbalancer import memory, plan
+from loadbalancer.admission import Admission
+from loadbalancer.answer import Templates
+from loadbalancer.client import RECEIVE_VIEW, Client
+from loadbalancer.config import Config
+from loadbalancer.journal import Journal
+from loadbalancer.ledger import Ledger, Meter, http_bits, wire_bits
+from loadbalancer.place import ProxyPlace
+from loadbalancer.pool import Pool, PoolSettings
+from loadbalancer.roster import Roster
+from loadbalancer.throttle import Throttle
+from server import http1
+from server.log import say
+from server.request_ids import RequestIds
+
+TICK = 0.02
+GRACE = 0.2  # seconds
+GC_THRESHOLD = 20000
+
+
+class Proxy:
+    def __init__(self, place: ProxyPlace) -> None:
+        self.place = place
+        self.config = config = place.config
+        self.shared = memory.attach(place.memory_fd)
+        self.book = Journal(
+            self.shared, place.number, place.access_log, config.log.deployment_id or "twofold"
+        )
+        self.cells = self.book.cells
+        self.journal = self.book.entries
+        self.throttle = Throttle(_meter(self.shared, place), config.bandwidth.delay_budget)
+        self.pool = Pool(_pool_settings(config), Random(), time.monotonic_ns())
+        self.roster = Roster(self, self.pool)
+        self.templates = Templates()
+        self.ids = RequestIds()
+        self.clients: set[Client] = set()
+        self.draining = False
+        self.now = 0.0  # the loop's clock as of the last tick: fine enough for timeouts
+        self.wall_offset = time.time_ns() - time.monotonic_ns()
+        self.date = b""
+        self.wall = time.time()
+        self._warned = -1.0
+        self.no_plan = plan.make_plan(http1.parse_head(b"GET / HTTP/1.0\r\n\r\n"), 0, None)
+        self.no_plan = replace(self.no_plan, message=b"- - -")  # of a head that could not be read
+        self.admission = Admission(self)
+        self.hops = self.admission.hops
+        self.simple = self.admission.simple
+        self._board = memory.Board(self.shared)
+        self._sequence = 0
+        self._second = 0
+        self._quarter = 0
+
+    @property
+    def piece(self) -> memoryview:
+        """What one read of a flowing body may fill."""
+        return RECEIVE_VIEW[: self.throttle.quantum]
+
+    def connected(self, client: Client) -> None:
+        cells = self.cells
+        cells[memory.ACCEPTED] += 1
+        cells[memory.OPEN_CONNECTIONS] += 1
+        self.clients.add(client)
+        self.admission.greet(client)
+
+    def disconnected(self, client: Client) -> None:
+        self.clients.discard(client)
+        self.cells[memory.OPEN_CONNECTIONS] -= 1
+
+    def cell(self, instance: int) -> memoryview:
+        """This proxy's words about the instance with this cell number."""
+        return memory.cell(self.shared, self.place.number, instance)
+
+    def warn(self, message: str) -> None:
+        """One line a second at most: an instance that fails must not fill the operator's screen."""
+        if self.now - self._warned >= 1.0:
+            self._warned = self.now
+            say("warning", message)
+
+    # ------------------------------------------------------------------ the tick
+
+    def tick(self) -> None:
+        """Every 20 ms."""
+        loop = asyncio.get_running_loop()
+        self.now = loop.time()
+        now = time.monotonic_ns()
+        sequence = self._board.sequence
+        if sequence != self._sequence:
+            self._sequence = sequence
+            self.roster.apply(self._board.read().get("instances", []), now)
+        self.roster.tick(now)
+        self.throttle.tick()
+        self._gauges()
+        self.book.flush()
+        quarter = int(self.now * 4)
+        if quarter != self._quarter:
+            self._quarter = quarter
+            self.roster.try_unreachable()
+        self.wall = time.time()
+        wall = int(self.wall)
+        if wall != self._second:
+            self._second = wall
+            self._every_second(wall)
+
+    def _every_second(self, wall: int) -> None:
+        self.date = formatdate(wall, usegmt=True).encode()
+        self.wall_offset = time.time_ns() - time.monotonic_ns()
+        self.roster.prune()
+        for client in list(self.clients):
+            client.check(self.now)
+
+    def _gauges(self) -> None:
+        cells = self.cells
+        cells[memory.WAITING] = len(self.roster.waiting)
+        cells[memory.INSIDE] = sum(one.outstanding for one in self.pool.instances.values())
+        cells[memory.THROTTLED] = self.throttle.waiting
+
+    # ------------------------------------------------------------------ life
+
+    async def serve(self) -> None:
+        """Accept until SIGTERM, then finish what is in hand."""
+        loop = asyncio.get_running_loop()
+        stopping = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        self.throttle.start(loop)
+        self.tick()
+        # What has been imported never becomes garbage; scanning it costs 10 ms at a time.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD, 10, 100)
+        servers = [await self._listen(loop, listener) for listener in self.place.listeners]
+        ticking = loop.create_task(self._tick_forever())
+        os.write(self.place.ready, b"r")
+        await stopping.wait()
+        for server in servers:
+            server.close()
+        await self._drain()
+        ticking.cancel()
+        self.roster.close()
+        self.book.close()
+
+    async def _listen(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> asyncio.Server:
+        context = self.admission.guard.tls
+        if listener.family == socket.AF_UNIX:
+            return await loop.create_unix_server(lambda: Client(self), sock=listener)
+        return await loop.create_server(lambda: Client(self), sock=listener, ssl=context)
+
+    async def _drain(self) -> None:
+        self.draining = True
+        deadline = self.now + self.config.timeouts.drain_timeout
+        await asyncio.sleep(GRACE)  # what the kernel had already accepted for us is still served
+        while self.clients and self.now < deadline:
+            for client in list(self.clients):
+                client.check(self.now)
+            await asyncio.sleep(TICK)
+        for client in list(self.clients):
+            client.transport.abort()
+        await asyncio.sleep(0)
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            self.tick()
+
+
+def _meter(shared: mmap.mmap, place: ProxyPlace) -> Meter:
+    bits = wire_bits if place.config.bandwidth.accounting == "wire" else http_bits
+    return Meter(Ledger(shared, place.memory_fd), bits)
+
+
+def _pool_settings(config: Config) -> PoolSettings:
+    chosen = config.pool
+    return PoolSettings(
+        chosen.credits, int(chosen.slow_start * 1e9), chosen.panic_percent, config.listen.proxies
+    )
+
+
+def run(place: ProxyPlace) -> int:
+    """Be a proxy until told to stop; the exit code."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    uvloop.run(Proxy(place).serve())
+    return 0

@@ -1,0 +1,216 @@
+"""The answer to the request that a client has in hand: what has been sent of it, and how it ends.
+
+Touches the client's transport for writing, and pauses the instance's for reading: an answer flows
+no faster than its client takes it and the bandwidth allows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic_ns
+from typing import TYPE_CHECKING
+
+from loadbalancer import answer, chunked, refusal
+from loadbalancer.answer import AnswerHead
+from loadbalancer.refusal import TOO_LATE, Refusal
+from server.http1 import STATUS_LINES
+
+if TYPE_CHECKING:
+    from loadbalancer.client import Client
+    from loadbalancer.drr import Toll
+
+BANDWIDTH, PRESSURE = 1, 4
+CLOSE = b"connection: close\r\n"
+
+
+class Reply:
+    __slots__ = (
+        "begun",
+        "bytes_out",
+        "chunking",
+        "client",
+        "close",
+        "ending",
+        "held",
+        "pieces",
+        "progress",
+        "request_id",
+        "since",
+        "status",
+        "toll",
+        "waited_us",
+    )
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.pieces: deque[bytes] = deque()  # wait for bandwidth, in order
+        self.toll: Toll | None = None
+        self.held = 0  # why the instance's answer is not being read
+        self.progress = -1
+        self.since = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self.begun = False  # a byte of the answer has been sent, or is about to be
+        self.ending = False  # all of it is in `pieces` or in the transport
+        self.chunking = False
+        self.close = False
+        self.status = 0
+        self.bytes_out = 0
+        self.waited_us = 0
+        self.request_id = b""
+
+    # ------------------------------------------------------------------ answers in one piece
+
+    def wait(self, data: bytes, status: int, request_id: bytes) -> None:
+        """A whole answer that must wait for bandwidth."""
+        self.begun, self.status, self.request_id, self.ending = True, status, request_id, True
+        self._wait(data)
+
+    def refuse(self, refused: Refusal, close: bool) -> None:
+        """The load balancer's own answer."""
+        client, proxy = self.client, self.client.proxy
+        connection = CLOSE if close else client.plan.connection
+        self.request_id = proxy.ids.mint(client.plan.head.request_id)
+        data = refusal.answer(refused, self.request_id, proxy.date, connection)
+        if client.plan.to_head:
+            data = data[: data.index(b"\r\n\r\n") + 4]
+        self.begun = self.ending = True
+        self.status, self.close = refused.status, close
+        # Own answers are small and never wait, or a spent bandwidth could not be told of.
+        proxy.throttle.owe(len(data) + client.bytes_in)
+        self.bytes_out += len(data)
+        client.transport.write(data)
+        self._end()
+
+    # ------------------------------------------------------------------ an answer that flows
+
+    def interim(self, head: AnswerHead) -> None:
+        """1xx: passed on to those who know it (RFC 9110, 15.2); 100 was ours to say."""
+        if head.status != 100 and self.client.plan.head.version == (1, 1):
+            fields = b"".join(b"%b: %b\r\n" % field for field in answer.passed_on(head))
+            self._send(b"HTTP/1.1 %d %b\r\n%b\r\n" % (head.status, head.reason, fields))
+
+    def begin(self, head: AnswerHead) -> None:
+        client, proxy = self.client, self.client.proxy
+        modern = client.plan.head.version == (1, 1)
+        unframed = head.framing in (answer.CHUNKED, answer.TO_THE_END)
+        self.chunking = unframed and modern
+        self.close = client.plan.close or proxy.draining or bool(client.left) or (unframed and not modern)
+        self.begun, self.status = True, head.status
+        self.request_id = head.request_id or proxy.ids.mint(client.plan.head.request_id)
+        lines = [
+            b"%b: %b\r\n" % field
+            for field in answer.passed_on(head)
+            if self.chunking or field[0] != b"trailer"
+        ]
+        if not head.request_id:
+            lines.append(b"opc-request-id: %b\r\n" % self.request_id)
+        if self.chunking:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        lines.append(CLOSE if self.close else client.plan.connection)
+        status = (
+            b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason) if head.reason else STATUS_LINES[head.status]
+        )
+        self._send(b"%b%b\r\n" % (status, b"".join(lines)))
+
+    def relay(self, piece: bytes) -> None:
+        if piece:
+            self._send(chunked.chunk(piece) if self.chunking else piece)
+
+    def end(self, trailers: list[tuple[bytes, bytes]]) -> None:
+        """The instance is through; what waits for bandwidth still goes out."""
+        if self.chunking:
+            self._send(chunked.last_chunk(trailers))
+        self.ending = True
+        upstream = self.client.upstream
+        if self.held and upstream is not None and not upstream.transport.is_closing():
+            upstream.transport.resume_reading()  # it will carry other answers
+        self.held = 0
+        if not self.pieces:
+            self._end()
+
+    # ------------------------------------------------------------------ sending
+
+    def _send(self, data: bytes) -> None:
+        throttle = self.client.proxy.throttle
+        if self.pieces:
+            self.pieces.append(data)
+        elif throttle.active and not throttle.pay(len(data)):
+            self._wait(data)
+        else:
+            self.bytes_out += len(data)
+            self.client.transport.write(data)
+
+    def _wait(self, data: bytes) -> None:
+        throttle = self.client.proxy.throttle
+        size = throttle.quantum
+        self.pieces.extend(data[start : start + size] for start in range(0, len(data), size))
+        self.hold(BANDWIDTH)
+        # A small answer is let out before anything else: its request has waited for it.
+        self.toll = throttle.wait(len(self.pieces[0]), self._paid, urgent=self.ending and len(data) <= size)
+
+    def _paid(self) -> None:
+        """The first piece is paid for."""
+        client, throttle = self.client, self.client.proxy.throttle
+        self.toll = None
+        data = self.pieces.popleft()
+        self.bytes_out += len(data)
+        client.transport.write(data)
+        if self.pieces:
+            self.toll = throttle.wait(len(self.pieces[0]), self._paid)
+        elif self.ending:
+            self._end()
+        else:
+            self.go_on(BANDWIDTH)
+
+    def hold(self, reason: int) -> None:
+        upstream = self.client.upstream
+        if not self.held and upstream is not None and not upstream.transport.is_closing():
+            upstream.transport.pause_reading()
+        self.held |= reason
+
+    def go_on(self, reason: int) -> None:
+        upstream = self.client.upstream
+        if self.held == reason and upstream is not None and not upstream.transport.is_closing():
+            upstream.transport.resume_reading()
+        self.held &= ~reason
+
+    # ------------------------------------------------------------------ endings
+
+    def _end(self) -> None:
+        self.note(self.status)
+        close = self.close or self.client.proxy.draining
+        self._reset()
+        self.client.finish(close)
+
+    def note(self, status: int) -> None:
+        """One entry for the access log and the counters, which are made in batches."""
+        client, proxy = self.client, self.client.proxy
+        now = monotonic_ns()
+        total_us = (now - client.started) // 1000 if client.started else 0
+        request_id = self.request_id or proxy.ids.mint(client.plan.head.request_id)
+        proxy.journal.append((
+            (now + proxy.wall_offset, client.plan.message, status, 0, request_id, self.bytes_out, total_us),
+            client.bytes_in, self.waited_us,
+        ))  # fmt: skip
+
+    def drop(self) -> None:
+        """The client has left."""
+        if self.toll is not None:
+            self.client.proxy.throttle.cancel(self.toll)
+            self.toll = None
+        self.pieces.clear()
+
+    def check(self, now: float) -> None:
+        """A deadline for the answer to begin, and for the client to take it."""
+        client, timeouts = self.client, self.client.proxy.config.timeouts
+        if not self.begun:
+            if client.started and monotonic_ns() - client.started > timeouts.predict_timeout * 1e9:
+                client.proxy.roster.give_up(client, TOO_LATE)
+            return
+        waiting = client.transport.get_write_buffer_size()
+        if waiting != self.progress or self.toll is not None or not waiting:
+            self.progress, self.since = waiting, now
+        elif now - self.since > timeouts.body_timeout:
+            client.transport.abort()

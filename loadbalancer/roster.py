@@ -1,0 +1,162 @@
+"""Which instance gets which request: the pool, the queue before it, and what follows a failure.
+
+Touches the links to the instances.  Which one is best, when one is ejected and how long a request
+may wait is arithmetic in pool, outlier, budget and waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from loadbalancer import memory
+from loadbalancer.budget import RetryBudget
+from loadbalancer.client import ASKED, QUEUED
+from loadbalancer.instance import Instance
+from loadbalancer.link import Link
+from loadbalancer.pool import Pool
+from loadbalancer.refusal import LOST, Refusal, down, queue_full
+from loadbalancer.waiting import Waiting
+
+if TYPE_CHECKING:
+    from loadbalancer.client import Client
+    from loadbalancer.proxy import Proxy
+
+MB = 1 << 20
+
+
+class Roster:
+    def __init__(self, proxy: Proxy, pool: Pool) -> None:
+        settings = proxy.config.queue
+        self.proxy = proxy
+        self.pool = pool
+        self.waiting: Waiting[Client] = Waiting(
+            settings.queue_size, int(settings.queue_mb * MB), int(settings.queue_wait * 1e9)
+        )
+        self.budget = RetryBudget(monotonic_ns())
+        self.deadline_ns = int(proxy.config.timeouts.predict_timeout * 1e9)
+        self.may_retry = proxy.config.pool.retry == "once"
+        self.queued = self.waiting.entries  # empty or not, without a call
+        self._trying: dict[str, asyncio.Task[None]] = {}
+
+    def assign(self, client: Client, now: int) -> None:
+        """To the best instance that has room, otherwise into the queue, otherwise 503."""
+        self.budget.requests += 1
+        if not self.queued:
+            instance = self.pool.choose()
+            if instance is not None:
+                link = instance.link
+                if not link.idle or client.state != QUEUED:
+                    link.hand(client, now)
+                    return
+                # The hot path: Pool.started, Link.hand, Upstream.ask and Client.hand_over at once.
+                instance.load += instance.step
+                instance.requests += 1
+                client.link, client.upstream, client.state = link, link.idle.pop(), ASKED
+                client.upstream.take(client, now)
+                return
+        self._enqueue(client, now)
+
+    def _enqueue(self, client: Client, now: int) -> None:
+        cells = self.proxy.cells
+        if not self.pool.usable:
+            cells[memory.REFUSED_DOWN] += 1
+            client.cut_off(down())
+        elif not self.waiting.push(client, client.plan.length, now, client.started + self.deadline_ns):
+            cells[memory.REFUSED_QUEUE] += 1
+            client.cut_off(queue_full(self.waiting.retry_after()))
+        else:
+            self.dispatch(now)
+
+    def dispatch(self, now: int) -> None:
+        """Somebody may have room again: the oldest first."""
+        while self.queued:
+            instance = self.pool.choose(len(self.queued))
+            if instance is None:
+                return
+            client = self.waiting.pop()
+            if client is not None:
+                instance.link.hand(client, now)
+
+    def retry(self, client: Client, failed: Instance, now: int) -> None:
+        """Its instance has not begun the work: another one, once, while the budget lasts."""
+        cells = self.proxy.cells
+        again = client.retried == client.started
+        client.retried = client.started
+        another = self.pool.another(failed)
+        if another is None:
+            cells[memory.REFUSED_DOWN] += 1
+            client.cut_off(down())
+        elif not self.may_retry or again or not self.budget.take(now):
+            cells[memory.RETRY_DENIED] += 1
+            client.cut_off(LOST)
+        else:
+            cells[memory.RETRIED] += 1
+            another.retries += 1
+            another.link.hand(client, now)
+
+    def forget(self, client: Client) -> None:
+        """The client has left while it waited."""
+        self.waiting.cancel(client)
+
+    def give_up(self, client: Client, refusal: Refusal) -> None:
+        """Its time is over, wherever it is."""
+        if client.link is not None:
+            client.link.cancel(client, late=True)
+        else:
+            self.forget(client)
+        client.cut_off(refusal)
+
+    # ------------------------------------------------------------------ membership
+
+    def apply(self, instances: list[dict[str, Any]], now: int) -> None:
+        """The steward's board has changed."""
+        added, removed = self.pool.apply(instances, now)
+        for instance in added:
+            instance.link = Link(self.proxy, self.pool, instance)
+        for instance in removed:
+            instance.link.close()
+        self.dispatch(now)
+
+    def tick(self, now: int) -> None:
+        """Every 20 ms."""
+        self.pool.tick(now)
+        self.budget.tick(now)
+        for client in self.waiting.tick(now):
+            self.proxy.cells[memory.REFUSED_QUEUE] += 1
+            client.cut_off(queue_full(self.waiting.retry_after()))
+        while self.queued and not self.pool.usable:
+            gone = self.waiting.pop()
+            self.proxy.cells[memory.REFUSED_DOWN] += 1
+            if gone is not None:
+                gone.cut_off(down())
+        self.dispatch(now)
+        for instance in self.pool.instances.values():
+            instance.show(self.proxy.cell(instance.cell))
+
+    def try_unreachable(self) -> None:
+        """Every 250 ms: a bare connect tells whether an instance is back, and risks no request."""
+        for instance in self.pool.unreachable():
+            if instance.name not in self._trying:
+                task = asyncio.get_running_loop().create_task(self._try(instance))
+                self._trying[instance.name] = task
+
+    async def _try(self, instance: Instance) -> None:
+        try:
+            if await instance.link.reach():
+                now = monotonic_ns()
+                self.pool.reachable(instance, now)
+                self.dispatch(now)
+        finally:
+            del self._trying[instance.name]
+
+    def prune(self) -> None:
+        """Once a second."""
+        limit = self.proxy.config.timeouts.upstream_idle
+        for instance in self.pool.instances.values():
+            instance.link.prune(self.proxy.now, limit)
+
+    def close(self) -> None:
+        for instance in self.pool.instances.values():
+            instance.link.close()

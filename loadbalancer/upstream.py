@@ -1,0 +1,253 @@
+"""One connection to an instance: a request out, its answer in and on to the client.
+
+Touches its transport, and the client whose request it carries; the proxy owns what connections
+share.  It carries one request at a time and goes back to its instance's idle ones only when the
+answer ended exactly where its head said, with the request sent whole (RFC 9112, 9.3 and 11.2).
+
+    FREE -> ASKED -> FREE                the usual: one read holds the whole answer
+            ASKED -> HEAD -> BODY -> FREE
+    any  -> CLOSED
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic_ns
+from typing import TYPE_CHECKING
+
+from loadbalancer import answer, chunked
+from loadbalancer.answer import AnswerHead, BadAnswer, Template
+from loadbalancer.instance import WEIGHT
+from server.http1 import MAX_HEAD, find_head
+
+if TYPE_CHECKING:
+    from loadbalancer.client import Client
+    from loadbalancer.link import Link
+    from loadbalancer.proxy import Proxy
+
+FREE, ASKED, HEAD, BODY, CLOSED = range(5)
+IDLE, PRESSURE = 0, 4  # of a client: see client.py
+MAX_USES = 100_000  # requests on one connection
+
+HIGH_WATER = 262144  # bytes of a request that wait for the instance to take them
+LOW_WATER = 65536
+
+
+class Upstream(asyncio.Protocol):
+    __slots__ = (
+        "asked_at",
+        "chunks",
+        "client",
+        "head",
+        "left",
+        "link",
+        "opened",
+        "partial",
+        "proxy",
+        "since",
+        "state",
+        "template",
+        "transport",
+        "uses",
+        "whole",
+    )
+
+    def __init__(self, proxy: Proxy, link: Link) -> None:
+        self.proxy = proxy
+        self.link = link
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.client: Client | None = None
+        self.template: Template | None = None
+        self.opened = self.since = proxy.now
+        self.uses = 0
+        # The answer in hand
+        self.state = FREE
+        self.asked_at = 0
+        self.whole = True  # the request has been written to its end
+        self.partial = b""
+        self.head: AnswerHead | None = None
+        self.left = 0
+        self.chunks: chunked.ChunkReader | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self.transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
+        self.link.opened(self)
+
+    def ask(self, client: Client, now: int) -> None:
+        """Carry the client's request: its head, and of its body what is there."""
+        self.client, self.state, self.asked_at = client, ASKED, now
+        self.uses += 1
+        self.whole = True
+        self.transport.write(client.hand_over(self))
+
+    def take(self, client: Client, now: int) -> None:
+        """As `ask`, for a request that is here whole."""
+        self.client, self.state, self.asked_at = client, ASKED, now
+        self.uses += 1
+        self.whole = True
+        self.transport.write(client.head + client.body)
+
+    # ------------------------------------------------------------------ answers
+
+    def data_received(self, data: bytes) -> None:
+        """The hot path: a whole answer in one read, of a kind seen before."""
+        client, template = self.client, self.template
+        if self.state == ASKED and template is not None and self.whole and client is not None:
+            match = template.match(data)
+            if (
+                match is not None
+                and match.end() + int(match["length"]) == len(data)
+                and template.has_id
+                and client.plan.plain
+                and not self.proxy.draining
+            ):
+                if len(template.kept) > 1:
+                    data = b"".join((*match.group(*template.kept), data[match.end() - 2 :]))
+                self.client, self.state = None, FREE
+                self._pass_on(client, data, template.status, match["request_id"])
+                return
+        self._read(data)
+
+    def _pass_on(self, client: Client, data: bytes, status: int, request_id: bytes) -> None:
+        """A whole answer goes out in one write. What others have for this is spelt out: calls cost."""
+        proxy, link, now = self.proxy, self.link, monotonic_ns()
+        spent_us = (now - self.asked_at) // 1000
+        if proxy.throttle.active and not proxy.throttle.pay(len(data)):
+            client.reply.wait(data, status, request_id)
+        else:
+            client.transport.write(data)
+            proxy.journal.append((
+                (now + proxy.wall_offset, client.plan.message, status, spent_us,
+                 request_id, len(data), (now - client.started) // 1000),
+                client.bytes_in, client.reply.waited_us,
+            ))  # fmt: skip
+            if client.partial or client.paused:
+                client.finish(False)
+            else:
+                client.state, client.since, client.body = IDLE, proxy.now, b""
+                client.link = client.upstream = None
+        if status < 500 and self.uses < MAX_USES and not link.gone:
+            instance = link.instance  # Pool.finished
+            instance.load -= instance.step
+            instance.latency_sum_us += spent_us
+            instance.latency_us += (spent_us - instance.latency_us) * WEIGHT
+            if instance.suspected and not instance.record.out:
+                proxy.pool.acquit(instance, now)
+            self.since = proxy.now
+            link.idle.append(self)
+            if proxy.roster.queued:
+                proxy.roster.dispatch(now)
+        else:
+            link.done(self, status, now)
+
+    def _read(self, data: bytes) -> None:
+        client = self.client
+        if client is None:  # bytes that nobody asked for would be taken for the next answer
+            self.abort()
+            return
+        try:
+            if self.state == BODY:
+                self._body(client, data)
+            else:
+                self.state = HEAD
+                self.partial += data
+                self._heads(client)
+        except BadAnswer as fault:
+            self.fail(str(fault))
+
+    def _heads(self, client: Client) -> None:
+        while True:
+            end = find_head(self.partial)
+            if end < 0:
+                if len(self.partial) > MAX_HEAD:
+                    raise BadAnswer("the head is too large")
+                return
+            raw, rest = self.partial[:end], self.partial[end:]
+            head = answer.parse(raw, client.plan.to_head)
+            self.partial = rest
+            if head.status == 101:
+                raise BadAnswer("it switches protocols, which nobody asked for")
+            if not head.interim:
+                break
+            client.reply.interim(head)
+        self.partial = b""
+        if not client.plan.to_head and head.request_id:
+            self.template = self.proxy.templates.learn(raw, head)
+        self.head, self.state, self.left = head, BODY, head.length
+        self.chunks = chunked.ChunkReader() if head.framing == answer.CHUNKED else None
+        client.reply.begin(head)
+        self._body(client, rest)
+
+    def _body(self, client: Client, data: bytes) -> None:
+        assert self.head is not None
+        if self.head.framing == answer.TO_THE_END:
+            client.reply.relay(data)
+        elif self.chunks is not None:
+            for piece in self.chunks.feed(data):
+                client.reply.relay(piece)
+            if self.chunks.done:
+                self._end(client, surplus=bool(self.chunks.rest))
+        else:
+            piece = data[: self.left]
+            self.left -= len(piece)
+            client.reply.relay(piece)
+            if not self.left:
+                self._end(client, surplus=len(data) > len(piece))
+
+    def _end(self, client: Client, surplus: bool = False) -> None:
+        """The answer is complete; the connection is kept only if nothing speaks against it."""
+        head, trailers = self.head, self.chunks.trailers if self.chunks else []
+        assert head is not None
+        reusable = head.keep_alive and self.whole and not surplus
+        self.client, self.head, self.chunks = None, None, None
+        self.state = FREE if reusable else CLOSED
+        client.reply.end(trailers)
+        self.link.done(self, head.status, monotonic_ns())
+
+    # ------------------------------------------------------------------ endings
+
+    def eof_received(self) -> bool:
+        client = self.client
+        if (
+            client is not None
+            and self.state == BODY
+            and self.head is not None
+            and self.head.framing == answer.TO_THE_END
+        ):
+            self._end(client)
+        return False
+
+    def fail(self, why: str) -> None:
+        """What came is no answer: tell the client so if nothing of one has been sent, else cut it off."""
+        client, self.client = self.client, None
+        self.abort()
+        if client is not None:
+            self.link.broken(client, why)
+
+    def abort(self) -> None:
+        """Never to be used again."""
+        self.state = CLOSED
+        if self.transport is not None:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        client, self.client = self.client, None
+        begun = self.state in (HEAD, BODY)
+        self.state = CLOSED
+        self.link.closed(self)
+        if client is not None:
+            client.resume(PRESSURE)
+            if begun:
+                self.link.broken(client, "it closed the connection within an answer")
+            else:
+                self.link.lost(client)
+
+    def pause_writing(self) -> None:
+        """The instance takes the body more slowly than the client sends it."""
+        if self.client is not None:
+            self.client.pause(PRESSURE)
+
+    def resume_writing(self) -> None:
+        if self.client is not None:
+            self.client.resume(PRESSURE)

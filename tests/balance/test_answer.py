@@ -1,0 +1,153 @@
+"""Heads of answers: what is refused, how bodies end, and that a template says what parsing says."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadbalancer import answer
+from loadbalancer.answer import BadAnswer, Templates, parse
+
+OK = (
+    b"HTTP/1.1 200 OK\r\nserver: s\r\ndate: Mon, 23 Nov 2026 05:20:00 GMT\r\ncontent-type: text/plain\r\n"
+    b"server-timing: predict;dur=0.003\r\nopc-request-id: A/B/C\r\ncontent-length: 20\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1, 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: +1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1_0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1234567890123456789\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n folded: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nname : x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        b"HTTP/1.1 200 OK\nbare: lf\n\n",
+        b"HTTP/1.1 200 OK\r\nx: a\x00b\r\n\r\n",
+        b"HTTP/2 200 OK\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1 999 No\r\n\r\n",
+        b"nonsense\r\n\r\n",
+    ],
+)
+def test_what_two_parsers_could_read_differently_is_refused(raw: bytes) -> None:
+    with pytest.raises(BadAnswer):
+        parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "to_head", "framing", "length", "keep"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", False, answer.LENGTH, 5, True),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", True, answer.NOTHING, 0, True),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n", False, answer.CHUNKED, 0, True),
+        (b"HTTP/1.1 200\r\n\r\n", False, answer.TO_THE_END, 0, False),
+        (b"HTTP/1.0 200 OK\r\ncontent-length: 5\r\n\r\n", False, answer.LENGTH, 5, False),
+        (
+            b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 5\r\n\r\n",
+            False, answer.LENGTH, 5, True,
+        ),
+        (b"HTTP/1.1 200 OK\r\nconnection: x, Close\r\ncontent-length: 5\r\n\r\n", False, 0, 5, False),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", False, answer.NOTHING, 0, True),
+        (b"HTTP/1.1 304 Not Modified\r\ncontent-length: 9\r\n\r\n", False, answer.NOTHING, 0, True),
+        (b"HTTP/1.1 103 Early Hints\r\n\r\n", False, answer.NOTHING, 0, True),
+    ],
+)  # fmt: skip
+def test_how_a_body_ends(raw: bytes, to_head: bool, framing: int, length: int, keep: bool) -> None:
+    head = parse(raw, to_head)
+    assert (head.framing, head.length, head.keep_alive) == (framing, length, keep)
+
+
+def test_hop_by_hop_fields_stay_behind() -> None:
+    head = parse(
+        b"HTTP/1.1 200 OK\r\nConnection: X-Secret, keep-alive, content-length\r\nKeep-Alive: timeout=5\r\n"
+        b"X-Secret: 1\r\nUpgrade: h2c\r\nProxy-Authenticate: x\r\nX-Kept: 2\r\ncontent-length: 0\r\n\r\n"
+    )
+    assert answer.passed_on(head) == [(b"x-kept", b"2"), (b"content-length", b"0")]
+
+
+def learn(templates: Templates, raw: bytes) -> answer.Template:
+    made = templates.learn(raw, parse(raw))
+    assert made is not None
+    return made
+
+
+def test_a_template_has_holes_where_answers_differ() -> None:
+    template = learn(Templates(), OK)
+    other = OK.replace(b"05:20:00", b"06:00:01").replace(b"A/B/C", b"D/E/F").replace(b": 20", b": 7")
+    match = template.match(other)
+    assert match and match.end() == len(other) and match["length"] == b"7" and match["request_id"] == b"D/E/F"
+    assert match[1] == other[:-2]
+    assert template.match(OK.replace(b"text/plain", b"text/html")) is None
+
+
+def test_a_second_look_makes_a_hole_of_what_has_changed() -> None:
+    templates = Templates()
+    learn(templates, OK)
+    html = OK.replace(b"text/plain", b"text/html")
+    template = learn(templates, html)
+    assert template.match(OK) and template.match(html) and template.match(OK.replace(b"plain", b"css"))
+
+
+def test_fields_that_stay_behind_are_cut_out() -> None:
+    raw = OK.replace(b"server: s\r\n", b"Connection: keep-alive\r\nserver: s\r\nKeep-Alive: timeout=5\r\n")
+    template = learn(Templates(), raw)
+    match = template.match(raw)
+    assert match and b"".join(match.group(*template.kept)) == OK[:-2]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nset-cookie: a\r\nset-cookie: b\r\ncontent-length: 1\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+    ],
+)
+def test_what_a_template_cannot_say_is_parsed_each_time(raw: bytes) -> None:
+    assert Templates().learn(raw, parse(raw)) is None
+
+
+def test_learning_is_bounded() -> None:
+    templates = Templates()
+    made = [
+        templates.learn(raw, parse(raw))
+        for raw in (b"HTTP/1.1 200 OK\r\nx-%d: 1\r\ncontent-length: 1\r\n\r\n" % n for n in range(1000))
+    ]
+    assert sum(one is not None for one in made) == answer.MAX_TEMPLATES
+
+
+VALUES = st.binary(max_size=12).filter(lambda value: re.fullmatch(rb"[\x21-\x7e]*", value) is not None)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.lists(VALUES, min_size=3, max_size=3), st.lists(VALUES, min_size=3, max_size=3), st.integers(0, 10**6)
+)
+def test_a_match_says_what_parsing_says(first: list[bytes], second: list[bytes], length: int) -> None:
+    def raw(values: list[bytes], size: int) -> bytes:
+        a, b, c = values
+        return (
+            b"HTTP/1.1 200 OK\r\nX-A: %b\r\nconnection: keep-alive\r\nX-B: %b\r\nopc-request-id: %b\r\n"
+            b"Content-Length: %d\r\n\r\n" % (a, b, c, size)
+        )
+
+    templates = Templates()
+    learn(templates, raw(first, 3))
+    template = learn(templates, raw(second, 4))
+    data = raw(second, length)
+    match, head = template.match(data), parse(data)
+    assert match and int(match["length"]) == head.length and match["request_id"] == head.request_id
+    kept = b"".join(match.group(*template.kept))
+    assert parse(b"%b\r\n" % kept).fields == tuple(answer.passed_on(head))
