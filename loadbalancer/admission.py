@@ -7,6 +7,7 @@ made of it, so that equal heads are judged once.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
@@ -49,9 +50,10 @@ class Admission:
             return known
         head = http1.parse_head(raw)
         verdict, keep_until = self.guard.refusal(head, self.proxy.wall)
-        if verdict is None and forwarded.loops(head, self.hops):
-            verdict = refusal.LOOP
         made = plan.make_plan(head, self.max_body, verdict, keep_until)
+        digest = self.guard.digest(head)
+        if digest is not None:
+            made = replace(made, digest=digest)
         if len(raw) <= MAX_PLAN_HEAD:
             if len(self.plans) >= MAX_PLANS:
                 self.plans.clear()  # a client that varies its heads gains nothing from any policy
@@ -60,9 +62,10 @@ class Admission:
 
     def greet(self, client: Client) -> None:
         """A new connection: is its address let in, and is there room?"""
-        peer = client.transport.get_extra_info("peername")
-        client.peer = peer[0] if isinstance(peer, tuple) else ""
-        if client.peer and not self.guard.admits(client.peer):
+        if not client.peer:  # a PROXY line has not named it
+            peer = client.transport.get_extra_info("peername")
+            client.peer = peer[0] if isinstance(peer, tuple) else ""
+        if not self.guard.admits(client.peer):
             self.proxy.cells[memory.UNAUTHORISED] += 1
             client.transport.abort()
         elif len(self.proxy.clients) > self.config.limits.max_connections:

@@ -16,9 +16,11 @@ slow instance or a spent bandwidth slows the client down.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
+from loadbalancer import guard
 from loadbalancer.plan import NEVER
 from loadbalancer.refusal import LATE_BODY, LATE_HEAD, Refusal
 from loadbalancer.reply import Reply
@@ -36,7 +38,6 @@ IDLE, HEAD, SMALL, HELD, QUEUED, FLOW, ASKED, LINGER, CLOSED = range(9)
 # Why reading is paused; any of them is enough.
 BANDWIDTH, INSTANCE, PRESSURE, BACKLOG = 1, 2, 4, 8
 
-SMALL_BODY = 49152  # gathered, and kept for a second attempt; larger ones flow
 MAX_BACKLOG = 131072  # pipelined bytes held for later
 HIGH_WATER = 262144  # bytes of an answer that wait for the client to take them
 LOW_WATER = 65536
@@ -177,8 +178,7 @@ class Client(asyncio.BufferedProtocol):
             return False
         del partial[:end]
         self.started, self.bytes_in = monotonic_ns(), end
-        small = plan.refusal is None and plan.length <= SMALL_BODY and not plan.head.expect_continue
-        self.expected = end + plan.length if small and plan.keep_until == NEVER else -1
+        self.expected = end + plan.length if plan.repeats else -1
         self._begin(plan)
         return True
 
@@ -199,7 +199,7 @@ class Client(asyncio.BufferedProtocol):
         if plan.head.expect_continue and len(self.partial) < plan.length:
             self.transport.write(CONTINUE)
             self.reply.bytes_out += len(CONTINUE)
-        if plan.length <= SMALL_BODY:
+        if plan.gathered:
             self.state = SMALL
             if not plan.length:
                 self._read_small()
@@ -224,7 +224,12 @@ class Client(asyncio.BufferedProtocol):
 
     def _gathered(self) -> None:
         """The whole request is here: pay for it, then ask an instance."""
-        throttle = self.proxy.throttle
+        throttle, wanted = self.proxy.throttle, self.plan.digest
+        if wanted is not None:
+            refused = guard.body_refusal(wanted, hashlib.sha256(self.body).digest())
+            if refused is not None:
+                self.refuse(refused, close=self.plan.close)
+                return
         if throttle.active and not throttle.pay(self.bytes_in):
             self.state = HELD
             self.toll = throttle.wait(self.bytes_in, self._paid)
@@ -290,7 +295,7 @@ class Client(asyncio.BufferedProtocol):
 
     def can_replay(self) -> bool:
         """All that was sent of the request is still here."""
-        return not self.reply.begun and self.state in (QUEUED, ASKED, FLOW) and self.plan.length <= SMALL_BODY
+        return not self.reply.begun and self.state in (QUEUED, ASKED, FLOW) and self.plan.gathered
 
     # ------------------------------------------------------------------ pausing
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from time import monotonic_ns
 
 from loadbalancer import memory
-from loadbalancer.bucket import NANO, Bucket
+from loadbalancer.bucket import NANO, Bucket, depth
 
 LEASE_NS = 5_000_000
 SEGMENT = 1448  # bytes of payload in a TCP segment of an Ethernet with timestamps
@@ -90,7 +90,8 @@ class Meter:
         bits = self._bits(nbytes)
         if self.allowance < bits:
             self._lease(bits)
-            if self.allowance < bits:
+            # What is larger than the bucket passes when the bucket is full, and leaves it in debt.
+            if self.allowance < min(bits, depth(self.rate)):
                 return False
         self.allowance -= bits
         return True

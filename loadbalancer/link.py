@@ -31,12 +31,14 @@ class Link:
         self.connections: set[Upstream] = set()
         self.opening: dict[Client, asyncio.Task[None]] = {}
         self.gone = False  # no more in the pool
+        self.line = proxy.config.pool.proxy_protocol_out  # said first of all, of one client: no reuse
+        self.line = "" if self.line == "off" else self.line
 
     def hand(self, client: Client, now: int) -> None:
         """The request goes to this instance: over an idle connection, or a new one."""
         self.pool.started(self.instance)
         client.link = self
-        if self.idle:
+        if self.idle and not self.line:
             self.idle.pop().ask(client, now)
         else:
             self.opening[client] = asyncio.get_running_loop().create_task(self._open(client))
@@ -82,7 +84,7 @@ class Link:
     def done(self, upstream: Upstream, status: int, now: int) -> None:
         """A whole answer has come."""
         self.pool.finished(self.instance, now, (now - upstream.asked_at) // 1000, status)
-        if upstream.state == FREE and upstream.uses < MAX_USES and not self.gone:
+        if upstream.state == FREE and upstream.uses < MAX_USES and not self.gone and not self.line:
             upstream.since = self.proxy.now
             self.idle.append(upstream)
         else:

@@ -13,6 +13,7 @@ from loadbalancer.refusal import LENGTH, Refusal, too_large
 from server.http1 import Head
 
 NEVER = math.inf
+SMALL_BODY = 49152
 # RFC 9110, 9.2.2: asking twice does what asking once does.
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 
@@ -28,8 +29,20 @@ class Plan:
     replayable: bool  # may be sent twice (RFC 9110, 9.2.2, or the caller says so)
     refusal: Refusal | None = None
     keep_until: float = NEVER  # Unix time until when the plan holds
+    digest: bytes | None = None  # SHA-256 that the body must have, for the signature covers it
     # The bytes of the head for an instance, by the client's address.
     heads: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def gathered(self) -> bool:
+        """The body is gathered before anybody is asked; a larger one flows, unless it is to be verified."""
+        return self.length <= SMALL_BODY or self.digest is not None
+
+    @property
+    def repeats(self) -> bool:
+        """A read that begins with these bytes needs no more thought than the one before it."""
+        small = self.length <= SMALL_BODY and self.digest is None
+        return small and self.refusal is None and self.keep_until == NEVER and not self.head.expect_continue
 
     @property
     def to_head(self) -> bool:

@@ -30,8 +30,10 @@ from loadbalancer.journal import Journal
 from loadbalancer.ledger import Ledger, Meter, http_bits, wire_bits
 from loadbalancer.place import ProxyPlace
 from loadbalancer.pool import Pool, PoolSettings
+from loadbalancer.preface import Preface
 from loadbalancer.roster import Roster
 from loadbalancer.throttle import Throttle
+from loadbalancer.tls import Certificates
 from server import http1
 from server.log import say
 from server.request_ids import RequestIds
@@ -57,6 +59,7 @@ class Proxy:
         self.templates = Templates()
         self.ids = RequestIds()
         self.clients: set[Client] = set()
+        self.certificates = Certificates(config.listen) if config.listen.tls_certificate else None
         self.draining = False
         self.now = 0.0  # the loop's clock as of the last tick: fine enough for timeouts
         self.wall_offset = time.time_ns() - time.monotonic_ns()
@@ -128,6 +131,8 @@ class Proxy:
         self.date = formatdate(wall, usegmt=True).encode()
         self.wall_offset = time.time_ns() - time.monotonic_ns()
         self.roster.prune()
+        if self.certificates is not None:
+            self.certificates.renew()
         for client in list(self.clients):
             client.check(self.now)
 
@@ -162,10 +167,15 @@ class Proxy:
         self.book.close()
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> asyncio.Server:
-        context = self.admission.guard.tls
+        announced = self.config.listen.proxy_protocol != "off"
+
+        def made() -> asyncio.BaseProtocol:
+            return Preface(self) if announced else Client(self)
+
         if listener.family == socket.AF_UNIX:
-            return await loop.create_unix_server(lambda: Client(self), sock=listener)
-        return await loop.create_server(lambda: Client(self), sock=listener, ssl=context)
+            return await loop.create_unix_server(made, sock=listener)
+        context = self.certificates.context if self.certificates else None
+        return await loop.create_server(made, sock=listener, ssl=context)
 
     async def _drain(self) -> None:
         self.draining = True

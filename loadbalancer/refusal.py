@@ -25,7 +25,6 @@ LOST = Refusal(502, "BadGateway", "the instance closed the connection before it 
 TOO_LATE = Refusal(504, "GatewayTimeout", "the instance did not answer within predict_timeout")
 LATE_HEAD = Refusal(408, "RequestTimeout", "the head did not arrive in time")
 LATE_BODY = Refusal(408, "RequestTimeout", "the body did not arrive in time")
-LOOP = Refusal(508, "LoopDetected", "the request has passed this load balancer before")
 CROWDED = Refusal(503, "ServiceUnavailable", "too many connections; max_connections limits them")
 
 

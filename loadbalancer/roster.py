@@ -47,7 +47,7 @@ class Roster:
             instance = self.pool.choose()
             if instance is not None:
                 link = instance.link
-                if not link.idle or client.state != QUEUED:
+                if not link.idle or client.state != QUEUED or link.line:
                     link.hand(client, now)
                     return
                 # The hot path: Pool.started, Link.hand, Upstream.ask and Client.hand_over at once.

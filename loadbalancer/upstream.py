@@ -15,7 +15,7 @@ import asyncio
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from loadbalancer import answer, chunked
+from loadbalancer import answer, chunked, proxyline
 from loadbalancer.answer import AnswerHead, BadAnswer, Template
 from loadbalancer.instance import WEIGHT
 from server.http1 import MAX_HEAD, find_head
@@ -79,6 +79,8 @@ class Upstream(asyncio.Protocol):
         self.client, self.state, self.asked_at = client, ASKED, now
         self.uses += 1
         self.whole = True
+        if self.link.line:
+            self.transport.write(proxyline.render(self.link.line, _endpoints(client)))
         self.transport.write(client.hand_over(self))
 
     def take(self, client: Client, now: int) -> None:
@@ -127,7 +129,7 @@ class Upstream(asyncio.Protocol):
             else:
                 client.state, client.since, client.body = IDLE, proxy.now, b""
                 client.link = client.upstream = None
-        if status < 500 and self.uses < MAX_USES and not link.gone:
+        if status < 500 and self.uses < MAX_USES and not link.gone and not link.line:
             instance = link.instance  # Pool.finished
             instance.load -= instance.step
             instance.latency_sum_us += spent_us
@@ -251,3 +253,11 @@ class Upstream(asyncio.Protocol):
     def resume_writing(self) -> None:
         if self.client is not None:
             self.client.resume(PRESSURE)
+
+
+def _endpoints(client: Client) -> proxyline.Endpoints | None:
+    """What an instance that wants a PROXY line is told of the client."""
+    peer, here = (client.transport.get_extra_info(name) for name in ("peername", "sockname"))
+    if not (isinstance(peer, tuple) and isinstance(here, tuple) and client.peer):
+        return None
+    return proxyline.Endpoints(client.peer, peer[1], here[0], here[1])
