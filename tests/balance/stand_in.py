@@ -1,0 +1,119 @@
+"""`twofold balance` with stand-ins for the proxy and the steward: run as a program by the tests.
+
+A stand-in proxy answers a line with a line: `who` with its number, its pid and its bandwidth; `sleep S`
+the same after S seconds; `die` not at all.  A bandwidth of 13 Mbps makes a proxy that cannot start, and
+one of 14 a proxy that never accepts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+
+from loadbalancer import handover, memory, preflight, rehearsal, supervisor
+from loadbalancer.config import Config, load, to_json
+from loadbalancer.estate import Lives
+from loadbalancer.place import ProxyPlace, StewardPlace
+from server import scribe
+from server.log import say
+
+BUCKET = struct.Struct("<QqQ")
+LEVEL = -123456
+
+
+async def serve(place: ProxyPlace) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    log = scribe.PipeWriter(place.access_log)
+    talking: set[asyncio.Task[None]] = set()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        talking.add(task)
+        task.add_done_callback(talking.discard)
+        word, _, argument = (await reader.readline()).decode().strip().partition(" ")
+        if word == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if word == "sleep":
+            await asyncio.sleep(float(argument))
+        log.write(b'{"asked": "%s"}\n' % word.encode())
+        writer.write(f"{place.number} {os.getpid()} {place.config.bandwidth.bandwidth_mbps:g}\n".encode())
+        await writer.drain()
+        writer.close()
+
+    servers = [await asyncio.start_server(talk, sock=listener) for listener in place.listeners]
+    if place.config.bandwidth.bandwidth_mbps != 14:
+        os.write(place.ready, b"r")
+    await stop.wait()
+    for server in servers:
+        server.close()
+    await asyncio.sleep(0.05)  # what the kernel had already accepted for us is still served
+    if talking:
+        await asyncio.wait(talking, timeout=place.config.timeouts.drain_timeout)
+
+
+def proxy(place: ProxyPlace) -> int:
+    if place.config.bandwidth.bandwidth_mbps == 13:
+        return 1
+    memory.attach(place.memory_fd)
+    asyncio.run(serve(place))
+    return 0
+
+
+def steward(place: StewardPlace) -> int:
+    shared = memory.attach(place.memory_fd)
+    board = memory.Board(shared)
+    board.publish({"instances": [{"cell": n} for n, _ in enumerate(place.config.pool.upstream)]})
+    if board.sequence == 1:  # the first of them all
+        BUCKET.pack_into(shared, memory.BUCKET_OFFSET, 10_000_000, LEVEL, 1)
+    elif BUCKET.unpack_from(shared, memory.BUCKET_OFFSET)[1] == LEVEL:
+        say("info", "the bucket's words are there")
+    os.write(place.ready, b"r")
+    while True:
+        time.sleep(10)
+
+
+LIVES = Lives(proxy, steward, preload=(), modules=())
+
+
+def balance(settings: Config, check: bool) -> int:
+    preflight.verify(settings)
+    if check:
+        time.sleep(float(os.environ.get("CHECK_TAKES", "0")))
+        preflight.load(LIVES)
+        print(to_json(settings))
+        return 0
+    return int(supervisor.start(settings, LIVES, say))
+
+
+def asked(arguments: list[str]) -> tuple[Config, bool]:
+    """Options as `--name value`; a command line of typer's would take most of the tests' time."""
+    check = rehearsal.CHECK in arguments
+    words = [word for word in arguments if word != rehearsal.CHECK]
+    given: dict[str, list[str]] = {}
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        given.setdefault(name.removeprefix("--").replace("-", "_"), []).append(value)
+    file = Path(given.pop("config")[0])
+    options = {name: values if name == "listen" else values[0] for name, values in given.items()}
+    return load(file, os.environ, options), check
+
+
+def main() -> int:
+    if handover.pending(os.environ):
+        return int(supervisor.resume(handover.receive(os.environ), LIVES, say))
+    try:
+        return balance(*asked(sys.argv[1:]))
+    except Exception as error:
+        print(f"twofold: {error}", file=sys.stderr)
+        return int(getattr(error, "exit_code", 1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
