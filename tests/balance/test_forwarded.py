@@ -238,8 +238,8 @@ HOP_NAMES = (
     b"http2-settings transfer-encoding"
 ).split()
 OTHER_NAMES = (
-    b"accept x-a x-b x_a x-a-b x_a-b authorization cookie content-type content_type content-length expect "
-    b"via forwarded x-forwarded-for x_forwarded_for x-forwarded-host x-real-ip x-twofold-x "
+    b"accept x-a x-b x_a x_a_b x-a-b x_a-b authorization cookie content-type content_type content-length "
+    b"expect via forwarded x-forwarded-for x_forwarded_for x-forwarded-host x-real-ip x-twofold-x "
     b"opc-request-id model_name"
 ).split()
 TOKENS = st.text("abcXYZ019-_.!~", min_size=1, max_size=6).map(str.encode)
@@ -251,7 +251,20 @@ VALUES = st.one_of(
     .filter(lambda text: not any(0x7F <= ord(char) < 0x80 for char in text))
     .map(lambda text: text.encode("latin-1")),
 )
-FIELDS = st.lists(st.tuples(NAMES, VALUES), max_size=12)
+
+
+@st.composite
+def field_lists(draw: st.DrawFn) -> list[Field]:
+    """Fields, and often a Connection that names some of them."""
+    fields = draw(st.lists(st.tuples(NAMES, VALUES), max_size=10))
+    if fields and draw(st.booleans()):
+        names = [name.replace(b"_", b"-") if draw(st.booleans()) else name for name, _ in fields]
+        options = draw(st.lists(st.sampled_from(names), max_size=4))
+        fields.insert(draw(st.integers(0, len(fields))), (b"Connection", b", ".join(options)))
+    return fields
+
+
+FIELDS = field_lists()
 
 
 def named_by_connection(fields: list[Field]) -> set[bytes]:
@@ -266,7 +279,7 @@ def named_by_connection(fields: list[Field]) -> set[bytes]:
     return options
 
 
-@settings(max_examples=600, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(FIELDS, st.sampled_from([STRANGER, PROXY, ""]))
 def test_nothing_of_one_connection_passes_and_all_the_rest_does(fields: list[Field], peer: str) -> None:
     lines = [b"%b: %b" % field for field in fields]
@@ -304,7 +317,7 @@ def test_nothing_of_one_connection_passes_and_all_the_rest_does(fields: list[Fie
         assert [other.replace(b"_", b"-") for other in {*written}].count(twin) == 1
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(FIELDS)
 def test_what_has_passed_once_passes_again_unchanged(fields: list[Field]) -> None:
     """Two load balancers in a row: the second has nothing left to remove."""
@@ -319,7 +332,7 @@ def test_what_has_passed_once_passes_again_unchanged(fields: list[Field]) -> Non
     assert dict(sent(once, STRANGER, second))[b"via"].endswith(b"1.1 lb-1, 1.1 lb-2")
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(FIELDS)
 def test_answers_keep_what_is_the_clients(fields: list[Field]) -> None:
     fields = [(name.lower(), value.strip()) for name, value in fields]
