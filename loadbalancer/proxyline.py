@@ -1,0 +1,143 @@
+"""The PROXY protocol, versions 1 and 2: who a proxy speaks for, said before its first byte of traffic.
+
+Pure: bytes in, a `ProxyLine` or a `BadProxyLine` out, and the reverse.  Only a trusted peer's line
+is believed, and of such a peer it is demanded: to guess whether it is there would let any client of
+a proxy that sends none write its own.  (HAProxy's doc/proxy-protocol.txt, version of 2020.)
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from struct import Struct
+from typing import NamedTuple
+
+MAX_V1 = 107  # bytes with CRLF, as section 2.1 has it
+MAX_SIZE = 536  # of version 2: the least that TCP carries in one segment, so it never waits for a second
+SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
+
+_V1 = re.compile(rb"PROXY (TCP4|TCP6) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) ([0-9]{1,5}) ([0-9]{1,5})\r\n")
+_V1_UNKNOWN = re.compile(rb"PROXY UNKNOWN(?: [^\r\n]*)?\r\n")
+_V2 = Struct("!12sBBH")  # signature, version and command, family and protocol, length
+_TCP4, _TCP6, _UNIX, _UNSPECIFIED = 0x11, 0x21, 0x31, 0x00
+_PAIRS = {_TCP4: Struct("!4s4sHH"), _TCP6: Struct("!16s16sHH")}
+_UNIX_SIZE = 216
+_LOCAL, _PROXY = 0x20, 0x21
+_CHECKSUM = 0x03  # the kind of TLV that holds a CRC32c of it all
+
+
+class Endpoints(NamedTuple):
+    """Both ends of the connection that a proxy took."""
+
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+
+
+class ProxyLine(NamedTuple):
+    size: int  # bytes that it takes; traffic follows
+    endpoints: Endpoints | None  # None: the proxy speaks for itself, or does not know
+
+
+class BadProxyLine(Exception):
+    """What a trusted proxy began with is not a PROXY line; the connection is to be closed unanswered."""
+
+
+def parse(data: bytes) -> ProxyLine | None:
+    """The line that `data` begins with; None while more bytes are needed to tell. Raises BadProxyLine."""
+    if data.startswith(SIGNATURE[: len(data)]):
+        return _parse_v2(data) if len(data) >= _V2.size else None
+    if not b"PROXY ".startswith(data[:6]):
+        raise BadProxyLine("the connection does not begin with a PROXY line")
+    end = data.find(b"\n", 0, MAX_V1) + 1
+    if end:
+        return ProxyLine(end, _parse_v1(data[:end]))
+    if len(data) >= MAX_V1:
+        raise BadProxyLine(f"the PROXY line is longer than {MAX_V1} bytes")
+    return None
+
+
+def render(version: str, endpoints: Endpoints | None) -> bytes:
+    """The line to send; `version` is v1 or v2. Without endpoints the instance takes us for the client."""
+    if endpoints is None:
+        return b"PROXY UNKNOWN\r\n" if version == "v1" else _V2.pack(SIGNATURE, _LOCAL, _UNSPECIFIED, 0)
+    family = IPv6Address if ":" in endpoints.source else IPv4Address
+    source, destination = family(endpoints.source), family(endpoints.destination)
+    ports = endpoints.source_port, endpoints.destination_port
+    if version == "v1":
+        return b"PROXY TCP%d %b %b %d %d\r\n" % (
+            source.version, str(source).encode(), str(destination).encode(), *ports
+        )  # fmt: skip
+    kind = _TCP6 if source.version == 6 else _TCP4
+    pair = _PAIRS[kind].pack(source.packed, destination.packed, *ports)
+    return _V2.pack(SIGNATURE, _PROXY, kind, len(pair)) + pair
+
+
+def _parse_v1(line: bytes) -> Endpoints | None:
+    if _V1_UNKNOWN.fullmatch(line):
+        return None
+    match = _V1.fullmatch(line)
+    if match is None:
+        raise BadProxyLine("the PROXY line is malformed")
+    kind, *addresses, source_port, destination_port = (group.decode() for group in match.groups())
+    family = IPv4Address if kind == "TCP4" else IPv6Address
+    try:
+        source, destination = (str(family(address)) for address in addresses)
+    except AddressValueError:
+        raise BadProxyLine("the PROXY line has a wrong address") from None
+    for port in (source_port, destination_port):
+        if str(int(port)) != port or int(port) > 65535:
+            raise BadProxyLine("the PROXY line has a wrong port")
+    return Endpoints(source, int(source_port), destination, int(destination_port))
+
+
+def _parse_v2(data: bytes) -> ProxyLine | None:
+    _, command, kind, length = _V2.unpack_from(data)
+    if command not in (_LOCAL, _PROXY):
+        raise BadProxyLine("the PROXY header has an unknown version or command")
+    size = _V2.size + length
+    if size > MAX_SIZE:
+        raise BadProxyLine(f"the PROXY header is longer than {MAX_SIZE} bytes")
+    if len(data) < size:
+        return None
+    if command == _LOCAL:  # section 2.2: what it says besides is to be discarded
+        return ProxyLine(size, None)
+    pair = _PAIRS.get(kind)
+    if pair is None and kind not in (_UNIX, _UNSPECIFIED):
+        raise BadProxyLine("the PROXY header speaks of something else than TCP")
+    taken = pair.size if pair else _UNIX_SIZE if kind == _UNIX else 0
+    if length < taken:
+        raise BadProxyLine("the PROXY header is too short for its addresses")
+    if kind != _UNSPECIFIED:
+        _check_extensions(data[:size], _V2.size + taken)
+    if pair is None:
+        return ProxyLine(size, None)
+    source, destination, source_port, destination_port = pair.unpack_from(data, _V2.size)
+    family = IPv4Address if kind == _TCP4 else IPv6Address
+    ends = Endpoints(str(family(source)), source_port, str(family(destination)), destination_port)
+    return ProxyLine(size, ends)
+
+
+def _check_extensions(header: bytes, at: int) -> None:
+    """Walk the TLVs behind the addresses: each must fit, and a checksum must be right."""
+    while at < len(header):
+        start = at + 3
+        length = int.from_bytes(header[at + 1 : start], "big")
+        if start + length > len(header):
+            raise BadProxyLine("an extension of the PROXY header is longer than the header")
+        if header[at] == _CHECKSUM:
+            blanked = header[:start] + bytes(length) + header[start + length :]
+            if length != 4 or crc32c(blanked) != int.from_bytes(header[start : start + 4], "big"):
+                raise BadProxyLine("the checksum of the PROXY header is wrong")
+        at = start + length
+
+
+def crc32c(data: bytes) -> int:
+    """RFC 9260, appendix A. Bit by bit: a header has few bytes, and a connection one header."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF
