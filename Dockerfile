@@ -14,8 +14,10 @@ RUN python3 -m venv /opt/twofold
 COPY pyproject.toml README.md LICENSE ./
 COPY server/__init__.py server/__init__.py
 COPY server/replica/__init__.py server/replica/__init__.py
+COPY loadbalancer/__init__.py loadbalancer/__init__.py
 RUN /opt/twofold/bin/pip install --no-cache-dir --disable-pip-version-check .
 COPY server server
+COPY loadbalancer loadbalancer
 RUN /opt/twofold/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --force-reinstall . \
     && /opt/twofold/bin/python -m compileall -q /opt/twofold/lib
 

@@ -287,6 +287,8 @@ def _contradictions(config: Config) -> Iterable[tuple[str, str, str]]:
     for text in listen.listen:
         if listen.listen.count(text) > 1:
             yield "listen", f"listen has {text} twice", "leave one out"
+    if config.control.status in listen.listen:
+        yield "status", "status is an address of listen, too", "give it another port"
     if not config.pool.upstream and not config.pool.upstream_file:
         yield "upstream", "no instance is named", "name one with --upstream http://HOST:PORT"
     for name, value, _, _ in settings(config):

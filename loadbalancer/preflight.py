@@ -10,6 +10,7 @@ import importlib
 import os
 from pathlib import Path
 
+from loadbalancer import guard, membership, tls
 from loadbalancer.config import Config
 from loadbalancer.estate import Lives
 from server.errors import ResourceError
@@ -18,6 +19,12 @@ from server.errors import ResourceError
 def verify(config: Config) -> None:
     """Raises TwofoldError for what the settings alone do not show."""
     _make_log_folder(config.log.log_dir)
+    guard.Guard(config)
+    if config.listen.tls_certificate:
+        tls.Certificates(config.listen)
+    if config.pool.upstream_file:
+        file = Path(config.pool.upstream_file)
+        membership.parse_file(file.read_text("utf-8", "replace"), str(file))
 
 
 def load(lives: Lives) -> None:

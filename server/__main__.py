@@ -64,6 +64,11 @@ def _command() -> int:
 
 def run(arguments: list[str]) -> int:
     """One command. Raises TwofoldError, and UsageError for an unknown option or command."""
+    if arguments and arguments[0].startswith("balance"):  # a program of its own, under the same name
+        from loadbalancer.__main__ import COMMANDS
+
+        if arguments[0] in COMMANDS:
+            return COMMANDS[arguments[0]](arguments[1:])
     from server import cli
 
     try:

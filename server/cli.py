@@ -38,6 +38,8 @@ FILE = typer.Option(None, "--config", help="YAML file with settings.", metavar="
 app = typer.Typer(
     name="twofold",
     help="Serves a model's predict() over HTTP.",
+    epilog="`twofold balance` puts one address in front of several instances, and `twofold balance-ctl` "
+    "speaks to it; each has a --help of its own.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -13,23 +13,34 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted((ROOT / "server").rglob("*.py"))
+PACKAGES = ("server", "loadbalancer")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MAX_FILE = 400
 MAX_FUNCTION = 40
 MAX_PARAMETERS = 6
 MAX_METHODS = 16
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "misc", "tools", "core"}
 
+# Modules of server go by their own names here, those of loadbalancer by the whole one.
+BALANCER = "loadbalancer."
+
 # Third-party packages, and the only modules that may name them; `top`: also at the head of the file.
 THIRD_PARTY: dict[str, dict[str, bool]] = {
-    "yaml": {"settings": False, "artifact": False},
-    "starlette": {"app": True},
-    "orjson": {"app": True, "replica.codec": False},
+    "yaml": {"settings": False, "artifact": False, "loadbalancer.membership": False},
+    "starlette": {
+        "app": True,
+        "loadbalancer.admin": True,
+        "loadbalancer.page": True,
+        "loadbalancer.steward": True,
+    },
+    "uvicorn": {"loadbalancer.admin": True, "loadbalancer.page": True, "loadbalancer.steward": True},
+    "orjson": {"app": True, "replica.codec": False, "loadbalancer.admin": True, "loadbalancer.page": True},
     "numpy": {"replica.codec": False},
-    "uvloop": {"front": True},
-    "typer": {"cli": True, "__main__": False},
-    "rich": {"display": False},
-    "prometheus_client": {"metrics": False},
+    "uvloop": {"front": True, "loadbalancer.proxy": True},
+    "typer": {"cli": True, "__main__": False, "loadbalancer.cli": True, "loadbalancer.ctl": True},
+    "rich": {"display": False, "loadbalancer.ctl": False},
+    "prometheus_client": {"metrics": False, "loadbalancer.report": True},
+    "cryptography": {"loadbalancer.tls": False, "loadbalancer.signature": False},
     "fsspec": {"fetch": False, "source": False, "environment": False},
     "aiohttp": {"fetch": False},  # comes with fsspec[http]
     "psutil": {"footprint": False},
@@ -51,11 +62,26 @@ LIMITS: dict[str, set[str]] = {
     "child": {"errors", "log", "environment", "replica"},
     "plumbing": {"config", "errors", "replica"},
     "display": {"capacity", "errors", "log", "finding", "check"},
-    "__main__": {"errors", "cli", "display"},
+    "__main__": {"errors", "cli", "display", "loadbalancer"},
 }
 # What the supervisor's side must never load, or every instance pays for it in memory and start-up.
-WITHOUT_FRAMEWORK = ("supervisor", "scribe", "environment", "config", "log")
-FRAMEWORK = {"app", "asgi", "front", "http1_protocol", "embed"}
+WITHOUT_FRAMEWORK = (
+    "supervisor", "scribe", "environment", "config", "log",
+    "loadbalancer.supervisor", "loadbalancer.config", "loadbalancer.preflight", "loadbalancer.__main__",
+)  # fmt: skip
+FRAMEWORK = {"app", "asgi", "front", "http1_protocol", "embed", "loadbalancer.proxy", "loadbalancer.steward"}
+
+# All that the load balancer may take from the instance: leaves, which know nothing of either.
+SHARED = {"errors", "http1", "log", "outlet", "replica.lineage", "request_ids", "scribe", "settings"}
+# Its arithmetic, which needs neither a socket nor a clock.
+ARITHMETIC = {
+    BALANCER + name
+    for name in (
+        "autoscale", "bucket", "budget", "drr", "instance", "outlier", "pool", "rate", "waiting",
+    )
+}  # fmt: skip
+# What may stop and begin again without a request noticing, so that no proxy may know of it.
+CONTROL = {BALANCER + name for name in ("admin", "ctl", "membership", "page", "probe", "report", "steward")}
 
 
 @dataclass(frozen=True)
@@ -69,7 +95,7 @@ class Import:
 
 
 def module(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT / "server").with_suffix("").parts)
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removeprefix("server.")
 
 
 @cache
@@ -91,9 +117,9 @@ def walk(node: ast.AST, top: bool, typing: bool) -> Iterator[tuple[ast.stmt, boo
 
 @cache
 def imports(path: Path) -> tuple[Import, ...]:
-    """Names of ours as `server.x`; a relative import is resolved."""
+    """Names of ours as `server.x` or `loadbalancer.x`; a relative import is resolved."""
     found = []
-    here = ["server", *module(path).split(".")[:-1]]
+    here = list(path.relative_to(ROOT).parent.parts)
     for node, top, typing in walk(tree(path), True, False):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -104,7 +130,7 @@ def imports(path: Path) -> tuple[Import, ...]:
             # `from server import x` names a module; `from server.x import y` names x.
             names = (
                 [f"{origin}.{a.name}" for a in node.names]
-                if origin in ("server", "server.replica")
+                if origin in (*PACKAGES, "server.replica")
                 else [origin]
             )
         found += [Import(name, top, typing, node.lineno) for name in names]
@@ -117,14 +143,14 @@ def ours(path: Path, lazily: bool = True) -> set[str]:
     names = {
         found.target.removeprefix("server.")
         for found in imports(path)
-        if found.target.startswith("server.") and not found.typing and (lazily or found.top)
+        if found.target.partition(".")[0] in PACKAGES and not found.typing and (lazily or found.top)
     }
     # `from server.replica import frame` is written as server.replica.frame above; a value is not a module.
     return {name if name in known else name.rpartition(".")[0] for name in names} & known
 
 
 def by_name(name: str) -> Path:
-    return ROOT / "server" / (name.replace(".", "/") + ".py")
+    return ROOT / ("" if name.startswith(BALANCER) else "server") / (name.replace(".", "/") + ".py")
 
 
 def closure(name: str) -> set[str]:
@@ -147,7 +173,7 @@ def source(request: pytest.FixtureRequest) -> Path:
 
 def test_there_are_sources() -> None:
     assert len(SOURCES) > 20
-    assert by_name("replica.loop") in SOURCES
+    assert {by_name("replica.loop"), by_name("loadbalancer.supervisor")} <= set(SOURCES)
 
 
 def test_head_says_what_the_file_is(source: Path) -> None:
@@ -235,7 +261,7 @@ def test_third_party_packages_stay_in_their_place(source: Path) -> None:
     name = module(source)
     for found in imports(source):
         package = found.target.partition(".")[0]
-        if package in sys.stdlib_module_names or package == "server":
+        if package in sys.stdlib_module_names or package in PACKAGES:
             continue
         places = THIRD_PARTY.get(package)
         assert places is not None, f"{name}:{found.line} imports {package}, which is no dependency"
@@ -267,7 +293,43 @@ def test_the_supervisors_side_loads_no_framework(name: str) -> None:
         for found in imports(by_name(module_name)):
             if found.top and not found.typing:
                 package = found.target.partition(".")[0]
-                assert package in sys.stdlib_module_names or package == "server", module_name
+                assert package in sys.stdlib_module_names or package in PACKAGES, module_name
+
+
+def test_the_load_balancer_takes_only_leaves_of_the_instance(source: Path) -> None:
+    name = module(source)
+    used = ours(source)
+    if name.startswith(BALANCER):
+        foreign = {target for target in used if not target.startswith(BALANCER)}
+        assert foreign <= SHARED, f"{name} imports {sorted(foreign - SHARED)}"
+    elif name != "__main__":
+        assert not any(target.startswith(BALANCER) for target in used), f"{name} imports the load balancer"
+    else:
+        assert not any(target.startswith(BALANCER) for target in ours(source, lazily=False))
+
+
+def test_shared_leaves_know_neither_side() -> None:
+    for name in SHARED:
+        assert closure(name) <= SHARED | {"replica.__init__"}, name
+
+
+def test_arithmetic_needs_nothing_else() -> None:
+    clocks = {"asyncio", "os", "select", "signal", "socket", "threading", "time"}
+    for path in SOURCES:
+        if module(path) in ARITHMETIC:
+            others = ours(path) - ARITHMETIC - {"loadbalancer.memory"}  # for the numbers of its cells
+            assert not others, f"{module(path)} imports {sorted(others)}"
+            assert not clocks & {found.target for found in imports(path)}, module(path)
+
+
+def test_the_data_plane_does_not_know_the_control_plane() -> None:
+    reached: set[str] = set()
+    waiting = ["loadbalancer.proxy"]
+    while waiting:
+        if (name := waiting.pop()) not in reached:
+            reached.add(name)
+            waiting += ours(by_name(name))
+    assert not reached & CONTROL
 
 
 def test_every_dependency_is_used_and_every_use_is_declared() -> None:
