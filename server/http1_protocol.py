@@ -34,7 +34,7 @@ SMALL_BODY = 49152  # gathered in memory when it comes in pieces; larger ones ge
 SMALL_ANSWER = 65536  # copied and sent with its head; larger ones are sent from their slot
 MAX_BACKLOG = 131072  # pipelined bytes held for later
 LINGER_SECONDS = 2.0
-MIN_BODY_RATE = 32768  # bytes per second below which a body is not arriving but holding a slot
+MIN_BODY_RATE = 32768  # bytes per second below which a body, or an answer, is only holding a slot
 
 RECEIVE = bytearray(RECEIVE_SIZE)
 RECEIVE_VIEW = memoryview(RECEIVE)
@@ -44,26 +44,9 @@ GONE = 499
 
 class Connection(asyncio.BufferedProtocol):
     __slots__ = (
-        "advancing",
-        "dispatch",
-        "due",
-        "expected",
-        "front",
-        "partial",
-        "paused",
-        "plan",
-        "progress",
-        "raw",
-        "request_id",
-        "searched",
-        "sending",
-        "since",
-        "sink",
-        "slot",
-        "started",
-        "state",
-        "task",
-        "transport",
+        "advancing", "dispatch", "due", "expected", "front", "full", "partial", "paused", "plan",
+        "progress", "raw", "request_id", "searched", "sending", "since", "sink", "slot", "started", "state",
+        "task", "transport",
     )  # fmt: skip
 
     def __init__(self, front: Front) -> None:
@@ -78,6 +61,7 @@ class Connection(asyncio.BufferedProtocol):
         self.partial: bytearray | None = None
         self.searched = 0  # bytes of `partial` that hold no end of a head
         self.paused = False
+        self.full = False  # the socket takes no more: the client reads more slowly than it asks
         self.advancing = False
         # The request in hand
         self.plan: Plan = front.no_plan
@@ -86,15 +70,16 @@ class Connection(asyncio.BufferedProtocol):
         self.slot = -1
         self.started = 0
         self.request_id = b""
-        self.sending = 0
+        self.sending = -1  # the slot that an answer leaves from
         self.progress = 0
         self.due = 0.0
         self.task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
-        # resume_writing() must mean that nothing of a slot is left in the transport.
-        self.transport.set_write_buffer_limits(high=SMALL_ANSWER, low=0)
+        # resume_writing() must mean that nothing of a slot is left in the transport, and come always:
+        # whatever the socket did not take at once, even one byte, calls pause_writing() first.
+        self.transport.set_write_buffer_limits(high=0, low=0)
         self.front.connected(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -281,18 +266,32 @@ class Connection(asyncio.BufferedProtocol):
         head = self.front.answers.head(spent, self.request_id, connection, size)
         self._note(200, len(head) + size, *spent)
         self.state, self.since, self.sending, self.progress = SENDING, self.front.now, slot, -1
+        self.due = self.since + self.front.http.body_timeout + size / MIN_BODY_RATE
         self.transport.write(head)
         self.transport.write(self.dispatch.answer(slot, size))
-        if self.transport.get_write_buffer_size() == 0:
+        if not self.full:
             self.resume_writing()
 
     def pause_writing(self) -> None:
-        """Only a large answer, or many pipelined ones, fill the transport; see resume_writing()."""
+        """The socket is full. What the client asks for next waits until it has read this."""
+        self.full = self.paused = True
+        self.transport.pause_reading()
 
     def resume_writing(self) -> None:
+        """All has left."""
+        self.full = False
         if self.state == SENDING:
-            self.dispatch.release(self.sending, dispatch.FAT + 1)
+            self._give_back()
             self._finish(self.plan.close or self.front.draining)
+        elif self.paused:
+            self.paused = False
+            self.transport.resume_reading()
+
+    def _give_back(self) -> None:
+        """The slot that was sent from, if it was one."""
+        if self.sending >= 0:
+            self.dispatch.release(self.sending, dispatch.FAT + 1)
+            self.sending = -1
 
     def _refuse_busy(self, unread: bool) -> None:
         refusal = DOWN if self.dispatch.unavailable else BUSY
@@ -336,6 +335,9 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.close()
             return
         self.state, self.since = IDLE, self.front.now
+        if self.full:
+            self.state, self.progress, self.due = SENDING, -1, float("inf")
+            return
         if self.paused:
             self.paused = False
             self.transport.resume_reading()
@@ -356,7 +358,7 @@ class Connection(asyncio.BufferedProtocol):
         elif state == BODY:
             self.dispatch.release(self.slot, self.plan.length)
         elif state == SENDING:
-            self.dispatch.release(self.sending, dispatch.FAT + 1)
+            self._give_back()
         elif state == TASK and self.task is not None:
             self.task.cancel()
         self.front.disconnected(self)
@@ -377,7 +379,9 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.abort()
         elif self.state in (SENDING, CLOSED):
             left = self.transport.get_write_buffer_size()
-            if left != self.progress:
+            if self.state == SENDING and now > self.due:
+                self.transport.abort()
+            elif left != self.progress:
                 self.progress, self.since = left, now
             elif silent > http.body_timeout:
                 self.transport.abort()
