@@ -120,11 +120,12 @@ class Client(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """The hot path: a whole small request in one read, with the head of the last one."""
         if nbytes == self.expected and self.state == IDLE and RECEIVE.startswith(self.raw):
-            self.started = monotonic_ns()
+            proxy, self.started = self.proxy, monotonic_ns()
             self.body = bytes(RECEIVE_VIEW[nbytes - self.plan.length : nbytes])
             self.bytes_in = nbytes
-            if self.proxy.simple:
-                self._gathered()
+            if proxy.simple and (not proxy.throttle.active or proxy.throttle.pay(nbytes)):
+                self.state = QUEUED
+                proxy.roster.assign(self, self.started)
             else:
                 self._begin(self.plan, gathered=True)
         elif self.state == FLOW and self.left:
@@ -232,12 +233,11 @@ class Client(asyncio.BufferedProtocol):
                 return
         if throttle.active and not throttle.pay(self.bytes_in):
             self.state = HELD
-            self.toll = throttle.wait(self.bytes_in, self._paid)
-            return
-        self.state = QUEUED
-        self.proxy.roster.assign(self, self.started)
+            self.toll = throttle.wait(self.bytes_in, self._ask)
+        else:
+            self._ask()
 
-    def _paid(self) -> None:
+    def _ask(self) -> None:
         self.toll = None
         self.state = QUEUED
         self.proxy.roster.assign(self, self.started)
