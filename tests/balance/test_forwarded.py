@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from loadbalancer import forwarded
@@ -257,8 +257,10 @@ VALUES = st.one_of(
 def field_lists(draw: st.DrawFn) -> list[Field]:
     """Fields, and often a Connection that names some of them."""
     fields = draw(st.lists(st.tuples(NAMES, VALUES), max_size=10))
-    if fields and draw(st.booleans()):
-        names = [name.replace(b"_", b"-") if draw(st.booleans()) else name for name, _ in fields]
+    plain: bool = draw(st.booleans())
+    connected: bool = draw(st.booleans())
+    if fields and connected:
+        names = [name.replace(b"_", b"-") if plain else name for name, _ in fields]
         options = draw(st.lists(st.sampled_from(names), max_size=4))
         fields.insert(draw(st.integers(0, len(fields))), (b"Connection", b", ".join(options)))
     return fields
@@ -286,8 +288,7 @@ def test_nothing_of_one_connection_passes_and_all_the_rest_does(fields: list[Fie
     try:
         head = request(*lines, start=b"POST /predict HTTP/1.1")
     except BadRequest:
-        assume(False)
-        return
+        reject()
     received, arrived = list(head.headers), sent(head, peer)
     named = named_by_connection(received) - forwarded.PROTECTED
     names = {name for name, _ in received}
@@ -324,8 +325,7 @@ def test_what_has_passed_once_passes_again_unchanged(fields: list[Field]) -> Non
     try:
         head = request(*(b"%b: %b" % field for field in fields), start=b"POST /predict HTTP/1.1")
     except BadRequest:
-        assume(False)
-        return
+        reject()
     second = Hops(b"lb-2", b"https", Networks((STRANGER,)))
     once = parse_head(b"GET / HTTP/1.1\r\n%b\r\n" % upstream_fields(head, STRANGER, HOPS))
     assert passed(once, STRANGER) == passed(head, STRANGER)
