@@ -65,6 +65,7 @@ class Reply:
     def wait(self, data: bytes, status: int, request_id: bytes) -> None:
         """A whole answer that must wait for bandwidth."""
         self.begun, self.status, self.request_id, self.ending = True, status, request_id, True
+        self.client.link = self.client.upstream = None  # they are free for others
         self._wait(data)
 
     def refuse(self, refused: Refusal, close: bool) -> None:
@@ -77,8 +78,7 @@ class Reply:
             data = data[: data.index(b"\r\n\r\n") + 4]
         self.begun = self.ending = True
         self.status, self.close = refused.status, close
-        # Own answers are small and never wait, or a spent bandwidth could not be told of.
-        proxy.throttle.owe(len(data) + client.bytes_in)
+        # Refusals neither wait nor are charged for, or they would use up what is left for the others.
         self.bytes_out += len(data)
         client.transport.write(data)
         self._end()

@@ -45,11 +45,6 @@ class Throttle:
         """Whether so much may pass at once. Nobody overtakes those who wait."""
         return not self._shaper.queued and self._meter.spend(nbytes)
 
-    def owe(self, nbytes: int) -> None:
-        """So much passes whatever the bucket says."""
-        if self.active:
-            self._meter.owe(nbytes)
-
     def wait(self, nbytes: int, go: Callable[[], None], urgent: bool = False) -> Toll:
         toll = Toll(nbytes, go, monotonic_ns())
         self._shaper.add(toll, urgent)
