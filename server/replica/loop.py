@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 import traceback
+from functools import partial
 from typing import Any, Callable
 
 from . import codec, frame, heap, lineage, model, output, slots, threads
@@ -61,6 +62,7 @@ class Replica:
         self.typical_ns = DISTRUST_NS  # a moving average of predict's time
         self.stopping = False
         self.exit_code = 0
+        self.forks: list[int] = []  # not empty in a process that predict() has forked
         output.follow(self.memory)
 
     def terminate(self, signum: int, stack: Any) -> None:
@@ -75,6 +77,7 @@ class Replica:
         several = [self.view[start : start + self.claim * size]]
         readv, queue, handle = os.readv, self.queue, self._handler()
         try:
+            os.register_at_fork(after_in_child=partial(self.forks.append, os.getpid()))
             signal.signal(signal.SIGTERM, self.terminate)
             while not self.stopping:
                 taken = readv(queue, several if self.typical_ns < SHORT_PREDICT_NS else one)
@@ -144,6 +147,7 @@ class Replica:
         memory, view, clock, json_kind = self.memory, self.view, time.monotonic_ns, frame.JSON
         loads, dumps, predict, failed = self.loads, self.dumps, self.predict, self.failed
         header, room, limit = slots.SLOT_HEADER_SIZE, self.layout.answer_offset, self.layout.max_answer
+        forks = self.forks
 
         def answer(base: int, length: int, kind: int, deadline: int) -> tuple[int, int, int, int, int]:
             """(outcome, size of the answer, and when predict began and ended and its result was encoded)."""
@@ -158,6 +162,8 @@ class Replica:
                 predicted = clock()
                 payload = dumps(result)
                 size = len(payload)
+                if forks:
+                    end_of_fork(None)
                 if size > limit:
                     raise AnswerTooLarge("the answer has %d bytes, max_answer_mb allows %d" % (size, limit))
                 memory[base + room : base + room + size] = payload
@@ -171,6 +177,8 @@ class Replica:
 
     def failed(self, error: BaseException, base: int, decoding: bool) -> tuple[int, int]:
         """(outcome, size of the reason in the slot); the log learns what the caller must not."""
+        if self.forks:
+            end_of_fork(error)
         if decoding and isinstance(error, ValueError):
             reason = str(error).encode("utf-8", "replace")[: self.layout.max_answer]
             start = base + self.layout.answer_offset
@@ -184,6 +192,18 @@ class Replica:
             self.exit_code = EXIT_OUT_OF_MEMORY
             self.stopping = True
         return frame.RAISED, 0
+
+
+def end_of_fork(error: BaseException | None) -> None:
+    """What predict() has forked comes back here, and ends: the request, like the mailbox, is its parent's."""
+    code = 0
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        print(model.users_traceback(error), file=sys.stderr)
+        code = 1
+    output.finish()
+    os._exit(code & 255)
 
 
 def be_replica(wiring: Wiring, order: dict[str, Any], preloaded: model.Model | None) -> None:
