@@ -4,8 +4,8 @@ Touches the nursery, the mailboxes and the replicas' processes; the supervisor o
 calls in here and passes the time (monotonic seconds).
 
 What a dead replica had in hand stands in its mailbox.  The first descriptor that it had not handled
-is the request it died on: it is offered once more, and refused after its second death.  The others
-it had not started, or not yet reported, and they are offered again without blame.
+is the request it died on, or the last where it had handled all and could not say so: it is offered
+once more, and refused after its second death.  The others are offered again without blame.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ ABORT_GRACE = 1.0  # between SIGABRT, which makes it say where it hangs, and SIG
 PROBE_TIMEOUT = 30.0  # for the first replica forked from a loaded model
 SHORT_LOAD = 5.0  # a replica that loads faster is worth waiting for
 EMPTY_MAILBOX = bytes(slots.MAILBOX_SIZE)
-NO_DESCRIPTOR = bytes(frame.DESCRIPTOR_SIZE)
 
 Announce = Callable[..., None]
 
@@ -274,15 +273,14 @@ class Pool:
     def _settle(self, replica: Replica, hung: bool, reason: str, now: float) -> None:
         """Hand what it had in hand back to the fronts."""
         memory, mailbox = self.plumbing.memory, self._mailbox(replica)
-        guilty = True
-        for cell in range(mailbox, mailbox + slots.MAILBOX_SIZE, frame.DESCRIPTOR_SIZE):
-            slot, life, size, kind, attempt, flag = frame.DESCRIPTOR.unpack_from(memory, cell)
-            memory[cell : cell + frame.DESCRIPTOR_SIZE] = NO_DESCRIPTOR
-            if not kind:
-                continue
+        cells = frame.DESCRIPTOR.iter_unpack(memory[mailbox : mailbox + slots.MAILBOX_SIZE])
+        held = [cell for cell in cells if cell[3]]
+        memory[mailbox : mailbox + slots.MAILBOX_SIZE] = EMPTY_MAILBOX
+        guilty = next((cell for cell in held if cell[5] != frame.HANDLED), held[-1] if held else None)
+        for cell in held:
+            slot, life, size, kind, attempt, _ = cell
             outcome = frame.RETRY
-            if guilty and (flag != frame.HANDLED or self.settings.replay == "never"):
-                guilty = False
+            if cell is guilty:
                 outcome = self._judge(slot, life, size, attempt, hung, now)
                 attempt += 1
             completion = frame.COMPLETION.pack(

@@ -225,6 +225,16 @@ def test_a_body_that_kills_twice_is_quarantined_and_kept(two: Instance) -> None:
     assert two.predict({"echo": 1}).status == 200
 
 
+def test_a_request_that_lets_nobody_report_it_kills_no_third_replica(two: Instance) -> None:
+    # It closes every fd: predict() returns, and then the replica cannot say so.
+    answer = two.predict({"do": "close"})
+    assert (answer.status, answer.json()["code"]) == (500, "InternalServerError")
+    assert "the replica died" in answer.json()["message"]
+    two.wait_until(lambda: sum(r["restarts"] for r in two.health()["replicas"]) == 2 and all_ready(two))
+    assert "exited with code 1" in reasons(two)  # and not that the model did not load
+    assert two.predict([1, 2]).json() == {"rows": 2}
+
+
 def test_quarantine_ends(lab: Path, tmp_path: Path) -> None:
     with serve(lab, tmp_path / "run", "--replicas", "2", "--quarantine-seconds", "1") as instance:
         poison = {"do": "kill"}

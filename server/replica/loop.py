@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, Callable
 
 from . import codec, frame, heap, lineage, model, output, slots, threads
-from .wiring import EXIT_LOAD_FAILED, EXIT_OUT_OF_MEMORY, Wiring
+from .wiring import EXIT_BROKEN, EXIT_LOAD_FAILED, EXIT_OUT_OF_MEMORY, Wiring
 
 # A replica whose predicts are short takes several at once: so short a wait behind a neighbour costs
 # nobody anything, and it saves a wake-up and two calls for each. One long predict ends that for some
@@ -220,6 +220,7 @@ def be_replica(wiring: Wiring, order: dict[str, Any], preloaded: model.Model | N
                 signal.sigwait([signal.SIGUSR1])  # the supervisor's word that this spare is needed
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+            code = EXIT_BROKEN
             code = Replica(wiring, index, loaded).run()
     except BaseException:
         traceback.print_exc()

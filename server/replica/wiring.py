@@ -11,6 +11,7 @@ from typing import Any
 
 MAX_REPORT = 4096  # PIPE_BUF: writes up to this are atomic
 # Exit codes that the supervisor reads; the numbers are those of server.errors.ExitCode.
+EXIT_BROKEN = 1
 EXIT_LOAD_FAILED = 6
 EXIT_OUT_OF_MEMORY = 8
 
