@@ -13,7 +13,9 @@ import resource
 import signal
 import socket
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import uvloop
 
@@ -192,24 +194,30 @@ class Front:
 
 
 def _count(cells: list[int], batch: list[Entry]) -> None:
-    """Add a batch to the counters: one loop over locals costs a third of counting call by call."""
-    queue, predict, encode, total = metrics.QUEUE, metrics.PREDICT, metrics.ENCODE, metrics.TOTAL
-    for (_, _, status, predict_us, _, sent, total_us), queue_us, encode_us, received in batch:
-        cells[metrics.BYTES_IN] += received
-        cells[metrics.BYTES_OUT] += sent
-        if status != 200:
-            gone = metrics.CLIENT_GONE if status == GONE else metrics.OTHER_STATUS
-            cells[metrics.STATUS_CELL.get(status, gone)] += 1
-            continue
-        cells[0] += 1
-        cells[queue + queue_us.bit_length()] += 1
-        cells[queue + metrics.SUM] += queue_us
-        cells[predict + predict_us.bit_length()] += 1
-        cells[predict + metrics.SUM] += predict_us
-        cells[encode + encode_us.bit_length()] += 1
-        cells[encode + metrics.SUM] += encode_us
-        cells[total + total_us.bit_length()] += 1
-        cells[total + metrics.SUM] += total_us
+    """Add a batch to the counters, column by column: that costs half of what a loop over rows does."""
+    if not batch:
+        return
+    records, queues, encodes, received = zip(*batch, strict=True)
+    _, _, statuses, predicts, _, sent, totals = zip(*records, strict=True)
+    cells[metrics.BYTES_IN] += sum(received)
+    cells[metrics.BYTES_OUT] += sum(sent)
+    for status, times in Counter(statuses).items():
+        gone = metrics.CLIENT_GONE if status == GONE else metrics.OTHER_STATUS
+        cells[metrics.STATUS_CELL.get(status, gone)] += times
+    if statuses.count(200) != len(statuses):  # durations are those of answers alone
+        good = [status == 200 for status in statuses]
+        queues, predicts, encodes, totals = (
+            tuple(compress(column, good)) for column in (queues, predicts, encodes, totals)
+        )
+    for start, column in (
+        (metrics.QUEUE, queues),
+        (metrics.PREDICT, predicts),
+        (metrics.ENCODE, encodes),
+        (metrics.TOTAL, totals),
+    ):
+        for bucket, times in Counter(map(int.bit_length, column)).items():
+            cells[start + bucket] += times
+        cells[start + metrics.SUM] += sum(column)
 
 
 def run(place: Place) -> int:
