@@ -251,7 +251,8 @@ class Supervisor:
         if not self.progress.stopping:
             for child in self.children:
                 if not child.old and child.role != SCRIBE and not child.accepts:
-                    child.kill()
+                    # It may have begun to accept just now: so it is asked, and given little time.
+                    child.leave(signal.SIGTERM, time.monotonic(), LEAVE_PATIENCE)
             error = self._handover(settings).execute(self.command)
             self.estate.sockets.release(keep=self.estate.texts())
             self._refuse(f"cannot run {self.command[0]}: {error.strerror}")
