@@ -107,7 +107,7 @@ def _assemble(lifespan: Callable[[Starlette], Any] | None) -> Starlette:
             Route("/{ocid}/predict", predict),
         ],
         middleware=[Middleware(Envelope)],
-        exception_handlers={HTTPException: refuse},
+        exception_handlers={HTTPException: refuse, Exception: fail},
         lifespan=lifespan,
     )
 
@@ -233,6 +233,11 @@ async def refuse(request: Request, error: Exception) -> Response:
     code = CODES.get(error.status_code, "InvalidParameter")
     message = "nothing is served here; GET / lists what is" if error.status_code == 404 else error.detail
     return _json(error.status_code, {"code": code, "message": message}, error.headers)
+
+
+async def fail(request: Request, error: Exception) -> Response:
+    """A bug of ours, in the contract's words; whoever serves us logs it."""
+    return _json(500, {"code": "InternalServerError", "message": "the server failed; its log says why"})
 
 
 def _head(scope: Scope) -> Head:

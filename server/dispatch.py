@@ -167,6 +167,7 @@ class Dispatch:
         now = monotonic_ns()
         if memory[slots.QUARANTINED] and self._quarantined(self.body(slot, size), now):
             self.release(slot)
+            self.now_ns = now
             self._call_soon(partial(caller.answered, slot, 0, QUARANTINED, 0, 0, 0))
             return now
         life = self.lives[slot]
@@ -188,6 +189,7 @@ class Dispatch:
 
     def cancel(self, caller: Caller, slot: int) -> None:
         """The caller has left. A replica that has not started the request skips it."""
+        self.now_ns = monotonic_ns()
         if self.pending.get(slot) is caller:
             del self.pending[slot]
             self.memory[self.layout.slot(slot) + slots.STATE_OFFSET] = slots.CANCELLED

@@ -107,8 +107,8 @@ class Front:
             head=chosen.head,
             body=body,
             request_id=connection.request_id,
-            client=transport.get_extra_info("peername"),
-            server=transport.get_extra_info("sockname"),
+            client=_address(transport, "peername"),
+            server=_address(transport, "sockname"),
             close=chosen.close or self.draining,
         )
         outcome = await asgi.serve(self.app, call, transport.write)
@@ -190,7 +190,16 @@ class Front:
     async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(TICK)
-            self.tick()
+            try:
+                self.tick()
+            except Exception as error:  # without a tick there would be no deadlines, logs, counts, timeouts
+                log.say("error", f"a bug in the front's tick: {type(error).__name__}: {error}")
+
+
+def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
+    """Host and port, as ASGI has it; an IPv6 socket knows two things more. None when it is gone."""
+    address: tuple[str, int] | None = transport.get_extra_info(name)
+    return address[:2] if address else None
 
 
 def _count(cells: list[int], batch: list[Entry]) -> None:

@@ -255,7 +255,7 @@ class Connection(asyncio.BufferedProtocol):
     def _note(self, status: int, sent: int, queue_us: int, predict_us: int, encode_us: int) -> None:
         """One entry for the access log and the counters, which are both made in batches."""
         now, chosen, front = self.dispatch.now_ns, self.plan, self.front
-        total_us = (now - self.started) // 1000 if self.started else 0
+        total_us = (now - self.started) // 1000 if 0 < self.started < now else 0
         front.journal.append((
             (now + front.wall_offset, chosen.message, status, predict_us, self.request_id, sent, total_us),
             queue_us, encode_us, chosen.length,

@@ -207,6 +207,22 @@ def test_the_docs_page_needs_nothing_from_anywhere(client: Client) -> None:
     assert "unsafe" not in policy
 
 
+def test_a_bug_is_told_in_the_contracts_words(backend: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "board", lambda: 1 / 0)
+
+    async def exchange() -> httpx.Response:
+        transport = httpx.ASGITransport(app=create_app(backend, RULES), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://instance") as client:
+            return await client.get("/health")
+
+    answer = asyncio.run(exchange())
+    assert answer.status_code == 500
+    assert answer.json() == {
+        "code": "InternalServerError",
+        "message": "the server failed; its log says why",
+    }
+
+
 def test_openapi_describes_what_is_there(client: Client) -> None:
     document = client.get("/openapi.json").json()
     assert document["openapi"].startswith("3.1")
