@@ -327,9 +327,8 @@ class Client(asyncio.BufferedProtocol):
         if self.state == CLOSED:
             return
         if self.reply.begun:
-            self.reply.note(self.reply.status)
             self.state = CLOSED
-            self.transport.abort()
+            self.reply.break_off()
         else:
             self.refuse(refusal, close=self.plan.close or bool(self.left))
 

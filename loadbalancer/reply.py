@@ -6,6 +6,10 @@ no faster than its client takes it and the bandwidth allows.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import struct
 from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING
@@ -31,6 +35,7 @@ class Reply:
         "client",
         "close",
         "ending",
+        "heard",
         "held",
         "pieces",
         "progress",
@@ -47,7 +52,7 @@ class Reply:
         self.toll: Toll | None = None
         self.held = 0  # why the instance's answer is not being read
         self.progress = -1
-        self.since = 0.0
+        self.since = self.heard = 0.0  # when the client last took something, when the instance last sent
         self._reset()
 
     def _reset(self) -> None:
@@ -133,6 +138,7 @@ class Reply:
     # ------------------------------------------------------------------ sending
 
     def _send(self, data: bytes) -> None:
+        self.heard = self.client.proxy.now
         throttle = self.client.proxy.throttle
         if self.pieces:
             self.pieces.append(data)
@@ -202,12 +208,26 @@ class Reply:
             self.toll = None
         self.pieces.clear()
 
+    def break_off(self) -> None:
+        """What was begun and cannot be ended gets a reset: an end of stream could look like its end."""
+        transport = self.client.transport
+        self.note(self.status)
+        duplicate = os.dup(transport.get_extra_info("socket").fileno())
+        with socket.socket(fileno=duplicate) as connection:
+            with contextlib.suppress(OSError):  # a Unix socket has no such option
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
+
     def check(self, now: float) -> None:
         """A deadline for the answer to begin, and for the client to take it."""
         client, timeouts = self.client, self.client.proxy.config.timeouts
         if not self.begun:
             if client.started and monotonic_ns() - client.started > timeouts.predict_timeout * 1e9:
                 client.proxy.roster.give_up(client, TOO_LATE)
+            return
+        upstream = client.upstream
+        if upstream is not None and not self.held and now - self.heard > timeouts.predict_timeout:
+            upstream.fail("it stopped within an answer")
             return
         waiting = client.transport.get_write_buffer_size()
         if waiting != self.progress or self.toll is not None or not waiting:
