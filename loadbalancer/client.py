@@ -330,7 +330,8 @@ class Client(asyncio.BufferedProtocol):
             self.state = CLOSED
             self.reply.break_off()
         else:
-            self.refuse(refusal, close=self.plan.close or bool(self.left))
+            unread = bool(self.left) or self.state == SMALL  # what comes of it is not the next request
+            self.refuse(refusal, close=self.plan.close or unread)
 
     def finish(self, close: bool) -> None:
         """The answer is on its way: next request, or the end."""
