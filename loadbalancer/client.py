@@ -42,6 +42,7 @@ MAX_BACKLOG = 131072  # pipelined bytes held for later
 HIGH_WATER = 262144  # bytes of an answer that wait for the client to take them
 LOW_WATER = 65536
 LINGER_SECONDS = 2.0
+DRAIN_IDLE = 1.0  # seconds of silence after which no request is on its way, most likely
 BODY_SECONDS = 30.0  # and so much longer as the body takes at this rate
 MIN_BODY_RATE = 8000  # bytes per second
 MAX_LINGER = 4 << 20  # bytes of a refused body that are read and dropped
@@ -385,7 +386,7 @@ class Client(asyncio.BufferedProtocol):
         """Once a second: has this connection been silent for too long?"""
         timeouts, silent = self.proxy.config.timeouts, now - self.since
         if self.state == IDLE:
-            if silent > timeouts.idle_timeout or self.proxy.draining:
+            if silent > (DRAIN_IDLE if self.proxy.draining else timeouts.idle_timeout):
                 self.transport.close()
         elif self.state == HEAD and silent > timeouts.head_timeout:
             self.plan = self.proxy.no_plan

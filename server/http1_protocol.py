@@ -34,6 +34,7 @@ SMALL_BODY = 49152  # gathered in memory when it comes in pieces; larger ones ge
 SMALL_ANSWER = 65536  # copied and sent with its head; larger ones are sent from their slot
 MAX_BACKLOG = 131072  # pipelined bytes held for later
 LINGER_SECONDS = 2.0
+DRAIN_IDLE = 0.5  # seconds of silence after which no request is on its way, most likely
 MIN_BODY_RATE = 32768  # bytes per second below which a body, or an answer, is only holding a slot
 
 RECEIVE = bytearray(RECEIVE_SIZE)
@@ -367,7 +368,7 @@ class Connection(asyncio.BufferedProtocol):
         """Once a second: has this connection been silent for too long?"""
         http, silent = self.front.http, now - self.since
         if self.state == IDLE:
-            if silent > http.idle_timeout or self.front.draining:
+            if silent > (DRAIN_IDLE if self.front.draining else http.idle_timeout):
                 self.transport.close()
         elif (
             (self.state == HEAD and silent > http.head_timeout)
