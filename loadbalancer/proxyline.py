@@ -58,6 +58,20 @@ def parse(data: bytes) -> ProxyLine | None:
     return None
 
 
+def needed(data: bytes) -> int:
+    """How many more bytes may be read, while `parse` wants more, without taking any that follow the line.
+
+    What follows may be a TLS handshake, and that is OpenSSL's to read from its first byte.
+    """
+    if len(data) < len(SIGNATURE):  # no line of either version is shorter
+        return len(SIGNATURE) - len(data)
+    if not data.startswith(SIGNATURE):
+        return 1
+    if len(data) < _V2.size:
+        return _V2.size - len(data)
+    return _V2.size + int.from_bytes(data[14:16], "big") - len(data)
+
+
 def render(version: str, endpoints: Endpoints | None) -> bytes:
     """The line to send; `version` is v1 or v2. Without endpoints the instance takes us for the client."""
     if endpoints is None:

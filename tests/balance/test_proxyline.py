@@ -14,6 +14,7 @@ from loadbalancer.proxyline import (
     Endpoints,
     ProxyLine,
     crc32c,
+    needed,
     parse,
     render,
 )
@@ -52,6 +53,20 @@ def test_what_is_read(line: bytes, endpoints: Endpoints | None) -> None:
     assert parse(line) == parse(line + b"GET / HTTP/1.1\r\n\r\n") == ProxyLine(len(line), endpoints)
     for cut in range(len(line)):
         assert parse(line[:cut]) is None, line[:cut]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [render("v1", FOUR), render("v1", SIX), render("v1", None), render("v2", FOUR), render("v2", SIX)]
+    + [render("v2", None), header(IPV4 + b"\x04\x00\x02ab"), b"PROXY UNKNOWN x\r\n"],
+)
+def test_no_byte_behind_the_line_is_taken(line: bytes) -> None:
+    wire, taken = line + b"\x16\x03\x01", b""
+    while parse(taken) is None:
+        more = needed(taken)
+        assert more > 0
+        taken += wire[len(taken) : len(taken) + more]
+    assert taken == line
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import uvloop
 from authority import DAY, NOW, Authority, Pair
 
 from loadbalancer.config import ListenSettings
+from loadbalancer.proxyline import MAX_SIZE, Endpoints, needed, parse, render
 from loadbalancer.tls import Certificates, not_after
 from server import http1
 from server.errors import ConfigError
@@ -210,6 +211,66 @@ def test_bad_new_files_change_nothing_and_are_reported_once(
     serving(certificates, visit)
     lines = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
     assert len(lines) == 1 and "the old one stays" in lines[0]
+
+
+# ------------------------------------------------------------------ behind a PROXY line
+
+
+class Announced(asyncio.BufferedProtocol):
+    """Reads the line in the clear, and not a byte more; the handshake comes after it."""
+
+    def __init__(self, certificates: Certificates) -> None:
+        self.certificates = certificates
+        self.line = b""
+        self.room = bytearray(MAX_SIZE)
+        self.upgrade: asyncio.Task[object] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(self.room)[: needed(self.line)]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.line += self.room[:nbytes]
+        if parse(self.line) is not None:
+            self.transport.pause_reading()
+            loop, echo = asyncio.get_running_loop(), Echo()
+
+            async def upgrade() -> None:
+                upgraded = await loop.start_tls(
+                    self.transport, echo, self.certificates.context, server_side=True
+                )
+                assert upgraded is not None
+                echo.connection_made(upgraded)
+
+            self.upgrade = loop.create_task(upgrade())
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_handshake_behind_a_proxy_line(tmp_path: Path, version: str, at_once: bool) -> None:
+    certificates = Certificates(chosen(tmp_path))
+    line = render(version, Endpoints("192.0.2.1", 1, "192.0.2.2", 443))
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Announced(certificates), "127.0.0.1", 0)
+        try:
+            async with asyncio.timeout(LIMIT):
+                reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+                writer.write(line if at_once else line[:7])
+                if not at_once:
+                    await asyncio.sleep(0.02)
+                    writer.write(line[7:])
+                await writer.start_tls(client(), server_hostname="localhost")
+                caller = Caller(reader, writer)
+                assert await caller.echo() == b"hello"
+                await caller.close()
+        finally:
+            server.close()
+
+    uvloop.run(run())
 
 
 # ------------------------------------------------------------------ clients with certificates
