@@ -26,6 +26,8 @@ _HEAD = re.compile(
     rb"((?:" + _TOKEN + rb":" + _VALUE + rb"\r\n)*)\r\n"
 )
 _FIELD = re.compile(rb"([^:]+):([^\r]*)\r\n")
+_BEGINNING = b"HTTP/1."
+_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 # RFC 9110, 7.6.1, and what proxies of old made up.
 HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authentication-info")
@@ -54,6 +56,11 @@ class AnswerHead(NamedTuple):
     @property
     def interim(self) -> bool:
         return self.status < 200
+
+
+def doomed(partial: bytes) -> bool:
+    """Whether the beginning of a head cannot become one any more, so that waiting is in vain."""
+    return not partial.startswith(_BEGINNING[: len(partial)]) or _BARE_LINE_FEED.search(partial) is not None
 
 
 def parse(raw: bytes, to_head: bool = False) -> AnswerHead:

@@ -164,6 +164,8 @@ class Upstream(asyncio.Protocol):
             if end < 0:
                 if len(self.partial) > MAX_HEAD:
                     raise BadAnswer("the head is too large")
+                if answer.doomed(self.partial):
+                    raise BadAnswer("the head is not HTTP/1.1")
                 return
             raw, rest = self.partial[:end], self.partial[end:]
             head = answer.parse(raw, client.plan.to_head)
