@@ -62,7 +62,7 @@ class Caller:
         self.timeout = timeout
         self.reader: asyncio.StreamReader = None  # type: ignore[assignment]
         self.writer: asyncio.StreamWriter = None  # type: ignore[assignment]
-        self.received = b""  # of the answer that is being read
+        self.received = bytearray()  # of the answer that is being read
 
     async def __aenter__(self) -> Caller:
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
@@ -89,7 +89,7 @@ class Caller:
 
     async def answer(self, method: str = "POST") -> Answer:
         """The next final answer, whole; raises Broken or TimeoutError."""
-        self.received = b""
+        self.received.clear()
         interim: list[int] = []
         async with asyncio.timeout(self.timeout):
             while True:
@@ -157,15 +157,15 @@ class Caller:
         try:
             return await self.reader.read(-1)
         except ConnectionError:
-            raise Broken(self.received) from None
+            raise Broken(bytes(self.received)) from None
 
     async def _until(self, end: bytes) -> bytes:
         try:
             data = await self.reader.readuntil(end)
         except asyncio.IncompleteReadError as error:
-            raise Broken(self.received + error.partial) from None
+            raise Broken(bytes(self.received) + error.partial) from None
         except ConnectionError:
-            raise Broken(self.received) from None
+            raise Broken(bytes(self.received)) from None
         self.received += data
         return data
 
@@ -173,9 +173,9 @@ class Caller:
         try:
             data = await self.reader.readexactly(size)
         except asyncio.IncompleteReadError as error:
-            raise Broken(self.received + error.partial) from None
+            raise Broken(bytes(self.received) + error.partial) from None
         except ConnectionError:
-            raise Broken(self.received) from None
+            raise Broken(bytes(self.received)) from None
         self.received += data
         return data
 
