@@ -7,6 +7,7 @@ connections share lives here: the plans of heads seen before, ids, the tick, the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import mmap
 import resource
@@ -175,9 +176,13 @@ class Front:
         server = await loop.create_server(lambda: Connection(self), sock=self.place.listener)
         ticking = loop.create_task(self._tick_forever())
         await stopping.wait()
+        waiting = _waiting(self.place.listener)
         server.close()
         self.draining, self.connection = True, b"connection: close\r\n"
-        for _ in range(GRACE_TICKS):  # what the kernel had already accepted for us is still served
+        for client in waiting:  # what the kernel had already accepted for us is still served
+            with contextlib.suppress(OSError):  # it has left already
+                await loop.connect_accepted_socket(lambda: Connection(self), client)
+        for _ in range(GRACE_TICKS):  # and who has just connected may still ask
             await asyncio.sleep(TICK)
         while self.connections:
             for connection in list(self.connections):
@@ -194,6 +199,15 @@ class Front:
                 self.tick()
             except Exception as error:  # without a tick there would be no deadlines, logs, counts, timeouts
                 log.say("error", f"a bug in the front's tick: {type(error).__name__}: {error}")
+
+
+def _waiting(listener: socket.socket) -> list[socket.socket]:
+    """Connections that wait to be accepted: whoever closes a listener resets them."""
+    waiting: list[socket.socket] = []
+    with contextlib.suppress(OSError):  # EAGAIN: that was all
+        while True:
+            waiting.append(listener.accept()[0])
+    return waiting
 
 
 def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:

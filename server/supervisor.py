@@ -208,6 +208,8 @@ class Supervisor:
     def _be_scribe(self) -> int:
         pipes, settings = self.plumbing, self.config.log
         pipes.close_writers()  # ours, or it would wait for its own end
+        if self.listener is not None:
+            self.listener.close()  # or the kernel would take connections after the fronts have left
         counters = metrics.Counters(pipes.memory, metrics.SCRIBE)
         cell = {"access": metrics.ACCESS_DROPPED, "predict": metrics.PREDICT_DROPPED}
 

@@ -366,6 +366,32 @@ def test_stop_finishes_what_is_in_hand(lab: Path, tmp_path: Path) -> None:
         assert not [pid for pid in everybody if alive(pid)]
 
 
+def test_stopping_answers_or_refuses_whoever_connects(two: Instance) -> None:
+    # A connection that the kernel takes and nobody serves would be a request lost.
+    def ask_until_refused(number: int) -> str:
+        while True:
+            client = http.client.HTTPConnection(two.host, two.port, timeout=10)
+            try:
+                client.connect()
+            except ConnectionRefusedError:
+                return "refused"
+            try:
+                client.request("POST", "/predict", body=json.dumps({"echo": number}))
+                answer = client.getresponse()
+                if json.loads(answer.read())["echo"] != number:
+                    return "another's answer"
+            except (OSError, http.client.HTTPException) as error:
+                return repr(error)
+            finally:
+                client.close()
+
+    with ThreadPoolExecutor(16) as pool:
+        ends = [pool.submit(ask_until_refused, number) for number in range(16)]
+        time.sleep(0.5)
+        assert two.stop() == 0
+        assert {end.result() for end in ends} == {"refused"}
+
+
 def test_a_second_signal_stops_at_once(lab: Path, tmp_path: Path) -> None:
     with serve(lab, tmp_path / "run", "--replicas", "1") as instance:
         thread = threading.Thread(
