@@ -89,6 +89,8 @@ class Link:
             self.idle.append(upstream)
         else:
             upstream.transport.close()
+            if upstream.said_close:  # it is about to stop: its other connections would end under our requests
+                self._close_idle()
         if self.proxy.roster.queued:
             self.proxy.roster.dispatch(now)
 
@@ -163,6 +165,9 @@ class Link:
     def close(self) -> None:
         """The instance is no more in the pool: nothing of it stays but what is being answered."""
         self.gone = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         idle, self.idle = self.idle, []
         for upstream in idle:
             upstream.transport.close()

@@ -186,7 +186,7 @@ class Reply:
 
     def _end(self) -> None:
         self.note(self.status)
-        close = self.close or self.client.proxy.draining
+        close = self.close  # only if the client was told so: it may have sent the next request already
         self._reset()
         self.client.finish(close)
 

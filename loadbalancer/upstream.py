@@ -44,6 +44,7 @@ class Upstream(asyncio.Protocol):
         "opened",
         "partial",
         "proxy",
+        "said_close",
         "since",
         "state",
         "template",
@@ -60,6 +61,7 @@ class Upstream(asyncio.Protocol):
         self.template: Template | None = None
         self.opened = self.since = proxy.now
         self.uses = 0
+        self.said_close = False
         # The answer in hand
         self.state = FREE
         self.asked_at = 0
@@ -204,6 +206,7 @@ class Upstream(asyncio.Protocol):
         head, trailers = self.head, self.chunks.trailers if self.chunks else []
         assert head is not None
         reusable = head.keep_alive and self.whole and not surplus
+        self.said_close = not head.keep_alive
         self.client, self.head, self.chunks = None, None, None
         self.state = FREE if reusable else CLOSED
         client.reply.end(trailers)
