@@ -340,6 +340,9 @@ class Client(asyncio.BufferedProtocol):
         self.proxy.throttle.announced -= self.left
         self.body, self.left, self.started = b"", 0, 0
         self.link = self.upstream = None
+        if self.toll is not None:  # a piece for an instance that wants no more
+            self.proxy.throttle.cancel(self.toll)
+            self.toll = None
         if unread or (close and self.state in (HEAD, SMALL)):
             self._linger()
         elif close:
