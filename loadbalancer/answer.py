@@ -121,7 +121,11 @@ def passed_on(head: AnswerHead) -> list[tuple[bytes, bytes]]:
         if name == b"connection"
         for option in value.lower().split(b",")
     } - {b"content-length", b"opc-request-id", b"content-type", b"date"}
-    return [field for field in head.fields if field[0] not in HOP_BY_HOP and field[0] not in named]
+    return [
+        field
+        for field in head.fields
+        if field[0] not in HOP_BY_HOP | named and not field[0].startswith(b"proxy-")
+    ]
 
 
 class Template:

@@ -113,8 +113,7 @@ class Client(asyncio.BufferedProtocol):
         self.proxy.connected(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        # A flowing body is read no further than fairness allows at once; a head and a small body whole.
-        return self.proxy.piece if self.state == FLOW else RECEIVE_VIEW
+        return self.proxy.piece if self.state == FLOW else RECEIVE_VIEW  # what fairness allows at once
 
     # ------------------------------------------------------------------ reading
 
@@ -365,10 +364,6 @@ class Client(asyncio.BufferedProtocol):
             self.transport.write_eof()
         else:  # TLS has no half-close
             self.transport.close()
-
-    def eof_received(self) -> bool:
-        """A client that closes its side has left."""
-        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         state, self.state = self.state, CLOSED

@@ -1,15 +1,17 @@
 """What a trusted proxy says of the client before the client's first byte: the PROXY protocol.
 
-Touches its transport, which it hands to a `Client` as soon as the line is read.
+Touches its transport, which it hands to a `Client` as soon as the line is read; TLS begins behind
+the line, so the line is read byte-exactly and the handshake left to OpenSSL.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import TYPE_CHECKING
 
 from loadbalancer import memory, proxyline
-from loadbalancer.client import RECEIVE_VIEW, Client
+from loadbalancer.client import Client
 
 if TYPE_CHECKING:
     from loadbalancer.proxy import Proxy
@@ -17,24 +19,29 @@ if TYPE_CHECKING:
 PATIENCE = 5.0  # seconds
 
 
-class Preface(asyncio.Protocol):
-    def __init__(self, proxy: Proxy) -> None:
+class Preface(asyncio.BufferedProtocol):
+    def __init__(self, proxy: Proxy, context: ssl.SSLContext | None) -> None:
         self.proxy = proxy
+        self.context = context
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self._data = b""
+        self._buffer = bytearray(proxyline.MAX_SIZE)
         self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
-        peer = transport.get_extra_info("peername")
-        address = peer[0] if isinstance(peer, tuple) else ""
-        if self.proxy.admission.guard.expects_line(address):
+        if self.proxy.admission.guard.expects_line(self._peer()):
             self._timer = asyncio.get_running_loop().call_later(PATIENCE, self.transport.abort)
         else:
-            self._hand_on(address)
+            self._hand_on(self._peer())
 
-    def data_received(self, data: bytes) -> None:
-        self._data += data
+    def get_buffer(self, sizehint: int) -> memoryview:
+        wanted = min(proxyline.needed(self._data), proxyline.MAX_SIZE)
+        return memoryview(self._buffer)[: max(1, wanted)]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._data += self._buffer[:nbytes]
         try:
             line = proxyline.parse(self._data)
         except proxyline.BadProxyLine:
@@ -42,27 +49,41 @@ class Preface(asyncio.Protocol):
             self.transport.abort()
             return
         if line is not None:
-            self._data = self._data[line.size :]
-            peer = self.transport.get_extra_info("peername")
-            self._hand_on(line.endpoints.source if line.endpoints else peer[0])
+            self._hand_on(line.endpoints.source if line.endpoints else self._peer())
+
+    def eof_received(self) -> bool:
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._still()
+
+    def _peer(self) -> str:
+        peer = self.transport.get_extra_info("peername")
+        return peer[0] if isinstance(peer, tuple) else ""
+
+    def _still(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
     def _hand_on(self, address: str) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        """The transport belongs to a client from now on."""
+        self._still()
         client = Client(self.proxy)
         client.peer = address
-        # Another kind of protocol reads in another way: uvloop looks at it when reading begins.
-        self.transport.pause_reading()
+        if self.context is not None:
+            self.transport.pause_reading()
+            self._task = asyncio.get_running_loop().create_task(self._secure(client, self.context))
+            return
         self.transport.set_protocol(client)
         client.connection_made(self.transport)
-        if self.transport.is_closing():
+
+    async def _secure(self, client: Client, context: ssl.SSLContext) -> None:
+        try:
+            made = await asyncio.get_running_loop().start_tls(
+                self.transport, client, context,
+                server_side=True, ssl_handshake_timeout=self.proxy.config.timeouts.head_timeout,
+            )  # fmt: skip
+        except (OSError, ssl.SSLError):  # garbage, or a client that left: nothing of it has begun
+            self.transport.abort()
             return
-        self.transport.resume_reading()
-        for start in range(0, len(self._data), len(RECEIVE_VIEW)):
-            piece = self._data[start : start + len(RECEIVE_VIEW)]
-            RECEIVE_VIEW[: len(piece)] = piece
-            client.buffer_updated(len(piece))
+        client.connection_made(made)

@@ -167,15 +167,15 @@ class Proxy:
         self.book.close()
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> asyncio.Server:
-        announced = self.config.listen.proxy_protocol != "off"
-
-        def made() -> asyncio.BaseProtocol:
-            return Preface(self) if announced else Client(self)
-
-        if listener.family == socket.AF_UNIX:
-            return await loop.create_unix_server(made, sock=listener)
         context = self.certificates.context if self.certificates else None
-        return await loop.create_server(made, sock=listener, ssl=context)
+        if listener.family == socket.AF_UNIX:
+            return await loop.create_unix_server(lambda: Client(self), sock=listener)
+        if self.config.listen.proxy_protocol != "off":
+            return await loop.create_server(lambda: Preface(self, context), sock=listener)
+        patience = self.config.timeouts.head_timeout if context else None
+        return await loop.create_server(
+            lambda: Client(self), sock=listener, ssl=context, ssl_handshake_timeout=patience
+        )
 
     async def _drain(self) -> None:
         self.draining = True
