@@ -8,76 +8,122 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from dataclasses import dataclass
 from typing import Any
 
+from loadbalancer import proxyline
 from loadbalancer.address import Address
 
 FALL = 2
 RISE = 2
+NOT_ASKED = "not asked yet"
 MAX_ANSWER = 262144
+MAX_WHY = 160  # characters
+PIECE = 65536
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """One answer. `workers`: replicas that the instance says are ready; 0 if it says nothing of them."""
+
+    well: bool
+    why: str = ""  # it is not
+    workers: int = 0
 
 
 class Verdict:
-    """`up` is what the answers say so far. `workers`: replicas that the instance has ready, 0 unknown."""
+    """`up` is what the answers say so far; `ever` whether it has been up before."""
 
     __slots__ = ("_row", "ever", "up", "why", "workers")
 
-    def __init__(self, up: bool = False, ever: bool = False, workers: int = 0) -> None:
+    def __init__(self, up: bool = False, ever: bool = False, workers: int = 0, why: str = "") -> None:
         self.up = up
-        self.ever = ever  # it has been up before
+        self.ever = ever
         self.workers = workers
-        self.why = "" if up else "not asked yet"
+        self.why = "" if up else why or NOT_ASKED
         self._row = 0  # answers in a row that contradict `up`
 
-    def hear(self, well: bool, why: str, workers: int) -> bool:
-        """One more answer; True when the verdict has changed."""
-        self.why = "" if well else why
-        changed = well and workers != self.workers
-        if well:
-            self.workers = workers
-        if well == self.up:
+    @property
+    def wavering(self) -> bool:
+        """The last answer was another than expected: it is worth asking again soon."""
+        return self._row > 0
+
+    def hear(self, answer: Health) -> bool:
+        """One more answer; True when the verdict has changed, or how many workers there are."""
+        self.why = answer.why
+        changed = answer.well and answer.workers != self.workers
+        if answer.well:
+            self.workers = answer.workers
+        if answer.well == self.up:
             self._row = 0
             return changed
         self._row += 1
         if self._row < (FALL if self.up else RISE if self.ever else 1):
             return changed
-        self.up, self._row = well, 0
-        self.ever = self.ever or well
+        self.up, self._row = answer.well, 0
+        self.ever = self.ever or answer.well
         return True
 
 
-async def probe(where: Address, path: str, timeout: float) -> tuple[bool, str, int]:
-    """(well, why not, replicas ready); never raises but for cancellation."""
-    try:
-        async with asyncio.timeout(timeout):
-            status, body = await _get(where, path)
-    except TimeoutError:
-        return False, f"no answer within {timeout:g} s", 0
-    except (OSError, ValueError, asyncio.IncompleteReadError) as error:
-        return False, str(error) or type(error).__name__, 0
-    if status != 200:
-        return False, f"{path} answered {status}", 0
-    return True, "", _workers(body)
+@dataclass(frozen=True, slots=True)
+class Question:
+    """How instances are asked."""
+
+    path: str
+    timeout: float  # seconds
+    line: str = "off"  # the PROXY protocol that they expect every connection to begin with
+
+    async def put(self, where: Address) -> Health:
+        """Never raises but for cancellation."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                status, body = await self._get(where)
+        except TimeoutError:
+            return Health(False, f"no answer within {self.timeout:g} s")
+        except ConnectionRefusedError:
+            return Health(False, "refuses connections")
+        except (OSError, ValueError) as error:
+            return Health(False, _why(error))
+        if status != 200:
+            return Health(False, f"{self.path} answered {status}")
+        return Health(True, workers=_workers(body))
+
+    async def _get(self, where: Address) -> tuple[int, bytes]:
+        if where.is_unix:
+            reader, writer = await asyncio.open_unix_connection(where.path)
+        else:
+            reader, writer = await asyncio.open_connection(where.host, where.port)
+        try:
+            host = "localhost" if where.is_unix else str(where)
+            line = proxyline.render(self.line, None) if self.line != "off" else b""
+            # HTTP/1.0: the connection ends with the answer; whoever keeps it open tells the length.
+            writer.write(line + f"GET {self.path} HTTP/1.0\r\nhost: {host}\r\n\r\n".encode())
+            answer = b""
+            while len(answer) < MAX_ANSWER and not _whole(answer) and (more := await reader.read(PIECE)):
+                answer += more
+        finally:
+            writer.transport.abort()
+        return _parse(answer)
 
 
-async def _get(where: Address, path: str) -> tuple[int, bytes]:
-    if where.is_unix:
-        reader, writer = await asyncio.open_unix_connection(where.path)
-    else:
-        reader, writer = await asyncio.open_connection(where.host, where.port)
-    try:
-        host = "localhost" if where.is_unix else str(where)
-        writer.write(b"GET %b HTTP/1.0\r\nhost: %b\r\n\r\n" % (path.encode(), host.encode()))
-        # HTTP/1.0 and no keep-alive: the end of the answer is the end of the connection.
-        answer = b""
-        while len(answer) < MAX_ANSWER and (more := await reader.read(MAX_ANSWER)):
-            answer += more
-    finally:
-        writer.transport.abort()
+def _why(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text or type(error).__name__)[:MAX_WHY]
+
+
+def _whole(answer: bytes) -> bool:
+    end = answer.find(b"\r\n\r\n")
+    length = _LENGTH.search(answer, 0, end + 2) if end >= 0 else None
+    return length is not None and len(answer) >= end + 4 + int(length[1])
+
+
+def _parse(answer: bytes) -> tuple[int, bytes]:
     head, _, body = answer.partition(b"\r\n\r\n")
-    words = head.split(b" ", 2)
+    words = head.partition(b"\r\n")[0].split(b" ", 2)
     if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
-        raise ValueError("its answer is not HTTP")
+        raise ValueError("its answer is not HTTP" if answer else "closes connections without an answer")
     return int(words[1]), body
 
 
@@ -86,5 +132,5 @@ def _workers(body: bytes) -> int:
     try:
         board: Any = json.loads(body)
         return sum(replica.get("state") == "ready" for replica in board["replicas"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return 0

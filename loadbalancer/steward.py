@@ -11,211 +11,171 @@ import asyncio
 import os
 import random
 import signal
+import time
+from collections.abc import Coroutine
 from time import monotonic_ns
 from typing import Any
 
-from loadbalancer import address, memory
-from loadbalancer.address import Address, Upstream
-from loadbalancer.autoscale import Autoscale
+from loadbalancer import memory, state, trend
+from loadbalancer.census import Census
 from loadbalancer.ledger import Ledger
-from loadbalancer.membership import Names, WatchedFile
+from loadbalancer.limits import Limits
+from loadbalancer.member import Member
+from loadbalancer.membership import Sources, WatchedFile
 from loadbalancer.place import StewardPlace
-from loadbalancer.probe import Verdict, probe
+from loadbalancer.probe import NOT_ASKED, Question
+from server import __version__
 from server.log import say
 
 FILE_INTERVAL = 0.5
-FIRST_ROUND = 1.0  # seconds at most that the first board waits for the first probes
-DRAIN_LOOK = 0.1
+FIRST_ROUND = 1.0  # seconds at most that the first board waits for the resolver, and for the first probes
+PART_INTERVAL = 0.1
 JITTER = 0.1
-MEGABIT = 1_000_000
+SOON = 0.2  # part of the interval after which an instance that answered unexpectedly is asked again
+BEAT = 0.05
+LATE = 0.2  # seconds by which a beat may be late before what a probe says of others says more of us
 
 
-class Member:
-    """One instance, from its first mention until it is drained and gone."""
+class Pulse:
+    """Whether this process gets the processor: while it does not, nobody else is to blame."""
 
-    def __init__(self, name: str, where: Address, source: str, cell: int) -> None:
-        self.name = name
-        self.where = where
-        self.source = source  # settings, file, dns or admin
-        self.cell = cell
-        self.verdict = Verdict()
-        self.since_ns = 0
-        self.draining = False
-        self.leaving = False  # gone as soon as nothing is in its hands
-        self.task: asyncio.Task[None] | None = None
+    def __init__(self) -> None:
+        self.faltered = -1.0  # on the loop's clock
 
-    @property
-    def state(self) -> str:
-        return "drain" if self.draining else "up" if self.verdict.up else "down"
-
-    def entry(self) -> dict[str, Any]:
-        return {
-            "cell": self.cell, "name": self.name, "kind": "unix" if self.where.is_unix else "tcp",
-            "host": self.where.host, "port": self.where.port, "path": self.where.path,
-            "state": self.state, "workers": self.verdict.workers, "since_ns": self.since_ns,
-            "source": self.source, "why": self.verdict.why, "leaving": self.leaving,
-        }  # fmt: skip
+    async def beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + BEAT
+            await asyncio.sleep(BEAT)
+            if loop.time() - due > LATE:
+                self.faltered = loop.time()
 
 
 class Steward:
     def __init__(self, place: StewardPlace) -> None:
         self.place = place
-        self.config = place.config
+        self.config = config = place.config
         self.shared = memory.attach(place.memory_fd)
         self.board = memory.Board(self.shared)
         self.ledger = Ledger(self.shared, place.memory_fd)
-        self.members: dict[str, Member] = {}
-        self.named = [found for text in self.config.pool.upstream if (found := address.upstream(text))]
-        self.file = WatchedFile(self.config.pool.upstream_file) if self.config.pool.upstream_file else None
-        self.names = Names()
-        self.mbps = self.maximum = 0.0
-        self.autoscale: Autoscale | None = None
+        self.census = Census(self.shared)
+        self.pulse = Pulse()
+        self.trend = trend.Trend()
+        self.started = time.time()
+        self.sampled = asyncio.Event()  # set, and cleared again, with every reading
+        before = self._inherit()
+        self.limits = Limits(self.ledger, config.bandwidth, before.get("limits", {}))
+        pool = config.pool
+        known = self.census.members.values()
+        self.sources = Sources.of(pool.upstream, pool.upstream_file, known)
+        self._question = Question(pool.probe_path, pool.probe_timeout, pool.proxy_protocol_out)
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._resolving: asyncio.Future[None] | None = None
         self._booted = False
-        self._inherit(self.board.read())
 
-    # ------------------------------------------------------------------ what was before
-
-    def _inherit(self, board: dict[str, Any]) -> None:
-        """Take up what a predecessor had decided; settings that have changed since then win."""
-        limits, band = board.get("limits", {}), self.config.bandwidth
-        configured = [band.bandwidth_mbps, band.maximum_bandwidth_mbps]
-        if limits.get("configured") == configured:
-            self._set_limits(limits["mbps"], limits["maximum"], rate=self.ledger.rate)
-        else:
-            self._set_limits(band.bandwidth_mbps, band.maximum_bandwidth_mbps)
-        for entry in board.get("instances", ()):
-            where = Address(entry["host"], entry["port"], entry["path"])
-            member = Member(entry["name"], where, entry["source"], entry["cell"])
-            up = entry["state"] == "up"
-            member.verdict = Verdict(up, ever=up or bool(entry["since_ns"]), workers=entry["workers"])
-            member.since_ns = entry["since_ns"]
-            member.draining, member.leaving = entry["state"] == "drain", entry["leaving"]
-            self.members[member.name] = member
-
-    def _set_limits(self, mbps: float, maximum: float, rate: int | None = None) -> None:
-        self.mbps, self.maximum = mbps, maximum
-        self.ledger.set_rate(int(mbps * MEGABIT) if rate is None else rate)
-        self.autoscale = Autoscale(int(mbps * MEGABIT), int(maximum * MEGABIT)) if maximum else None
+    def _inherit(self) -> dict[str, Any]:
+        """What a predecessor had decided; nothing if it cannot be read."""
+        try:
+            before = self.board.read()
+            self.census.inherit(before.get("instances", ()), before.get("removed", ()))
+            return before
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            say("warning", f"the board of the steward before cannot be read, the settings hold: {error!r}")
+            return {}
 
     # ------------------------------------------------------------------ what the admin may do
 
     def set_bandwidth(self, mbps: float, maximum: float = 0.0) -> None:
         """ValueError if the two do not fit together."""
-        if not 0 <= mbps <= MEGABIT:
-            raise ValueError("mbps must be from 0 (unlimited) to 1000000")
-        if maximum and not mbps < maximum <= 2 * mbps:
-            raise ValueError(f"max_mbps must be above {mbps:g} and at most {2 * mbps:g}")
-        self._set_limits(mbps, maximum)
-        say("info", f"bandwidth is {mbps:g} Mbps now" if mbps else "bandwidth is unlimited now")
+        self.limits.set(mbps, maximum)
         self.publish()
 
     def add(self, text: str) -> Member:
-        """ValueError if it is no instance, or one too many."""
-        found = address.upstream(text)
-        if found is None or found.dns:
-            raise ValueError(f"{text!r} is no instance; write http://HOST:PORT or unix:/PATH")
-        known = self.members.get(found.name)
-        if known is not None:
-            known.draining = known.leaving = False
-        else:
-            known = self._join(found.name, found.address, "admin")
-        self.publish()
-        return known
+        """It joins, or stays after all, or takes requests again. ValueError if it cannot."""
+        member = self.census.add(text)
+        say("info", f"{member.name} is added")
+        self._settle()
+        return member
 
-    def drain(self, name: str) -> None:
+    def drain(self, text: str) -> Member:
         """It finishes what it has, and gets nothing more. KeyError if there is none of that name."""
-        self.members[name].draining = True
-        self.publish()
+        member = self.census.find(text)
+        member.drained = True
+        say("info", f"{member.name} is drained")
+        self._settle()
+        return member
 
-    def resume(self, name: str) -> None:
-        self.members[name].draining = self.members[name].leaving = False
-        self.publish()
-
-    def remove(self, name: str) -> None:
+    def remove(self, text: str) -> Member:
         """It is drained, then forgotten. KeyError."""
-        member = self.members[name]
-        member.draining = member.leaving = True
-        self.publish()
+        member = self.census.find(text)
+        self.census.remove(member)
+        say("info", f"{member.name} is removed")
+        self._settle()
+        return member
 
     def reload(self) -> None:
         os.kill(self.place.supervisor, signal.SIGHUP)
 
-    # ------------------------------------------------------------------ membership
+    # ------------------------------------------------------------------ what it shows
 
-    def _join(self, name: str, where: Address, source: str) -> Member:
-        taken = {member.cell for member in self.members.values()}
-        free = next((cell for cell in range(memory.MAX_INSTANCES) if cell not in taken), None)
-        if free is None:
-            raise ValueError(f"a pool has at most {memory.MAX_INSTANCES} instances")
-        self._clear(free)
-        member = self.members[name] = Member(name, where, source, free)
-        member.task = asyncio.get_running_loop().create_task(self._watch(member))
-        return member
-
-    def _clear(self, cell: int) -> None:
-        """What was counted of the cell's last owner is nobody's now."""
-        for proxy in range(memory.MAX_PROXIES):
-            memory.cell(self.shared, proxy, cell)[:] = memoryview(bytes(memory.CELL_SIZE)).cast("Q")
-
-    def _wanted(self) -> dict[str, tuple[Address, str]]:
-        wanted: dict[str, tuple[Address, str]] = {}
-        for source, upstreams in (
-            ("settings", self.named),
-            ("file", self.file.upstreams if self.file else []),
-        ):
-            for upstream in upstreams:
-                if upstream.dns:
-                    for found in self.names.addresses(upstream):
-                        wanted[Upstream(found).name] = found, "dns"
-                else:
-                    wanted[upstream.name] = upstream.address, source
-        return wanted
-
-    def reconcile(self) -> None:
-        """Join who is newly named, let go who is named no more; what the admin did stays."""
-        wanted = self._wanted()
-        for name, (where, source) in wanted.items():
-            member = self.members.get(name)
-            if member is None:
-                self._join(name, where, source)
-            elif member.leaving and member.source != "admin":
-                member.draining = member.leaving = False
-        for member in list(self.members.values()):
-            if member.name not in wanted and member.source != "admin":
-                member.draining = member.leaving = True
-        self.publish()
-
-    def outstanding(self, member: Member) -> int:
-        return sum(
-            memory.cell(self.shared, proxy, member.cell)[memory.OUTSTANDING]
-            for proxy in range(memory.MAX_PROXIES)
+    def facts(self) -> state.Facts:
+        with self.ledger.open() as bucket:
+            rate, debt = bucket.rate, bucket.debt(monotonic_ns()) if bucket.rate else 0
+        return state.Facts(
+            version=__version__,
+            started=self.started,
+            rate=rate,
+            debt=debt,
+            mbps=self.limits.mbps,
+            maximum=self.limits.maximum,
+            members=[member.entry() for member in self.census.members.values()],
         )
+
+    def reading(self) -> trend.Reading:
+        entries = [{"name": one.name, "cell": one.cell} for one in self.census.members.values()]
+        return trend.read(self.shared, entries, monotonic_ns())
+
+    def state(self) -> dict[str, Any]:
+        return state.state(self.facts(), self.trend, self.reading())
+
+    def exposition(self) -> bytes:
+        from loadbalancer import report  # with its library, which is not needed before the first scrape
+
+        return report.exposition(self.facts(), self.trend, self.reading())
 
     def publish(self) -> None:
         if self._booted:
-            band = self.config.bandwidth
-            self.board.publish({
-                "limits": {
-                    "configured": [band.bandwidth_mbps, band.maximum_bandwidth_mbps],
-                    "mbps": self.mbps, "maximum": self.maximum,
-                },
-                "instances": [member.entry() for member in self.members.values()],
-            })  # fmt: skip
+            self.board.publish({"limits": self.limits.board(), **self.census.board()})
 
     # ------------------------------------------------------------------ tasks
 
+    def _settle(self) -> None:
+        """Somebody has come, gone or changed: everybody is watched by one task, and the board says so."""
+        members = self.census.members
+        for name in [name for name in self._watches if name not in members]:
+            self._watches.pop(name).cancel()
+        for name, member in members.items():
+            if name not in self._watches:
+                self._watches[name] = asyncio.get_running_loop().create_task(self._watch(member))
+        self.publish()
+
+    def _reconcile(self) -> None:
+        self.census.reconcile(self.sources.wanted())
+        self._settle()
+
     async def _watch(self, member: Member) -> None:
         """Probe it for ever."""
-        settings = self.config.pool
+        loop, interval, verdict = asyncio.get_running_loop(), self.config.pool.probe_interval, member.verdict
         while True:
-            answer = await probe(member.where, settings.probe_path, settings.probe_timeout)
-            was_up = member.verdict.up
-            if member.verdict.hear(*answer):
-                if member.verdict.up != was_up:
+            began = loop.time()
+            answer = await self._question.put(member.where)
+            was_up = verdict.up
+            if (answer.well or self.pulse.faltered < began) and verdict.hear(answer):
+                if verdict.up != was_up:
                     self._turned(member)
                 self.publish()
-            spread = 1 + random.uniform(-JITTER, JITTER)
-            await asyncio.sleep(settings.probe_interval * spread)
+            pause = interval * (SOON if verdict.wavering else 1.0)
+            await asyncio.sleep(pause * (1 + random.uniform(-JITTER, JITTER)))
 
     def _turned(self, member: Member) -> None:
         if member.verdict.up:
@@ -228,55 +188,81 @@ class Steward:
         while True:
             await asyncio.sleep(FILE_INTERVAL)
             if file.look():
-                self.reconcile()
+                self._reconcile()
 
     async def _watch_names(self) -> None:
         while True:
             await asyncio.sleep(self.config.pool.resolve_interval)
-            if await self.names.resolve_all(self._dns()):
-                self.reconcile()
+            if await self.sources.names.resolve_all(self.sources.dns()):
+                self._reconcile()
 
     async def _watch_leaving(self) -> None:
         while True:
-            await asyncio.sleep(DRAIN_LOOK)
-            gone = [one for one in self.members.values() if one.leaving and not self.outstanding(one)]
+            await asyncio.sleep(PART_INTERVAL)
+            gone = self.census.part(monotonic_ns())
             for member in gone:
-                if member.task is not None:
-                    member.task.cancel()
-                del self.members[member.name]
                 say("info", f"{member.name} has left")
             if gone:
-                self.publish()
+                self._settle()
 
-    def _dns(self) -> list[Upstream]:
-        named = self.named + (self.file.upstreams if self.file else [])
-        return [upstream for upstream in named if upstream.dns]
+    async def _sample(self) -> None:
+        while True:
+            reading = self.reading()
+            self.trend.hear(reading, self.limits.rate)
+            throttled = reading.cells[memory.THROTTLED] > 0  # what waits will be counted when it has ended
+            self.limits.hear(reading.at, 1.0 if throttled else self.trend.utilisation())
+            self.sampled.set()
+            self.sampled.clear()
+            await asyncio.sleep(trend.STEP)
+
+    # ------------------------------------------------------------------ life
 
     async def serve(self) -> None:
-        loop = asyncio.get_running_loop()
+        """Until told to stop; raises what ends one of its tasks."""
         stopping = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, stopping.set)
-        if self.file is not None:
-            self.file.look()
-        await self.names.resolve_all(self._dns())
-        for member in self.members.values():
-            member.task = loop.create_task(self._watch(member))
-        self.reconcile()
-        await self._first_round()
-        self._booted = True
-        self.publish()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+        await self._boot()
         os.write(self.place.ready, b"r")
-        tasks = [loop.create_task(self._watch_leaving()), loop.create_task(self._watch_names())]
-        if self.file is not None:
-            tasks.append(loop.create_task(self._watch_file(self.file)))
-        await stopping.wait()
+        # Only now, when the proxies have their board: it takes longer to import than all before it.
+        from loadbalancer import admin
 
-    async def _first_round(self) -> None:
+        works: list[Coroutine[Any, Any, None]] = [
+            self.pulse.beat(), self._watch_leaving(), self._watch_names(), self._sample(),
+        ]  # fmt: skip
+        if self.sources.file is not None:
+            works.append(self._watch_file(self.sources.file))
+        tasks = [asyncio.ensure_future(work) for work in works]
+        stop: asyncio.Future[Any] = asyncio.ensure_future(stopping.wait())
+        services = admin.Services(self)
+        serving = asyncio.ensure_future(services.serve())
+        until: list[asyncio.Future[Any]] = [stop, serving, *tasks]
+        done, _ = await asyncio.wait(until, return_when=asyncio.FIRST_COMPLETED)
+        services.stop()
+        await serving
+        for task in (*tasks, *self._watches.values()):
+            task.cancel()
+        for ended in done:
+            ended.result()
+
+    async def _boot(self) -> None:
         """Proxies should not hear of instances of whom nobody knows yet whether they are well."""
+        if self.sources.file is not None:
+            self.sources.file.look()
+        self._resolving = asyncio.ensure_future(self._resolve())
+        await asyncio.wait([self._resolving], timeout=FIRST_ROUND)
+        self._reconcile()
         waited = 0.0
-        while waited < FIRST_ROUND and any(m.verdict.why == "not asked yet" for m in self.members.values()):
+        while waited < FIRST_ROUND and any(
+            one.verdict.why == NOT_ASKED for one in self.census.members.values()
+        ):
             await asyncio.sleep(0.01)
             waited += 0.01
+        self._booted = True
+        self.publish()
+
+    async def _resolve(self) -> None:
+        if await self.sources.names.resolve_all(self.sources.dns()) and self._booted:
+            self._reconcile()
 
 
 def run(place: StewardPlace) -> int:
