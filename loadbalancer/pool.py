@@ -193,6 +193,7 @@ class Pool:
                 if since > instance.since_ns:  # probes have found it well again
                     instance.since_ns = instance.ramp_from = since
                     self.acquit(instance, since)
+                    instance.latency_us = self.typical_us  # of what hung while it was away
             self.instances[instance.name] = instance
         self._arrange(now)
         return added, list(before.values())
