@@ -43,6 +43,7 @@ BACKLOG = 64
 MAX_BODY = 65536
 MAX_CONNECTIONS = 256
 LEAVE = 1  # seconds that answers under way may take at the end
+MEANINGS = {404: "there is no such path", 405: "there is no such method of this path"}
 NOTHING: Set[str] = frozenset()
 CODES = {404: "NotAuthorizedOrNotFound", 405: "MethodNotAllowed", 413: "PayloadTooLarge"}
 
@@ -133,9 +134,10 @@ def _json(status: int, value: object) -> Response:
 async def refuse(request: Request, error: Exception) -> Response:
     """Whatever is wrong with a request, in the words of the contract."""
     if isinstance(error, HTTPException):
-        status, message = error.status_code, error.detail
+        status = error.status_code
+        message = MEANINGS.get(status, error.detail)
     elif isinstance(error, KeyError):
-        status, message = 404, f"there is no instance {error.args[0]!r}; GET /instances lists them"
+        status, message = 404, f"there is no instance {error.args[0]!r}; the state lists them"
     else:
         status, message = 400, str(error)
     return _json(status, {"code": CODES.get(status, "InvalidParameter"), "message": message})
@@ -212,7 +214,7 @@ class Services:
             raise AddressError(error.message, "another load balancer may have it: set admin_socket") from None
         finally:
             os.umask(mask)
-        return self._sockets.held[text]
+        return self._sockets.held[text].dup()  # the server closes its own, and then the file must go
 
 
 def _server(app: Starlette) -> Server:

@@ -22,7 +22,7 @@ from loadbalancer.config import default_admin_path
 from server.errors import AddressError, ConfigError, ExitCode, TwofoldError, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 PROGRAM = "twofold balance-ctl"
 PATIENCE = 10.0  # seconds with the steward
@@ -223,8 +223,9 @@ def _row(one: dict[str, Any]) -> Iterable[str]:
     )  # fmt: skip
 
 
-def _picture(found: dict[str, Any]) -> Table:
+def _picture(found: dict[str, Any]) -> Group:
     from rich.box import SIMPLE
+    from rich.console import Group
     from rich.table import Table
 
     band, asked, latency = found["bandwidth"], found["requests"], found["latency_ms"]
@@ -238,12 +239,12 @@ def _picture(found: dict[str, Any]) -> Table:
         f"refused: {refused or 'none'}",
     ]
     tones = {"up": "green", "down": "red", "ejected": "yellow", "drain": "dim"}
-    table = Table(title="\n".join(lines), title_justify="left", title_style="", box=SIMPLE, pad_edge=False)
+    table = Table(box=SIMPLE, pad_edge=False)
     for index, name in enumerate(COLUMNS):
         table.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
     for one in found["instances"]:
         table.add_row(*_row(one), style=tones.get(one["state"]) if one["state"] != "up" else None)
-    return table
+    return Group(*lines, table)
 
 
 def _console() -> Any:

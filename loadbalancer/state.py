@@ -135,7 +135,8 @@ def instances(members: Iterable[Mapping[str, Any]], trend: Trend, reading: Readi
 
 def _instance(member: Mapping[str, Any], now: Sight, late: _Late, at: int) -> dict[str, Any]:
     served = late.words[memory.REQUESTS]
-    latency_us = late.words[memory.LATENCY_SUM_US] / served if served else now.latency_us
+    known = now.words[memory.REQUESTS] > 0  # or its latency is a guess of the proxies
+    latency_us = late.words[memory.LATENCY_SUM_US] / served if served else now.latency_us * known
     failed = sum(late.words[cell] for cell in FAILURES.values())
     return {
         "name": member["name"],

@@ -132,8 +132,8 @@ class Steward:
         )
 
     def reading(self) -> trend.Reading:
-        entries = [{"name": one.name, "cell": one.cell} for one in self.census.members.values()]
-        return trend.read(self.shared, entries, monotonic_ns())
+        cells = {name: member.cell for name, member in self.census.members.items()}
+        return trend.read(self.shared, cells, monotonic_ns())
 
     def state(self) -> dict[str, Any]:
         return state.state(self.facts(), self.trend, self.reading())

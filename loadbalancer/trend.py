@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import mmap
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from loadbalancer import memory
 
@@ -37,12 +36,18 @@ class Reading:
     instances: dict[str, Sight]
 
 
-def read(shared: mmap.mmap, entries: Iterable[Mapping[str, Any]], now: int) -> Reading:
-    """What proxies have shown so far, of themselves and of the instances on the board."""
+def read(shared: mmap.mmap, cells: Mapping[str, int], now: int) -> Reading:
+    """What proxies have shown so far, of themselves and of the instances, which have these cells."""
     blocks = [memory.counters(shared, proxy) for proxy in range(memory.MAX_PROXIES)]
-    active = [proxy for proxy, block in enumerate(blocks) if block[memory.ACCEPTED]]
-    cells = [sum(column) for column in zip(*blocks, strict=True)]
-    return Reading(now, cells, {entry["name"]: _sight(shared, active, entry["cell"]) for entry in entries})
+    known = next(iter(cells.values()), 0)
+    # One that has taken no connection yet has shown its credits.
+    active = [
+        proxy
+        for proxy, block in enumerate(blocks)
+        if block[memory.ACCEPTED] or memory.cell(shared, proxy, known)[memory.CREDITS]
+    ]
+    totals = [sum(column) for column in zip(*blocks, strict=True)]
+    return Reading(now, totals, {name: _sight(shared, active, cell) for name, cell in cells.items()})
 
 
 def _sight(shared: mmap.mmap, proxies: list[int], instance: int) -> Sight:

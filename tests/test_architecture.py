@@ -81,7 +81,13 @@ ARITHMETIC = {
     )
 }  # fmt: skip
 # What may stop and begin again without a request noticing, so that no proxy may know of it.
-CONTROL = {BALANCER + name for name in ("admin", "ctl", "membership", "page", "probe", "report", "steward")}
+CONTROL = {
+    BALANCER + name
+    for name in (
+        "admin", "census", "ctl", "limits", "member", "membership", "page", "probe", "report", "state",
+        "steward", "trend",
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
