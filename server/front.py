@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import mmap
 import resource
 import signal
 import socket
+import struct
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -35,6 +37,11 @@ MAX_PLANS = 1024
 MAX_PLAN_HEAD = 2048  # bytes; longer heads are parsed each time
 GRACE_TICKS = 4
 PIECE = 200  # journal entries made into log lines at a time: about half a millisecond
+SO_ATTACH_FILTER = 26
+NO_SYN = b"".join(  # BPF, from the TCP header on: drop what has the flag SYN, keep all else
+    struct.pack("=HBBI", *instruction)
+    for instruction in ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+)
 GC_THRESHOLD = 20000  # the journal alone holds thousands of tuples for 100 ms
 
 # the access record, microseconds in the queue and in encoding, bytes of the body
@@ -176,13 +183,12 @@ class Front:
         server = await loop.create_server(lambda: Connection(self), sock=self.place.listener)
         ticking = loop.create_task(self._tick_forever())
         await stopping.wait()
-        waiting = _waiting(self.place.listener)
-        server.close()
+        if self.place.memory[slots.DRAINING]:  # otherwise it is only this front that ends
+            _deafen(self.place.listener)
         self.draining, self.connection = True, b"connection: close\r\n"
-        for client in waiting:  # what the kernel had already accepted for us is still served
-            with contextlib.suppress(OSError):  # it has left already
-                await loop.connect_accepted_socket(lambda: Connection(self), client)
-        for _ in range(GRACE_TICKS):  # and who has just connected may still ask
+        await asyncio.sleep(TICK)  # who was about to connect still does
+        server.close()
+        for _ in range(GRACE_TICKS):  # and may still ask
             await asyncio.sleep(TICK)
         while self.connections:
             for connection in list(self.connections):
@@ -201,13 +207,16 @@ class Front:
                 log.say("error", f"a bug in the front's tick: {type(error).__name__}: {error}")
 
 
-def _waiting(listener: socket.socket) -> list[socket.socket]:
-    """Connections that wait to be accepted: whoever closes a listener resets them."""
-    waiting: list[socket.socket] = []
-    with contextlib.suppress(OSError):  # EAGAIN: that was all
-        while True:
-            waiting.append(listener.accept()[0])
-    return waiting
+def _deafen(listener: socket.socket) -> None:
+    """Let the kernel drop whoever wants to connect from now on.
+
+    Closing a listener resets what waits to be accepted, so nobody new may join those who do; a client
+    tries again in a second, and is refused.
+    """
+    program = ctypes.create_string_buffer(NO_SYN)
+    with contextlib.suppress(OSError):  # a sandbox without filters loses one connection in some thousand
+        pointer = struct.pack("@HP", len(NO_SYN) // 8, ctypes.addressof(program))
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, pointer)
 
 
 def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:

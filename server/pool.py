@@ -108,6 +108,8 @@ class Pool:
                 self._order(replica, now)
             elif replica.pid and replica.state in (State.READY, State.LOADING, State.LEAVING):
                 self._watch(replica, now)
+            elif replica.state == State.LOADING and now > replica.since + self.settings.load_timeout:
+                self._end_nursery()
         self.step_availability()
 
     def _watch(self, replica: Replica, now: float) -> None:
@@ -124,6 +126,13 @@ class Pool:
             self._abort(
                 replica, f"predict() hung past the deadline of {self.settings.predict_timeout:g} s", now
             )
+
+    def _end_nursery(self) -> None:
+        """It was asked for a replica and has forked none: it hangs, or the model that it preloads does."""
+        if not self.nursery_works:
+            self.unloadable = f"the model did not load within {self.settings.load_timeout:g} s"
+        if self.nursery is not None:
+            self.nursery.kill()
 
     def _abort(self, replica: Replica, cause: str, now: float) -> None:
         """SIGABRT first: faulthandler then says where it hangs, even when C code holds the GIL."""

@@ -18,6 +18,8 @@ import pytest
 from instance import Answer, Instance, alive, kill, serve, write_artifact
 from lab import SCORE
 
+from server.errors import ExitCode
+
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Path:
@@ -271,7 +273,7 @@ def test_replicas_that_die_on_start_are_retried_with_patience(lab: Path, two: In
 def child_named(instance: Instance, what: str) -> int:
     """The pid of a direct child: `front`, `scribe` or `nursery`."""
     below = instance.descendants() - set(instance.replica_pids())
-    with_nursery = {pid for pid in below if b"nursery" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    with_nursery = {pid for pid in below if b"\0nursery\0" in Path(f"/proc/{pid}/cmdline").read_bytes()}
     if what == "nursery":
         return with_nursery.pop()
     forked = sorted(below - with_nursery)
@@ -294,6 +296,13 @@ def test_a_killed_front_is_replaced_and_its_slots_come_back(two: Instance) -> No
     assert "front 0 ended" in two.printed()
 
 
+def test_a_front_that_is_told_to_end_alone_is_replaced(two: Instance) -> None:
+    before = two.descendants()
+    kill(child_named(two, "front"), signal.SIGTERM)
+    two.wait_until(lambda: two.descendants() - before)
+    assert [two.predict([1]).status for _ in range(20)] == [200] * 20
+
+
 def test_a_killed_nursery_takes_no_replica_with_it(two: Instance) -> None:
     pids = two.replica_pids()
     kill(child_named(two, "nursery"))
@@ -301,6 +310,27 @@ def test_a_killed_nursery_takes_no_replica_with_it(two: Instance) -> None:
     assert two.replica_pids() == pids
     kill(pids[0])
     two.wait_until(lambda: all_ready(two) and two.replica_pids() != pids)
+
+
+def test_a_nursery_that_hangs_is_replaced(lab: Path, tmp_path: Path) -> None:
+    options = ["--replicas", "1", "--load-timeout", "1"]
+    with serve(lab, tmp_path / "run", *options) as instance:
+        (replica,) = instance.replica_pids()
+        nursery = child_named(instance, "nursery")
+        os.kill(nursery, signal.SIGSTOP)
+        kill(replica)
+        instance.wait_until(lambda: not alive(nursery))
+        instance.wait_until(lambda: all_ready(instance, 1))
+        assert instance.predict([1]).json() == {"rows": 1}
+
+
+def test_a_model_that_hangs_in_the_nursery_is_not_waited_for(lab: Path, tmp_path: Path) -> None:
+    (lab / "slow-load").write_text("600")
+    (lab / "sample.json").write_text("[1]")
+    options = ["--replicas", "1", "--load-timeout", "1", "--preload", "model"]
+    with serve(lab, tmp_path / "run", *options, wait=False) as instance:
+        assert instance.process.wait(10) == ExitCode.MODEL
+        assert "did not load within 1 s" in instance.printed()
 
 
 def test_a_killed_scribe_is_replaced_and_logging_goes_on(two: Instance) -> None:
