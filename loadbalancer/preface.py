@@ -83,7 +83,9 @@ class Preface(asyncio.BufferedProtocol):
                 self.transport, client, context,
                 server_side=True, ssl_handshake_timeout=self.proxy.config.timeouts.head_timeout,
             )  # fmt: skip
-        except (OSError, ssl.SSLError):  # garbage, or a client that left: nothing of it has begun
+        except (OSError, ssl.SSLError):  # garbage, or a certificate that is not ours to accept
+            made = None
+        if made is None:  # the client left in the middle of it
             self.transport.abort()
-            return
-        client.connection_made(made)
+        else:
+            client.connection_made(made)
