@@ -119,9 +119,7 @@ class Balancer:
         return {int(pid) for pid in listed.split() if alive(int(pid))}
 
     def proxies(self) -> list[int]:
-        """The children that accept: nobody but they and the supervisor keeps the listening socket."""
-        name = _listener(self.port)
-        return sorted(pid for pid in self.children() if name and _holds(pid, name))
+        return accepting(self.port, self.children())
 
     def rss(self) -> int:
         """KiB of memory in the proxies."""
@@ -203,9 +201,15 @@ def _listener(port: int) -> str:
     return ""
 
 
-def _holds(pid: int, name: str) -> bool:
+def accepting(port: int, among: Iterable[int]) -> list[int]:
+    """The processes that take connections there: they poll, and have the listening socket."""
+    name = _listener(port)
+    return sorted(pid for pid in among if name and _holds(pid, name, "anon_inode:[eventpoll]"))
+
+
+def _holds(pid: int, *names: str) -> bool:
     try:
-        return any(os.readlink(each) == name for each in Path(f"/proc/{pid}/fd").iterdir())
+        return set(names) <= {os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()}
     except OSError:  # it has just ended
         return False
 

@@ -10,7 +10,8 @@ import asyncio
 import re
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from origin import reset
@@ -262,6 +263,19 @@ class Load:
         self._idle.clear()
         return self.outcome
 
+    @asynccontextmanager
+    async def going(self, seconds: float) -> AsyncIterator[Load]:
+        """For so long, while the block does something else; the outcome is whole behind the block."""
+        sending = asyncio.ensure_future(self.go(seconds))
+        try:
+            yield self
+            await sending
+        finally:
+            if not sending.done():  # the block has failed: do not wait for what nobody will look at
+                for task in (sending, *self._tasks):
+                    task.cancel()
+            await self.end()
+
     async def _one(self, data: bytes, intended: float) -> None:
         loop, outcome = asyncio.get_running_loop(), self.outcome
         caller = self._idle.pop() if self._idle else None
@@ -272,6 +286,10 @@ class Load:
                     socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
                 )
             answer = await caller.ask(data)
+        except asyncio.CancelledError:
+            if caller is not None:
+                caller.writer.transport.abort()
+            raise
         except (OSError, Broken, TimeoutError) as error:
             outcome.failures[f"{type(error).__name__}: {error}"[:120]] += 1
             if caller is not None:

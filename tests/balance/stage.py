@@ -1,20 +1,23 @@
-"""A load balancer that several tests share, with a scripted instance behind it, on a loop in a thread.
+"""Where tests of the load balancer play: one that several of them share, or one of their own.
 
-The loop runs between tests, too, so that the instance goes on answering probes.
+The shared one has its loop in a thread, which runs between tests, too, so that the instance goes on
+answering probes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
 from balancer import Balancer, balance
-from origin import Origin, Play, echo
+from chaos import Chaos
+from origin import Origin, Play, echo, served
 
 T = TypeVar("T")
 
@@ -61,3 +64,39 @@ class Stage:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         self._loop.close()
+
+
+@dataclass
+class Scene:
+    """Four instances behind a load balancer, the first perhaps by a way that can be spoilt."""
+
+    lb: Balancer
+    origins: list[Origin]
+    ways: list[Chaos]
+
+    @property
+    def url(self) -> str:
+        """Of the instance that has the trouble."""
+        return self.ways[0].url if self.ways else self.origins[0].url
+
+
+def act(scenario: Coroutine[Any, Any, None]) -> None:
+    """Play it on a loop of its own."""
+    uvloop.run(scenario)
+
+
+@asynccontextmanager
+async def scene(
+    folder: Path, *options: str, service: float = 0.01, size: int = 4, spoilt: bool = False
+) -> AsyncIterator[Scene]:
+    """Instances of two workers each, that take `service` seconds; with `spoilt`, the first by a detour."""
+    async with AsyncExitStack() as stack:
+        origins = [await Origin(served(service)).start() for _ in range(size)]
+        for origin in origins:
+            stack.push_async_callback(origin.stop)
+        ways = [await Chaos(origins[0].port).start()] if spoilt else []
+        for way in ways:
+            stack.push_async_callback(way.stop)
+        urls = [way.url for way in ways] + [origin.url for origin in origins[len(ways) :]]
+        lb = await stack.enter_async_context(balance(folder, *options, instances=urls))
+        yield Scene(lb, origins, ways)
