@@ -20,6 +20,7 @@ from server.errors import ConfigError
 from server.log import say
 
 FORMS = "http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT"
+INTERVAL = 0.5
 SETTLED = 0.1  # seconds since its last change, after which a file is not being written any more
 PATIENCE = 5.0  # seconds with a resolver
 
@@ -69,16 +70,19 @@ class WatchedFile:
         self._stamp: tuple[int, int, int] | None = None
         self._missed = False
         self.upstreams = list(known)
+        self.pause = INTERVAL  # seconds until the next look
 
     def look(self) -> bool:
         """True when what it names has changed. A bad, an empty or a missing file changes nothing."""
         try:
             facts = self._path.stat()
             stamp = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
+            self.pause = INTERVAL
             if stamp == self._stamp:
                 return False
             if self._stamp is not None and abs(time.time() - facts.st_mtime) < SETTLED:
-                return False  # half of it may not be written yet
+                self.pause = SETTLED  # half of it may not be written yet
+                return False
             self._stamp = stamp
             found = parse_file(self._path.read_text("utf-8"), str(self._path))
         except (OSError, UnicodeDecodeError) as error:

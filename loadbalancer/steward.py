@@ -27,7 +27,6 @@ from loadbalancer.probe import NOT_ASKED, Question
 from server import __version__
 from server.log import say
 
-FILE_INTERVAL = 0.5
 FIRST_ROUND = 1.0  # seconds at most that the first board waits for the resolver, and for the first probes
 PART_INTERVAL = 0.1
 JITTER = 0.1
@@ -186,7 +185,7 @@ class Steward:
 
     async def _watch_file(self, file: WatchedFile) -> None:
         while True:
-            await asyncio.sleep(FILE_INTERVAL)
+            await asyncio.sleep(file.pause)
             if file.look():
                 self._reconcile()
 
