@@ -47,7 +47,7 @@ def test_who_leaves_at_once_is_counted_and_logged(server: Instance) -> None:
         time.sleep(0.002 * wait)
     server.wait_until(lambda: len([r for r in server.log("access") if r["data"]["status"] == 499]) == 20)
     gone = [r["data"]["totalLatency"] for r in server.log("access") if r["data"]["status"] == 499]
-    assert all(1 < latency < 100 for latency in gone)
+    assert all(0 <= latency < 1000 for latency in gone), gone
     assert server.predict([1]).status == 200
     server.wait_until(lambda: b"connections_open 1.0" in server.call("/metrics").body)
     assert b"bug in the front" not in server.output.read_bytes()
