@@ -24,6 +24,7 @@ from loadbalancer import guard
 from loadbalancer.plan import NEVER
 from loadbalancer.refusal import LATE_BODY, LATE_HEAD, Refusal
 from loadbalancer.reply import Reply
+from loadbalancer.upstream import HIGH_WATER, LOW_WATER, Upstream
 from server import http1
 
 if TYPE_CHECKING:
@@ -31,16 +32,13 @@ if TYPE_CHECKING:
     from loadbalancer.link import Link
     from loadbalancer.plan import Plan
     from loadbalancer.proxy import Proxy
-    from loadbalancer.upstream import Upstream
 
 IDLE, HEAD, SMALL, HELD, QUEUED, FLOW, ASKED, LINGER, CLOSED = range(9)
 
 # Why reading is paused; any of them is enough.
-BANDWIDTH, INSTANCE, PRESSURE, BACKLOG = 1, 2, 4, 8
+BANDWIDTH, INSTANCE, PRESSURE, BACKLOG, CHOKED = 1, 2, 4, 8, 16
 
 MAX_BACKLOG = 131072  # pipelined bytes held for later
-HIGH_WATER = 262144  # bytes of an answer that wait for the client to take them
-LOW_WATER = 65536
 LINGER_SECONDS = 2.0
 DRAIN_IDLE = 1.0  # seconds of silence after which no request is on its way, most likely
 BODY_SECONDS = 30.0  # and so much longer as the body takes at this rate
@@ -305,16 +303,20 @@ class Client(asyncio.BufferedProtocol):
         self.paused |= reason
 
     def resume(self, reason: int) -> None:
-        if self.paused == reason and not self.transport.is_closing():
+        if self.paused and not self.paused & ~reason and not self.transport.is_closing():
             self.transport.resume_reading()
         self.paused &= ~reason
 
     def pause_writing(self) -> None:
-        """The client takes the answer more slowly than the instance sends it."""
+        """The client does not take its answers: nothing more is read for it, nor begun."""
         self.reply.hold(PRESSURE)
+        self.pause(CHOKED)
 
     def resume_writing(self) -> None:
         self.reply.go_on(PRESSURE)
+        self.resume(CHOKED)
+        if self.state == IDLE:
+            self.advance()
 
     # ------------------------------------------------------------------ endings
 
@@ -349,9 +351,8 @@ class Client(asyncio.BufferedProtocol):
             self.transport.close()
         else:
             self.state, self.since = IDLE, self.proxy.now
-            if self.paused:
-                self.resume(self.paused)
-            if self.partial:
+            self.resume(self.paused & ~CHOKED)
+            if not self.paused:
                 self.advance()
 
     def _linger(self) -> None:

@@ -29,7 +29,7 @@ FREE, ASKED, HEAD, BODY, CLOSED = range(5)
 IDLE, PRESSURE = 0, 4  # of a client: see client.py
 MAX_USES = 100_000  # requests on one connection
 
-HIGH_WATER = 262144  # bytes of a request that wait for the instance to take them
+HIGH_WATER = 262144  # bytes that wait for the other side to take them
 LOW_WATER = 65536
 
 
