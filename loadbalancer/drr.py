@@ -6,6 +6,13 @@ waits for one round at most: (tolls x quantum) / rate.
 
 Whole small answers go first, in the order in which they came: their requests have waited already,
 and there are only as many as there were requests.
+
+    toll = Toll(nbytes, go, now)
+    shaper.add(toll)                        or add(toll, urgent=True)
+    for paid in shaper.serve(meter.spend):  as many as there are tokens for, now
+        if paid.go is not None: paid.go()
+    meter.delay_ns(shaper.next_size)        when to serve again, if shaper.queued
+    shaper.cancel(toll)                     at any time, also when it has been served
 """
 
 from __future__ import annotations
@@ -24,42 +31,58 @@ def quantum(rate: int) -> int:
 
 
 class Toll:
-    """Something that waits; `go` is called once, when it is paid for, unless it was cancelled."""
+    """Something that waits; `go` is to be called once, when it is paid for, unless it was cancelled."""
 
-    __slots__ = ("deficit", "go", "since", "size")
+    __slots__ = ("answer", "deficit", "go", "since", "size", "waits")
 
-    def __init__(self, size: int, go: Callable[[], None] | None, since: int) -> None:
+    def __init__(self, size: int, go: Callable[[], None] | None, since: int, answer: bool = False) -> None:
         self.size = size  # bytes
         self.go = go
-        self.since = since
+        self.since = since  # ns
+        self.answer = answer  # or a part of one
         self.deficit = 0
+        self.waits = True  # neither paid nor cancelled
 
 
 class Shaper:
+    """`queued`: bytes that wait; `answers`: as many of them belong to answers."""
+
     def __init__(self) -> None:
         self.quantum = LEAST_QUANTUM
-        self.queued = 0  # bytes that wait
+        self.queued = 0
+        self.answers = 0
         self._urgent: deque[Toll] = deque()
         self._round: deque[Toll] = deque()
 
     def __len__(self) -> int:
         return len(self._urgent) + len(self._round)
 
-    def add(self, toll: Toll, urgent: bool = False) -> None:
+    def add(self, toll: Toll, urgent: bool = False) -> bool:
+        """Whether it is the next one, so that a timer that was set for another is wrong."""
         self.queued += toll.size
-        (self._urgent if urgent else self._round).append(toll)
+        if toll.answer:
+            self.answers += toll.size
+        queue = self._urgent if urgent else self._round
+        queue.append(toll)
+        return len(queue) == 1 and (urgent or not self._urgent)
 
     def cancel(self, toll: Toll) -> None:
         """It stays in the queue as a nothing, and leaves it for nothing."""
-        if toll.go is not None:
-            self.queued -= toll.size
-            toll.go, toll.size = None, 0
+        toll.go = None
+        if toll.waits:
+            self._leave(toll)
+
+    def _leave(self, toll: Toll) -> None:
+        toll.waits = False
+        self.queued -= toll.size
+        if toll.answer:
+            self.answers -= toll.size
 
     @property
     def next_size(self) -> int:
         """Bytes that must be paid before anybody may go on."""
         for queue in (self._urgent, self._round):
-            while queue and queue[0].go is None:
+            while queue and not queue[0].waits:
                 queue.popleft()
             if queue:
                 return queue[0].size
@@ -73,7 +96,7 @@ class Shaper:
                 return paid
         while self._round:
             toll = self._round[0]
-            if toll.go is not None and toll.deficit + self.quantum < toll.size:
+            if toll.waits and toll.deficit + self.quantum < toll.size:
                 toll.deficit += self.quantum
                 self._round.rotate(-1)
             elif not self._pay(self._round, spend, paid):
@@ -82,10 +105,10 @@ class Shaper:
 
     def _pay(self, queue: deque[Toll], spend: Callable[[int], bool], paid: list[Toll]) -> bool:
         toll = queue[0]
-        if toll.go is not None:
+        if toll.waits:
             if not spend(toll.size):
                 return False
-            self.queued -= toll.size
+            self._leave(toll)
             paid.append(toll)
         queue.popleft()
         return True

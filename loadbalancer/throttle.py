@@ -18,18 +18,24 @@ from loadbalancer.ledger import Meter
 
 LONGEST_SLEEP = 0.02  # seconds: a live edit is felt within it
 MOST_QUANTUM = 65536
+KEEP = 0.98  # of what was counted, from tick to tick: it is of the last second or so
+MOST_ECHO = 100.0
 
 
 class Throttle:
     """`active`: there is a limit. `quantum`: bytes that one flow may pass in a turn."""
 
-    def __init__(self, meter: Meter, budget: float) -> None:
+    def __init__(self, meter: Meter, budget: float, clock: Callable[[], int] = monotonic_ns) -> None:
         self._meter = meter
         self._shaper = Shaper()
         self._budget = budget
+        self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.announced = 0  # bytes of admitted bodies that are still to come
+        self.held = 0  # bytes of answers behind those of their pieces that wait
+        self._answers = self._others = 0.0  # bytes that have waited, of late
+        self.echo = 0.0  # bytes of answers that follow each other byte
         self.active = False
         self.quantum = MOST_QUANTUM
         self.tick()
@@ -45,10 +51,11 @@ class Throttle:
         """Whether so much may pass at once. Nobody overtakes those who wait."""
         return not self._shaper.queued and self._meter.spend(nbytes)
 
-    def wait(self, nbytes: int, go: Callable[[], None], urgent: bool = False) -> Toll:
-        toll = Toll(nbytes, go, monotonic_ns())
-        self._shaper.add(toll, urgent)
-        if self._timer is None:
+    def wait(self, nbytes: int, go: Callable[[], None], urgent: bool = False, answer: bool = False) -> Toll:
+        """`urgent`: a whole small answer; `answer`: a piece of a large one."""
+        toll = Toll(nbytes, go, self._clock(), urgent or answer)
+        first = self._shaper.add(toll, urgent)
+        if first or self._timer is None:
             self._sleep()
         return toll
 
@@ -58,35 +65,62 @@ class Throttle:
     def refusal_delay(self, nbytes: int) -> int:
         """0 if a request with so long a body is admitted, otherwise the seconds after which to try again.
 
-        Whatever its size, it is admitted when nothing is ahead of it.
+        Whatever its size, it is admitted when nothing is ahead of it.  Ahead are the debt, what waits
+        here and at other proxies, and the answers that those who wait will get, judging by the last;
+        but no flow gets more than this one while this one waits for its turn.
         """
-        large = nbytes > self.quantum
-        ahead = self._meter.debt + 8 * (self._shaper.queued + (self.announced if large else 0))
-        if not ahead or not self.active:
+        meter, rivals = self._meter, self._meter.share
+        ahead = self._ahead() + rivals.elsewhere
+        if nbytes > self.quantum:
+            ahead += self.announced
+        if not meter.rate or not (ahead or meter.debt):
             return 0
-        delay = (ahead + 8 * nbytes) / self._meter.rate
+        own = nbytes + int(self.echo * nbytes)
+        flows = max(1, len(self._shaper) + rivals.flows)
+        ahead = min(ahead, flows * max(own, self.quantum))
+        delay = (meter.debt + 8 * (ahead + own)) / meter.rate
         return math.ceil(delay) if delay > self._budget else 0
+
+    def _ahead(self) -> int:
+        """Bytes: what waits here, and what will follow it."""
+        shaper = self._shaper
+        return shaper.queued + self.held + int(self.echo * (shaper.queued - shaper.answers))
 
     def tick(self) -> None:
         """Every 20 ms: the rate may have been changed."""
-        self._meter.settle()
+        self._meter.settle(len(self._shaper), self._ahead())
         rate = self._meter.rate
         self.active = rate > 0
         self.quantum = self._shaper.quantum = quantum(rate) if rate else MOST_QUANTUM
+        self._answers *= KEEP
+        self._others *= KEEP
         if self._shaper.queued and not self.active:
             self._serve()
 
     def _serve(self) -> None:
-        self._timer = None
-        spend = self._meter.spend if self.active else _free
-        for toll in self._shaper.serve(spend):
+        if self._timer is not None:
+            self._timer.cancel()  # it may not be the one that calls
+            self._timer = None
+        paid = self._shaper.serve(self._meter.spend if self.active else _free)
+        for toll in paid:
+            if toll.answer:
+                self._answers += toll.size
+            else:
+                self._others += toll.size
+        self.echo = min(self._answers / self._others, MOST_ECHO) if self._others else 0.0
+        if self._shaper.queued:
+            self._sleep()
+        else:
+            self._meter.share.publish(self._clock(), 0, 0)
+        for toll in paid:
             if toll.go is not None:
                 toll.go()
-        if self._shaper.queued and self._timer is None:
-            self._sleep()
 
     def _sleep(self) -> None:
         assert self._loop is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._meter.share.publish(self._clock(), len(self._shaper), self._ahead())
         delay = self._meter.delay_ns(self._shaper.next_size) / 1e9
         self._timer = self._loop.call_later(min(delay, LONGEST_SLEEP), self._serve)
 

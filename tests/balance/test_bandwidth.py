@@ -6,9 +6,7 @@ import asyncio
 import mmap
 import os
 import random
-import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -19,7 +17,7 @@ from loadbalancer import memory
 from loadbalancer.autoscale import BUSY_NS, IDLE_NS, Autoscale
 from loadbalancer.bucket import MOST_DEPTH, NANO, Bucket, depth
 from loadbalancer.drr import Shaper, Toll, quantum
-from loadbalancer.ledger import LEASE_NS, Ledger, Meter, http_bits, wire_bits
+from loadbalancer.ledger import Ledger, Meter, http_bits, wire_bits
 from loadbalancer.rate import MAX_CALLERS, Callers, Gcra
 from loadbalancer.throttle import Throttle
 
@@ -87,17 +85,6 @@ def test_wire_accounting_counts_segments() -> None:
     assert wire_bits(1448) == (1448 + 66) * 8 and wire_bits(1449) == (1449 + 2 * 66) * 8
 
 
-# ---------------------------------------------------------------------- the ledger
-
-
-@dataclass
-class Clock:
-    now: int = 1
-
-    def __call__(self) -> int:
-        return self.now
-
-
 @pytest.fixture
 def shared() -> Iterator[tuple[int, mmap.mmap]]:
     fd = memory.create()
@@ -105,58 +92,6 @@ def shared() -> Iterator[tuple[int, mmap.mmap]]:
     yield fd, mapped
     mapped.close()
     os.close(fd)
-
-
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_several_proxies_share_one_rate(shared: tuple[int, mmap.mmap], workers: int) -> None:
-    clock, dice, rate = Clock(), random.Random(7), 10_000_000
-    ledger = Ledger(shared[1], shared[0], clock)
-    ledger.set_rate(rate)
-    meters = [Meter(ledger) for _ in range(workers)]
-    passed = 0
-    while clock.now < 5 * SECOND:
-        clock.now += dice.randrange(200_000)
-        size = dice.randrange(1, 6000)
-        passed += 8 * size * dice.choice(meters).spend(size)
-    expected = rate * clock.now / SECOND
-    assert expected * 0.98 <= passed <= expected + depth(rate)
-
-
-def test_whoever_is_killed_takes_one_lease_along_at_most(shared: tuple[int, mmap.mmap]) -> None:
-    rate = 100_000_000
-    ledger = Ledger(shared[1], shared[0])
-    ledger.set_rate(rate)
-    child = os.fork()
-    if not child:
-        meter = Meter(ledger)
-        meter.spend(1)
-        with ledger.open():  # dies with the lock in hand
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
-    with ledger.open() as bucket:  # so it was freed
-        lost = depth(rate) - bucket.level // NANO
-    assert 8 <= lost <= rate * LEASE_NS // SECOND
-
-
-def test_what_is_larger_than_the_bucket_passes_when_it_is_full(shared: tuple[int, mmap.mmap]) -> None:
-    clock, rate = Clock(), 1_000_000
-    ledger = Ledger(shared[1], shared[0], clock)
-    ledger.set_rate(rate)
-    meter, size = Meter(ledger), 1_000_000
-    assert meter.spend(size)
-    assert not meter.spend(1)
-    assert meter.debt >= 8 * size - depth(rate) - 8
-    clock.now += 8 * SECOND
-    assert meter.spend(1)
-
-
-def test_a_new_rate_reaches_everybody(shared: tuple[int, mmap.mmap]) -> None:
-    ledger = Ledger(shared[1], shared[0])
-    ledger.set_rate(1_000_000)
-    meter = Meter(ledger)
-    ledger.set_rate(2_000_000)
-    meter.settle()
-    assert meter.rate == ledger.rate == 2_000_000
 
 
 # ---------------------------------------------------------------------- fairness
@@ -269,9 +204,30 @@ def test_admission_predicts_the_delay(shared: tuple[int, mmap.mmap]) -> None:
         throttle = Throttle(Meter(ledger), 1.0)
         throttle.start(asyncio.get_running_loop())
         assert throttle.refusal_delay(10_000_000) == 0  # nothing is ahead of it
-        throttle.wait(1_000_000, lambda: None)
+        tolls = [throttle.wait(4000, lambda: None) for _ in range(250)]
         assert throttle.refusal_delay(1000) == 9  # 8 s ahead, and its own
+        for toll in tolls:
+            throttle.cancel(toll)
+        assert throttle.refusal_delay(1000) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_small_request_is_not_refused_because_of_a_few_large_ones(shared: tuple[int, mmap.mmap]) -> None:
+    ledger = Ledger(shared[1], shared[0])
+    ledger.set_rate(1_000_000)
+
+    async def scenario() -> None:
+        throttle = Throttle(Meter(ledger), 1.0)
+        throttle.start(asyncio.get_running_loop())
+        throttle.pay(65536)
+        for _ in range(3):
+            throttle.wait(throttle.quantum, lambda: None)
+            throttle.held += 1_000_000
         throttle.announced = 10_000_000
+        assert throttle.refusal_delay(1000) == 0
+        assert throttle.refusal_delay(10_000) == 0
+        assert throttle.refusal_delay(1_000_000) == 32  # three that want as much, and its own
 
     asyncio.run(scenario())
 
