@@ -66,9 +66,10 @@ class Census:
 
     # ------------------------------------------------------------------ what others name
 
-    def reconcile(self, wanted: Mapping[str, Wanted]) -> None:
-        """Join who is newly named, let go who is named no more."""
-        self.removed &= wanted.keys()
+    def reconcile(self, wanted: Mapping[str, Wanted], certain: bool = True) -> None:
+        """Join who is newly named, let go who is named no more. `certain`: nobody is still to be heard."""
+        if certain:
+            self.removed &= wanted.keys()
         for name, who in wanted.items():
             if name not in self.removed:
                 self._want(name, who)

@@ -70,6 +70,7 @@ class WatchedFile:
         self._stamp: tuple[int, int, int] | None = None
         self._missed = False
         self.upstreams = list(known)
+        self.read = False  # at least once
         self.pause = INTERVAL  # seconds until the next look
 
     def look(self) -> bool:
@@ -100,8 +101,8 @@ class WatchedFile:
         if self.upstreams and not found:
             say("error", f"the old instances stay: {self._path} names none")
             return False
-        changed = found != self.upstreams
-        self.upstreams = found
+        changed = found != self.upstreams or not self.read
+        self.upstreams, self.read = found, True
         return changed
 
 
@@ -111,6 +112,7 @@ class Names:
     def __init__(self) -> None:
         self._known: dict[str, list[Address]] = {}
         self._failing: set[str] = set()
+        self.heard: set[str] = set()  # names that the resolver has answered
 
     def remember(self, name: str, where: Address) -> None:
         """A predecessor has heard this from the resolver."""
@@ -132,11 +134,13 @@ class Names:
                 say("warning", f"{upstream.name}: {why}; what it stood for before holds")
             return False
         self._failing.discard(upstream.name)
+        first = upstream.name not in self.heard
+        self.heard.add(upstream.name)
         # With addresses of both families, each instance has two: one of them is enough.
         family = min((info[0] for info in infos), default=socket.AF_INET)
         hosts = {str(info[4][0]) for info in infos if info[0] == family}
         found = [Address(host, wanted.port) for host in sorted(hosts)]
-        changed = found != sorted(self.addresses(upstream), key=lambda each: each.host)
+        changed = first or found != sorted(self.addresses(upstream), key=lambda each: each.host)
         self._known[upstream.name] = found
         return changed
 
@@ -177,6 +181,13 @@ class Sources:
     def dns(self) -> list[Upstream]:
         named = self.named + (self.file.upstreams if self.file else [])
         return [upstream for upstream in named if upstream.dns]
+
+    @property
+    def certain(self) -> bool:
+        """Whether everybody has been heard, so that who is not wanted is meant."""
+        return (self.file is None or self.file.read) and all(
+            upstream.name in self.names.heard for upstream in self.dns()
+        )
 
     def wanted(self) -> dict[str, Wanted]:
         """By name; who is named twice counts for the last of them."""

@@ -159,7 +159,7 @@ class Steward:
         self.publish()
 
     def _reconcile(self) -> None:
-        self.census.reconcile(self.sources.wanted())
+        self.census.reconcile(self.sources.wanted(), self.sources.certain)
         self._settle()
 
     async def _watch(self, member: Member) -> None:

@@ -70,8 +70,8 @@ class Overseen:
 
     def __init__(self, folder: Path, options: Mapping[str, object]) -> None:
         self.folder = folder
-        self.socket = folder / "admin.sock"
-        self.options = {"admin_socket": str(self.socket), "probe_interval": "0.1", **options}
+        self.options = {"admin_socket": str(folder / "admin.sock"), "probe_interval": "0.1", **options}
+        self.socket = Path(str(self.options["admin_socket"]))
         self.memory_fd = memory.create()
         self.shared = memory.attach(self.memory_fd)
         self.board = memory.Board(self.shared)

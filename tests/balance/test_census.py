@@ -102,6 +102,15 @@ def test_a_removal_is_forgotten_with_the_name(census: Census) -> None:
     assert set(states(census)) == {A, B}
 
 
+def test_a_removal_is_kept_while_somebody_is_still_to_be_heard(census: Census) -> None:
+    census.reconcile(wanted(A, B))
+    census.remove(census.find(A))
+    census.part(later())
+    census.reconcile(wanted(B), certain=False)
+    census.reconcile(wanted(A, B))
+    assert set(states(census)) == {B}
+
+
 def test_a_drained_one_is_drained_until_it_is_added(census: Census) -> None:
     census.reconcile(wanted(A))
     census.find(A).drained = True

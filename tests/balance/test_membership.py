@@ -174,7 +174,7 @@ async def fail_in_turn(resolver: Resolver, capfd: pytest.CaptureFixture[str]) ->
         assert known.addresses(UPSTREAM) == [Address("10.0.0.9", 9001)]
     assert capfd.readouterr().err.count("Name or service not known; what it stood for before holds") == 1
     resolver.says = ["10.0.0.9"]
-    assert not await known.resolve(UPSTREAM)
+    assert not known.heard and await known.resolve(UPSTREAM) and known.heard
 
 
 def test_a_name_stands_for_the_addresses_of_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +201,7 @@ def test_a_predecessor_is_believed_until_file_and_resolver_answer(tmp_path: Path
     ]
     sources = Sources.of(["dns+http://models:9001", B], str(file), before)
     wanted = sources.wanted()
+    assert not sources.certain
     assert {name: who.source for name, who in wanted.items()} == {
         B: SETTINGS, A: FILE, "http://10.0.0.1:9001": DNS, "http://10.1.0.1:9001": DNS,
     }  # fmt: skip
@@ -209,3 +210,6 @@ def test_a_predecessor_is_believed_until_file_and_resolver_answer(tmp_path: Path
     assert sources.file is not None and sources.file.look()
     wanted = sources.wanted()
     assert set(wanted) == {A, B, "http://10.0.0.1:9001"} and wanted[B].source == FILE
+    assert not sources.certain
+    sources.names.heard.add("dns+http://models:9001")
+    assert sources.certain
