@@ -41,7 +41,8 @@ class Admission:
         self._caller_bits = _callers(limits.caller_bandwidth_mbps * 1e6 / share)
         self._caller_header = limits.caller_header.lower().encode()
         # Nothing is counted by request or by caller: bandwidth alone decides.
-        self.simple = not (self._requests or self._caller_requests or self._caller_bits)
+        limits_by_request = (self._requests, self._caller_requests, self._caller_bits)
+        self.simple = all(limit is None for limit in limits_by_request)
 
     def plan(self, raw: bytes) -> Plan:
         """What follows from a head; raises BadRequest."""
@@ -68,7 +69,7 @@ class Admission:
         if not self.guard.admits(client.peer):
             self.proxy.cells[memory.UNAUTHORISED] += 1
             client.transport.abort()
-        elif len(self.proxy.clients) > self.config.limits.max_connections:
+        elif not self.proxy.crowd.has_room(self.proxy.now):
             client.refuse(refusal.CROWDED, close=True)
 
     def admit(self, client: Client, chosen: Plan) -> Refusal | None:

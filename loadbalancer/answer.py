@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from loadbalancer.forwarded import HOP_BY_HOP, answer_fields
 from server.http1 import MAX_FIELDS, MAX_HEAD
 
 LENGTH, CHUNKED, TO_THE_END, NOTHING = range(4)  # how the body ends
@@ -28,11 +29,6 @@ _HEAD = re.compile(
 _FIELD = re.compile(rb"([^:]+):([^\r]*)\r\n")
 _BEGINNING = b"HTTP/1."
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
-# RFC 9110, 7.6.1, and what proxies of old made up.
-HOP_BY_HOP = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authentication-info")
-    + (b"te", b"transfer-encoding", b"upgrade")
-)
 # Never a hole: another value would mean another kind of answer.
 _DECISIVE = HOP_BY_HOP | {b"content-length", b"trailer", b"opc-request-id"}
 _NO_BODY = (204, 304)
@@ -113,21 +109,6 @@ def _keep_alive(value: bytes, modern: bool) -> bool:
     return b"close" not in options and (modern or b"keep-alive" in options)
 
 
-def passed_on(head: AnswerHead) -> list[tuple[bytes, bytes]]:
-    """The fields that concern the client: everything but hop-by-hop and what Connection names."""
-    named = {
-        option.strip(b" \t")
-        for name, value in head.fields
-        if name == b"connection"
-        for option in value.lower().split(b",")
-    } - {b"content-length", b"opc-request-id", b"content-type", b"date"}
-    return [
-        field
-        for field in head.fields
-        if field[0] not in HOP_BY_HOP | named and not field[0].startswith(b"proxy-")
-    ]
-
-
 class Template:
     """One kind of head, to be matched against the next ones.
 
@@ -142,7 +123,7 @@ class Template:
         self.holes = holes
         self.has_id = bool(head.request_id)
         self.lines = raw.split(b"\r\n")[:-2]
-        dropped = {name for name, _ in head.fields} - {name for name, _ in passed_on(head)}
+        dropped = {name for name, _ in head.fields} - {name for name, _ in answer_fields(head.fields)}
         pattern, group, kept, inside = b"", 0, [], False
         for number, line in enumerate(self.lines):
             name = line.partition(b":")[0].lower() if number else b""

@@ -115,18 +115,18 @@ def upstream_fields(head: Head, peer: str, hops: Hops) -> bytes:
     return b"host: %b\r\n%b%bvia: %b\r\n" % (host, b"".join(lines), origin, via)
 
 
-def answer_fields(fields: Fields) -> bytes:
-    """The lines of an answer that concern the client: nothing of the connection to the instance.
+def answer_fields(fields: Fields) -> list[tuple[bytes, bytes]]:
+    """The fields of an answer that concern the client: nothing of the connection to the instance.
 
     Content-Length and Trailer stay: whether they hold is for who frames the body.
     """
     fields = tuple(fields)
     named = nominated(fields)
-    return b"".join(
-        b"%b: %b\r\n" % (name, value)
-        for name, value in fields
-        if name not in HOP_BY_HOP and name not in named and not name.startswith(_NEVER)
-    )
+    return [
+        field
+        for field in fields
+        if field[0] not in HOP_BY_HOP and field[0] not in named and not field[0].startswith(_NEVER)
+    ]
 
 
 def nominated(fields: Fields) -> frozenset[bytes]:

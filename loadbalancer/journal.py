@@ -16,13 +16,10 @@ from server import log, scribe
 
 PIECE = 200  # entries made into lines at a time: about half a millisecond
 
-# the access record, bytes from the client, microseconds that its messages waited for bandwidth
-Entry = tuple[log.AccessRecord, int, int]
-
 
 class Journal:
     def __init__(self, shared: mmap.mmap, proxy: int, pipe: int, source: str) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[log.AccessRecord] = []
         self.counters = memory.Counters(shared, proxy)
         self.cells = self.counters.cells
         self._lines = log.AccessLog(source)
@@ -42,11 +39,11 @@ class Journal:
         self.entries.clear()
         self.counters.flush()
 
-    def _write_down(self, piece: list[Entry]) -> None:
+    def _write_down(self, piece: list[log.AccessRecord]) -> None:
         count(self.cells, piece)
         if self._pipe is None or not piece:
             return
-        self.cells[memory.ACCESS_DROPPED] += self._pipe.write(self._lines.format([e[0] for e in piece]))
+        self.cells[memory.ACCESS_DROPPED] += self._pipe.write(self._lines.format(piece))
         if self._pipe.pending:
             asyncio.get_running_loop().add_writer(self._pipe.fileno(), self._flush_pipe)
 
@@ -58,20 +55,22 @@ class Journal:
             asyncio.get_running_loop().remove_writer(self._pipe.fileno())
 
 
-def count(cells: list[int], batch: list[Entry]) -> None:
+def waited(cells: list[int], histogram: int, spent_us: int) -> None:
+    """One thing has waited so long."""
+    cells[histogram + spent_us.bit_length()] += 1
+    cells[histogram + memory.SUM] += spent_us
+
+
+def count(cells: list[int], batch: list[log.AccessRecord]) -> None:
     """Add a batch to the counters, column by column: that costs half of what a loop over rows does."""
     if not batch:
         return
-    records, received, waited = zip(*batch, strict=True)
-    _, _, statuses, upstream, _, sent, totals = zip(*records, strict=True)
-    cells[memory.BYTES_IN] += sum(received)
+    _, _, statuses, upstream, _, sent, totals = zip(*batch, strict=True)
     cells[memory.BYTES_OUT] += sum(sent)
     for status, times in Counter(statuses).items():
         cells[memory.STATUS_CELL.get(status, memory.OTHER_STATUS)] += times
     _add(cells, memory.LATENCY, totals)
     _add(cells, memory.UPSTREAM, [spent for spent in upstream if spent])
-    if any(waited):
-        _add(cells, memory.THROTTLE, [spent for spent in waited if spent])
 
 
 def _add(cells: list[int], start: int, column: Sequence[int]) -> None:

@@ -6,11 +6,12 @@ Touches the connections; arithmetic of credits and ejection is the pool's.
 from __future__ import annotations
 
 import asyncio
+import errno
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from loadbalancer import memory
-from loadbalancer.refusal import BAD_ANSWER, LOST
+from loadbalancer.refusal import BAD_ANSWER, CROWDED, LOST
 from loadbalancer.upstream import FREE, MAX_USES, Upstream
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from loadbalancer.proxy import Proxy
 
 MAX_AGE = 3600.0  # seconds
+REFUSED = (ConnectionRefusedError, FileNotFoundError)
+# What is missing here, and says nothing of the instance: so many looks whether it is there again.
+OURS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
+PATIENCE = 20
+PAUSE = 0.02  # seconds
 
 
 class Link:
@@ -49,7 +55,7 @@ class Link:
                 upstream = await self._connect()
         except (OSError, TimeoutError) as error:
             if self.opening.pop(client, None) is not None:
-                self._unreachable(client, isinstance(error, ConnectionRefusedError | FileNotFoundError))
+                self._failed_to_open(client, error)
             return
         if self.opening.pop(client, None) is None:  # the client has left in the very last moment
             self.idle.append(upstream)
@@ -57,14 +63,28 @@ class Link:
             upstream.ask(client, monotonic_ns())
 
     async def _connect(self) -> Upstream:
-        loop, instance, started = asyncio.get_running_loop(), self.instance, monotonic_ns()
+        instance, started = self.instance, monotonic_ns()
+        for _ in range(PATIENCE):
+            try:
+                upstream = await self._connect_once()
+                break
+            except OSError as error:
+                if error.errno not in OURS:
+                    raise
+                await asyncio.sleep(PAUSE)
+        else:
+            upstream = await self._connect_once()
+        took = monotonic_ns() - started
+        instance.way_ns = min(instance.way_ns, took) if instance.way_ns else took
+        return upstream
+
+    async def _connect_once(self) -> Upstream:
+        loop, instance = asyncio.get_running_loop(), self.instance
         if instance.entry["kind"] == "unix":
             _, upstream = await loop.create_unix_connection(self._made, instance.entry["path"])
         else:
             host, port = instance.entry["host"], instance.entry["port"]
             _, upstream = await loop.create_connection(self._made, host, port)
-        took = monotonic_ns() - started
-        instance.way_ns = min(instance.way_ns, took) if instance.way_ns else took
         return upstream
 
     def _made(self) -> Upstream:
@@ -114,9 +134,15 @@ class Link:
             client.cut_off(LOST)
         self.proxy.roster.dispatch(now)
 
-    def _unreachable(self, client: Client, refused: bool) -> None:
+    def _failed_to_open(self, client: Client, error: Exception) -> None:
         now = monotonic_ns()
-        self.pool.connect_failed(self.instance, now, refused)
+        if isinstance(error, OSError) and error.errno in OURS:
+            self.pool.cancelled(self.instance, now, late=False)
+            self.proxy.warn(f"cannot connect to {self.instance.name}: {error.strerror}")
+            self._let_go(client)
+            client.cut_off(CROWDED)
+            return
+        self.pool.connect_failed(self.instance, now, isinstance(error, REFUSED))
         self._let_go(client)
         if client.can_replay():
             self.proxy.roster.retry(client, self.instance, now)

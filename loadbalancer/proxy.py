@@ -17,6 +17,7 @@ import socket
 import time
 from dataclasses import replace
 from email.utils import formatdate
+from functools import partial
 from random import Random
 
 import uvloop
@@ -26,7 +27,8 @@ from loadbalancer.admission import Admission
 from loadbalancer.answer import Templates
 from loadbalancer.client import RECEIVE_VIEW, Client
 from loadbalancer.config import Config
-from loadbalancer.journal import Journal
+from loadbalancer.crowd import Crowd
+from loadbalancer.journal import Journal, waited
 from loadbalancer.ledger import Ledger, Meter, http_bits, wire_bits
 from loadbalancer.place import ProxyPlace
 from loadbalancer.pool import Pool, PoolSettings
@@ -53,12 +55,17 @@ class Proxy:
         )
         self.cells = self.book.cells
         self.journal = self.book.entries
-        self.throttle = Throttle(_meter(self.shared, place), config.bandwidth.delay_budget)
+        self.throttle = Throttle(
+            _meter(self.shared, place),
+            config.bandwidth.delay_budget,
+            waited=partial(waited, self.cells, memory.THROTTLE),
+        )
         self.pool = Pool(_pool_settings(config), Random(), time.monotonic_ns())
         self.roster = Roster(self, self.pool)
         self.templates = Templates()
         self.ids = RequestIds()
-        self.clients: set[Client] = set()
+        self.crowd = Crowd(config.limits.max_connections)
+        self.clients = self.crowd.clients
         self.certificates = Certificates(config.listen) if config.listen.tls_certificate else None
         self.draining = False
         self.now = 0.0  # the loop's clock as of the last tick: fine enough for timeouts
@@ -131,6 +138,7 @@ class Proxy:
         self.date = formatdate(wall, usegmt=True).encode()
         self.wall_offset = time.time_ns() - time.monotonic_ns()
         self.roster.prune()
+        self.crowd.forget()
         if self.certificates is not None:
             self.certificates.renew()
         for client in list(self.clients):
@@ -197,7 +205,7 @@ class Proxy:
 
 def _meter(shared: mmap.mmap, place: ProxyPlace) -> Meter:
     bits = wire_bits if place.config.bandwidth.accounting == "wire" else http_bits
-    return Meter(Ledger(shared, place.memory_fd), bits)
+    return Meter(Ledger(shared, place.memory_fd), bits, place.number)
 
 
 def _pool_settings(config: Config) -> PoolSettings:

@@ -14,8 +14,9 @@ from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from loadbalancer import answer, chunked, refusal
+from loadbalancer import answer, chunked, memory, refusal
 from loadbalancer.answer import AnswerHead
+from loadbalancer.forwarded import answer_fields
 from loadbalancer.refusal import TOO_LATE, Refusal
 from server.http1 import STATUS_LINES
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from loadbalancer.drr import Toll
 
 BANDWIDTH, PRESSURE = 1, 4
+BYTES_IN = memory.BYTES_IN
 CLOSE = b"connection: close\r\n"
 
 
@@ -37,19 +39,20 @@ class Reply:
         "ending",
         "heard",
         "held",
+        "held_back",
         "pieces",
         "progress",
         "request_id",
         "since",
         "status",
         "toll",
-        "waited_us",
     )
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self.pieces: deque[bytes] = deque()  # wait for bandwidth, in order
         self.toll: Toll | None = None
+        self.held_back = 0  # bytes of `pieces` that do not take their turn yet
         self.held = 0  # why the instance's answer is not being read
         self.progress = -1
         self.since = self.heard = 0.0  # when the client last took something, when the instance last sent
@@ -62,7 +65,6 @@ class Reply:
         self.close = False
         self.status = 0
         self.bytes_out = 0
-        self.waited_us = 0
         self.request_id = b""
 
     # ------------------------------------------------------------------ answers in one piece
@@ -93,7 +95,7 @@ class Reply:
     def interim(self, head: AnswerHead) -> None:
         """1xx: passed on to those who know it (RFC 9110, 15.2); 100 was ours to say."""
         if head.status != 100 and self.client.plan.head.version == (1, 1):
-            fields = b"".join(b"%b: %b\r\n" % field for field in answer.passed_on(head))
+            fields = b"".join(b"%b: %b\r\n" % field for field in answer_fields(head.fields))
             self._send(b"HTTP/1.1 %d %b\r\n%b\r\n" % (head.status, head.reason, fields))
 
     def begin(self, head: AnswerHead) -> None:
@@ -106,7 +108,7 @@ class Reply:
         self.request_id = head.request_id or proxy.ids.mint(client.plan.head.request_id)
         lines = [
             b"%b: %b\r\n" % field
-            for field in answer.passed_on(head)
+            for field in answer_fields(head.fields)
             if self.chunking or field[0] != b"trailer"
         ]
         if not head.request_id:
@@ -142,6 +144,7 @@ class Reply:
         throttle = self.client.proxy.throttle
         if self.pieces:
             self.pieces.append(data)
+            self._hold_back(len(data))
         elif throttle.active and not throttle.pay(len(data)):
             self._wait(data)
         else:
@@ -152,19 +155,29 @@ class Reply:
         throttle = self.client.proxy.throttle
         size = throttle.quantum
         self.pieces.extend(data[start : start + size] for start in range(0, len(data), size))
+        self._hold_back(len(data))
         self.hold(BANDWIDTH)
         # A small answer is let out before anything else: its request has waited for it.
-        self.toll = throttle.wait(len(self.pieces[0]), self._paid, urgent=self.ending and len(data) <= size)
+        self._wait_on(urgent=self.ending and len(data) <= size)
+
+    def _wait_on(self, urgent: bool = False) -> None:
+        """For the first piece."""
+        size = len(self.pieces[0])
+        self._hold_back(-size)
+        self.toll = self.client.proxy.throttle.wait(size, self._paid, urgent, answer=True)
+
+    def _hold_back(self, nbytes: int) -> None:
+        self.held_back += nbytes
+        self.client.proxy.throttle.held += nbytes
 
     def _paid(self) -> None:
         """The first piece is paid for."""
-        client, throttle = self.client, self.client.proxy.throttle
-        self.toll = None
+        client, self.toll = self.client, None
         data = self.pieces.popleft()
         self.bytes_out += len(data)
         client.transport.write(data)
         if self.pieces:
-            self.toll = throttle.wait(len(self.pieces[0]), self._paid)
+            self._wait_on()
         elif self.ending:
             self._end()
         else:
@@ -197,15 +210,17 @@ class Reply:
         total_us = (now - client.started) // 1000 if client.started else 0
         request_id = self.request_id or proxy.ids.mint(client.plan.head.request_id)
         proxy.journal.append((
-            (now + proxy.wall_offset, client.plan.message, status, 0, request_id, self.bytes_out, total_us),
-            client.bytes_in, self.waited_us,
+            now + proxy.wall_offset, client.plan.message, status, 0, request_id, self.bytes_out, total_us,
         ))  # fmt: skip
+        proxy.cells[BYTES_IN] += client.bytes_in
+        proxy.admission.answered(client, self.bytes_out)
 
     def drop(self) -> None:
         """The client has left."""
         if self.toll is not None:
             self.client.proxy.throttle.cancel(self.toll)
             self.toll = None
+        self._hold_back(-self.held_back)
         self.pieces.clear()
 
     def break_off(self) -> None:

@@ -67,6 +67,9 @@ class _Collected(Collector):
             ("requests_waiting", "Requests that wait for an instance now", memory.WAITING),
         ):
             yield _gauge(name, help_text, "", [("", cells[cell])])
+        if self.facts.certificate_expires:
+            expires = [("", float(self.facts.certificate_expires))]
+            yield _gauge("certificate_expires_timestamp_seconds", "When it does: Unix time", "", expires)
         yield _histogram("request", "From a request's head to the end of its answer", cells, memory.LATENCY)
         yield _histogram("upstream", "From the hand-over to the instance's answer", cells, memory.UPSTREAM)
         yield _histogram("queue", "What requests waited for an instance", cells, memory.QUEUE)

@@ -14,6 +14,7 @@ from loadbalancer import memory
 from loadbalancer.budget import RetryBudget
 from loadbalancer.client import ASKED, QUEUED
 from loadbalancer.instance import Instance
+from loadbalancer.journal import waited
 from loadbalancer.link import Link
 from loadbalancer.pool import Pool
 from loadbalancer.refusal import LOST, Refusal, down, queue_full
@@ -77,6 +78,7 @@ class Roster:
                 return
             client = self.waiting.pop()
             if client is not None:
+                waited(self.proxy.cells, memory.QUEUE, (now - self.waiting.since) // 1000)
                 instance.link.hand(client, now)
 
     def retry(self, client: Client, failed: Instance, now: int) -> None:

@@ -32,6 +32,7 @@ class Facts:
     mbps: float
     maximum: float
     members: Sequence[Mapping[str, Any]]  # as on the board
+    certificate_expires: int = 0  # Unix time; 0: there is none, or it cannot be read
 
 
 def state(facts: Facts, trend: Trend, reading: Reading) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import random
 import signal
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from time import monotonic_ns
 from typing import Any
 
@@ -25,6 +26,7 @@ from loadbalancer.membership import Sources, WatchedFile
 from loadbalancer.place import StewardPlace
 from loadbalancer.probe import NOT_ASKED, Question
 from server import __version__
+from server.errors import ConfigError
 from server.log import say
 
 FIRST_ROUND = 1.0  # seconds at most that the first board waits for the resolver, and for the first probes
@@ -128,7 +130,19 @@ class Steward:
             mbps=self.limits.mbps,
             maximum=self.limits.maximum,
             members=[member.entry() for member in self.census.members.values()],
+            certificate_expires=self._certificate_expires(),
         )
+
+    def _certificate_expires(self) -> int:
+        path = self.config.listen.tls_certificate
+        if not path:
+            return 0
+        from loadbalancer import tls  # with its library, which only they need who have a certificate
+
+        try:
+            return tls.not_after(Path(path))
+        except ConfigError:
+            return 0  # the proxies have said so, and serve the last one
 
     def reading(self) -> trend.Reading:
         cells = {name: member.cell for name, member in self.census.members.items()}

@@ -25,10 +25,17 @@ MOST_ECHO = 100.0
 class Throttle:
     """`active`: there is a limit. `quantum`: bytes that one flow may pass in a turn."""
 
-    def __init__(self, meter: Meter, budget: float, clock: Callable[[], int] = monotonic_ns) -> None:
+    def __init__(
+        self,
+        meter: Meter,
+        budget: float,
+        clock: Callable[[], int] = monotonic_ns,
+        waited: Callable[[int], None] = lambda microseconds: None,
+    ) -> None:
         self._meter = meter
         self._shaper = Shaper()
         self._budget = budget
+        self._waited = waited  # is told the microseconds of each toll that is paid
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -102,7 +109,9 @@ class Throttle:
             self._timer.cancel()  # it may not be the one that calls
             self._timer = None
         paid = self._shaper.serve(self._meter.spend if self.active else _free)
+        now = self._clock()
         for toll in paid:
+            self._waited((now - toll.since) // 1000)
             if toll.answer:
                 self._answers += toll.size
             else:
@@ -111,7 +120,7 @@ class Throttle:
         if self._shaper.queued:
             self._sleep()
         else:
-            self._meter.share.publish(self._clock(), 0, 0)
+            self._meter.share.publish(now, 0, 0)
         for toll in paid:
             if toll.go is not None:
                 toll.go()

@@ -36,7 +36,7 @@ class Certificates:
         self._stamps = self._seen = self._look()
         self.context = self._current = _build(listen)
         self.context.sni_callback = self._choose
-        self.not_after = not_after(Path(listen.tls_certificate))
+        self.not_after = not_after(Path(listen.tls_certificate))  # of what serves
 
     def renew(self) -> bool:
         """Take new files if there are any; True when they serve from now on.
@@ -57,10 +57,6 @@ class Certificates:
             return False
         say("info", f"new certificate from {self._listen.tls_certificate}")
         return True
-
-    def days_left(self, now_unix: float) -> float:
-        """Until the certificate expires; negative afterwards."""
-        return (self.not_after - now_unix) / 86400
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         if self._current is not context:

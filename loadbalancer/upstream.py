@@ -15,7 +15,7 @@ import asyncio
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from loadbalancer import answer, chunked, proxyline
+from loadbalancer import answer, chunked, memory, proxyline
 from loadbalancer.answer import AnswerHead, BadAnswer, Template
 from loadbalancer.instance import WEIGHT
 from server.http1 import MAX_HEAD, find_head
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FREE, ASKED, HEAD, BODY, CLOSED = range(5)
 IDLE, PRESSURE = 0, 4  # of a client: see client.py
+BYTES_IN = memory.BYTES_IN
 MAX_USES = 100_000  # requests on one connection
 
 HIGH_WATER = 262144  # bytes that wait for the other side to take them
@@ -122,10 +123,12 @@ class Upstream(asyncio.Protocol):
         else:
             client.transport.write(data)
             proxy.journal.append((
-                (now + proxy.wall_offset, client.plan.message, status, spent_us,
-                 request_id, len(data), (now - client.started) // 1000),
-                client.bytes_in, client.reply.waited_us,
+                now + proxy.wall_offset, client.plan.message, status, spent_us,
+                request_id, len(data), (now - client.started) // 1000,
             ))  # fmt: skip
+            proxy.cells[BYTES_IN] += client.bytes_in
+            if not proxy.simple:
+                proxy.admission.answered(client, len(data))
             if client.partial or client.paused:
                 client.finish(False)
             else:

@@ -39,6 +39,7 @@ class Waiting(Generic[T]):
         "count",
         "entries",
         "rate",
+        "since",
         "size",
         "wait",
     )
@@ -48,7 +49,9 @@ class Waiting(Generic[T]):
         self.size = size
         self.wait = wait
         self.rate = 0.0
-        self.entries: OrderedDict[T, tuple[int, int]] = OrderedDict()  # bytes, and when its time is over
+        # Its bytes, when it came, and when its time is over
+        self.entries: OrderedDict[T, tuple[int, int, int]] = OrderedDict()
+        self.since = 0  # when the one came that was popped last
         self._bytes = 0
         self._earliest = 0  # no entry's time is over before
         self._popped = 0  # since the last tick
@@ -72,7 +75,7 @@ class Waiting(Generic[T]):
             return False
         if not ahead or until < self._earliest:
             self._earliest = until
-        self.entries[request] = (size, until)
+        self.entries[request] = (size, now, until)
         self._bytes += size
         return True
 
@@ -80,7 +83,7 @@ class Waiting(Generic[T]):
         """The oldest, which an instance takes now."""
         if not self.entries:
             return None
-        request, (size, _) = self.entries.popitem(last=False)
+        request, (size, self.since, _) = self.entries.popitem(last=False)
         self._bytes -= size
         self._popped += 1
         return request
@@ -98,10 +101,10 @@ class Waiting(Generic[T]):
         self._measure(now)
         if not self.entries or now < self._earliest:
             return []
-        late = [request for request, (_, until) in self.entries.items() if until <= now]
+        late = [request for request, (_, _, until) in self.entries.items() if until <= now]
         for request in late:
             self.cancel(request)
-        self._earliest = min((until for _, until in self.entries.values()), default=0)
+        self._earliest = min((until for _, _, until in self.entries.values()), default=0)
         return late
 
     def _measure(self, now: int) -> None:

@@ -225,10 +225,11 @@ def test_an_answer() -> None:
         (b"trailer", b"x-sum"), (b"opc-request-id", b"a/b/c"), (b"www-authenticate", b"Bearer"),
         (b"x-twofold-depth", b"1"),
     )  # fmt: skip
-    assert answer_fields(fields) == (
-        b"content-type: application/json\r\nset-cookie: a\r\nset-cookie: b\r\ncontent-length: 5\r\n"
-        b"trailer: x-sum\r\nopc-request-id: a/b/c\r\nwww-authenticate: Bearer\r\n"
-    )
+    assert answer_fields(fields) == [
+        (b"content-type", b"application/json"), (b"set-cookie", b"a"), (b"set-cookie", b"b"),
+        (b"content-length", b"5"), (b"trailer", b"x-sum"), (b"opc-request-id", b"a/b/c"),
+        (b"www-authenticate", b"Bearer"),
+    ]  # fmt: skip
 
 
 # ------------------------------------------------------------------ whatever is sent
@@ -336,7 +337,7 @@ def test_what_has_passed_once_passes_again_unchanged(fields: list[Field]) -> Non
 @given(FIELDS)
 def test_answers_keep_what_is_the_clients(fields: list[Field]) -> None:
     fields = [(name.lower(), value.strip()) for name, value in fields]
-    arrived = re.findall(rb"([^:]+): ([^\r]*)\r\n", answer_fields(fields))
+    arrived = answer_fields(fields)
     named = named_by_connection(fields) - forwarded.PROTECTED
     assert arrived == [
         (name, value)

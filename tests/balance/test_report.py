@@ -21,7 +21,7 @@ def member(name: str, cell: int, shown: str = "up") -> dict[str, Any]:
 
 
 MEMBERS = [member(A, 0), member(B, 1)]
-FACTS = state.Facts("0.1", 1700000000.0, 10_000_000, 8000, 10.0, 0.0, MEMBERS)
+FACTS = state.Facts("0.1", 1700000000.0, 10_000_000, 8000, 10.0, 0.0, MEMBERS, 1800000000)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_metrics(shared: mmap) -> None:
         ("refused_total", "bandwidth"): 5, ("refused_total", "unauthorised"): 0,
         ("received_bytes_total",): 400_000, ("sent_bytes_total",): 100_000,
         ("bandwidth_limit_bits_per_second",): 10_000_000, ("bandwidth_debt_bits",): 8000,
-        ("requests_inside",): 3,
+        ("requests_inside",): 3, ("certificate_expires_timestamp_seconds",): 1800000000,
         ("throttle_seconds_count",): 3, ("throttle_seconds_sum",): 200_000.004,
         ("throttle_seconds_bucket", "0.001024"): 1, ("throttle_seconds_bucket", "+Inf"): 3,
         ("instance_state", B, "ejected"): 1, ("instance_state", B, "up"): 0, ("instance_state", A, "up"): 1,
@@ -147,3 +147,4 @@ def test_metrics_of_nobody(shared: mmap) -> None:
     facts = state.Facts("0.1", 0.0, 0, 0, 0.0, 0.0, [])
     found = metrics(report.exposition(facts, Trend(), read(shared, {}, 0)))
     assert found["twofold_balance_bandwidth_utilisation_percent",] == 0
+    assert ("twofold_balance_certificate_expires_timestamp_seconds",) not in found

@@ -1,0 +1,85 @@
+"""What the load balancer writes down of requests, against what its client has seen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from balancer import Balancer, balance, eventually
+from caller import Caller, once, post
+from origin import Origin, answer, saying, served
+from stage import act
+
+from loadbalancer import memory
+
+
+@asynccontextmanager
+async def behind(origin: Origin, folder: Path, *options: str) -> AsyncIterator[Balancer]:
+    await origin.start()
+    try:
+        async with balance(folder, *options, instances=[origin.url]) as lb:
+            yield lb
+    finally:
+        await origin.stop()
+
+
+def test_bytes_and_what_waited_for_bandwidth(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        origin = Origin(saying(answer(b"z" * 150_000)))
+        async with behind(origin, tmp_path, "--bandwidth-mbps", "10") as lb:
+            asked = post()
+            async with Caller(lb.port) as caller:
+                made = [await caller.ask(asked) for _ in range(2)]
+            assert [len(one.body) for one in made] == [150_000] * 2
+            await eventually(lambda: lb.total(0) == 2, "two requests answered 200")
+            assert lb.total(memory.BYTES_IN) == 2 * len(asked)
+            assert 300_000 < lb.total(memory.BYTES_OUT) < 301_500
+            # 65,536 bytes are there from the start; the rest takes 0.8 us a byte.
+            assert 150_000 <= lb.total(memory.THROTTLE + memory.SUM) <= 400_000
+            assert lb.total(memory.QUEUE + memory.SUM) == 0
+
+    act(scenario())
+
+
+def test_what_waited_for_an_instance(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with behind(Origin(served(0.1), workers=1), tmp_path, "--credits", "1") as lb:
+            made = await asyncio.gather(*(once(lb.port, post()) for _ in range(3)))
+            assert all(one.status == 200 for one in made)
+            await eventually(lambda: lb.total(0) == 3, "three requests answered 200")
+            waits = [lb.total(memory.QUEUE + bucket) for bucket in range(memory.BUCKETS)]
+            assert sum(waits) == 2 and sum(waits[16:]) == 2  # 33 ms and more
+            assert 200_000 <= lb.total(memory.QUEUE + memory.SUM) <= 900_000
+
+    act(scenario())
+
+
+def test_a_callers_bandwidth_counts_its_answers(tmp_path: Path) -> None:
+    """A megabit for each: the first answer is worth 1.2 s of it, beyond the burst of one second."""
+
+    async def scenario() -> None:
+        origin = Origin(saying(answer(b"z" * 260_000)))
+        limit = ("--caller-bandwidth-mbps", "1", "--caller-header", "x-tenant")
+        async with behind(origin, tmp_path, *limit) as lb:
+            mine, theirs = (post(fields=b"x-tenant: %b\r\n" % name) for name in (b"mine", b"theirs"))
+            assert [(await once(lb.port, mine)).status for _ in range(2)] == [200, 429]
+            assert (await once(lb.port, theirs)).status == 200
+            await eventually(lambda: lb.total(memory.REFUSED_CALLER) == 1, "one refused")
+
+    act(scenario())
+
+
+def test_requests_a_second_of_one_caller(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        limit = ("--caller-requests-per-second", "1", "--caller-header", "x-tenant")
+        async with behind(Origin(served(0.0)), tmp_path, *limit) as lb:
+            mine, theirs = (post(fields=b"x-tenant: %b\r\n" % name) for name in (b"mine", b"theirs"))
+            async with Caller(lb.port) as caller:
+                made = [await caller.ask(mine) for _ in range(3)]
+                assert [one.status for one in made] == [200, 429, 429]
+                assert made[2].fields["retry-after"] == "1"
+                assert (await caller.ask(theirs)).status == 200
+
+    act(scenario())
