@@ -396,5 +396,7 @@ class Client(asyncio.BufferedProtocol):
             self.proxy.roster.give_up(self, LATE_BODY)
         elif self.state == LINGER and silent > LINGER_SECONDS:
             self.transport.abort()
-        elif self.state in (QUEUED, FLOW, ASKED) or self.state == CLOSED:
+        elif self.state in (QUEUED, FLOW, ASKED):
             self.reply.check(now)
+        if self.state in (IDLE, FLOW, ASKED, CLOSED):
+            self.reply.check_taken(now)

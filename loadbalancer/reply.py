@@ -225,8 +225,12 @@ class Reply:
 
     def break_off(self) -> None:
         """What was begun and cannot be ended gets a reset: an end of stream could look like its end."""
-        transport = self.client.transport
         self.note(self.status)
+        self._reset_connection()
+
+    def _reset_connection(self) -> None:
+        """A plain close would leave to the kernel what the client does not take, for minutes."""
+        transport = self.client.transport
         duplicate = os.dup(transport.get_extra_info("socket").fileno())
         with socket.socket(fileno=duplicate) as connection:
             with contextlib.suppress(OSError):  # a Unix socket has no such option
@@ -244,8 +248,12 @@ class Reply:
         if upstream is not None and not self.held and now - self.heard > timeouts.predict_timeout:
             upstream.fail("it stopped within an answer")
             return
+
+    def check_taken(self, now: float) -> None:
+        """Whoever takes nothing of what is written for it is cut off, also when that is all there was."""
+        client = self.client
         waiting = client.transport.get_write_buffer_size()
         if waiting != self.progress or self.toll is not None or not waiting:
             self.progress, self.since = waiting, now
-        elif now - self.since > timeouts.body_timeout:
-            client.transport.abort()
+        elif now - self.since > client.proxy.config.timeouts.body_timeout:
+            self._reset_connection()
