@@ -8,6 +8,9 @@ So a `Template` is made of each kind of head: one regular expression with the by
 literals and a hole for each value that was seen to change.  A head that matches has been checked
 byte by byte, and its groups are the pieces to send on.  Fields that decide about framing are never
 a hole but for the number in Content-Length.
+
+Most of a head is the same for a second, its date included.  That much is compared as one string,
+and only the rest by an expression, which takes half the time.
 """
 
 from __future__ import annotations
@@ -112,34 +115,66 @@ def _keep_alive(value: bytes, modern: bool) -> bool:
 class Template:
     """One kind of head, to be matched against the next ones.
 
-    `match` is the compiled expression's `match`; group `length` is Content-Length's number, group
-    `request_id` the id; `kept` are the numbers of the groups to join for the client.
+    Where an answer begins with `start`, of `size` bytes, `rest(answer, size)` matches the rest of
+    such a head; where not, match() is for all of it, and has another `start` from then on.
+    Group `length` is Content-Length's number, group `request_id` the id; `kept` are the numbers of
+    the groups to join for the client, and none if all of it is sent on.
     """
 
-    __slots__ = ("has_id", "holes", "kept", "lines", "match", "status")
+    __slots__ = ("_whole", "has_id", "holes", "kept", "lines", "rest", "size", "start", "status")
 
     def __init__(self, raw: bytes, head: AnswerHead, holes: frozenset[bytes]) -> None:
         self.status = head.status
         self.holes = holes
         self.has_id = bool(head.request_id)
         self.lines = raw.split(b"\r\n")[:-2]
+        self.start, self.size = b"", 0
         dropped = {name for name, _ in head.fields} - {name for name, _ in answer_fields(head.fields)}
-        pattern, group, kept, inside = b"", 0, [], False
-        for number, line in enumerate(self.lines):
-            name = line.partition(b":")[0].lower() if number else b""
-            if name in dropped:
-                pattern += (b")" if inside else b"") + re.escape(line) + rb"\r\n"
-                inside = False
-                continue
-            if not inside:
-                group += 1
-                kept.append(group)
-                pattern, inside = pattern + b"(", True
-            piece, groups = _line(line, name, holes)
-            pattern, group = pattern + piece, group + groups
-        pattern += (b")" if inside else b"") + rb"\r\n"
-        self.kept = tuple(kept)
-        self.match = re.compile(pattern).match
+        if dropped:
+            pattern, self.kept = _pattern_of_pieces(self.lines, dropped, holes)
+            self.rest = self._whole = re.compile(pattern).match
+        else:
+            lines = [_line(line, _name(line), holes)[0] for line in self.lines]
+            volatile = holes - {b"date"} | {b"content-length", b"opc-request-id"}
+            steady = next(at for at, line in enumerate(self.lines) if _name(line) in volatile)
+            rest = b"".join(lines[steady:]) + rb"\r\n"
+            self.kept = ()
+            self.rest = re.compile(rest).match
+            self._whole = re.compile(b"(?P<start>" + b"".join(lines[:steady]) + b")" + rest).match
+            self.match(raw)
+
+    def match(self, data: bytes) -> re.Match[bytes] | None:
+        """All of a head; the next ones are likely to begin as this one."""
+        found = self._whole(data)
+        if found is not None and not self.kept:
+            self.start = found["start"]
+            self.size = len(self.start)
+        return found
+
+
+def _name(line: bytes) -> bytes:
+    """Of a field, in lower case; of a status line, nothing that a field is called."""
+    return line.partition(b":")[0].lower()
+
+
+def _pattern_of_pieces(
+    lines: list[bytes], dropped: set[bytes], holes: frozenset[bytes]
+) -> tuple[bytes, tuple[int, ...]]:
+    """(pattern of a whole head, numbers of the groups around what is sent on)."""
+    pattern, group, kept, inside = b"", 0, [], False
+    for line in lines:
+        name = _name(line)
+        if name in dropped:
+            pattern += (b")" if inside else b"") + re.escape(line) + rb"\r\n"
+            inside = False
+            continue
+        if not inside:
+            group += 1
+            kept.append(group)
+            pattern, inside = pattern + b"(", True
+        piece, groups = _line(line, name, holes)
+        pattern, group = pattern + piece, group + groups
+    return pattern + (b")" if inside else b"") + rb"\r\n", tuple(kept)
 
 
 def _line(line: bytes, name: bytes, holes: frozenset[bytes]) -> tuple[bytes, int]:

@@ -52,31 +52,11 @@ RECEIVE_VIEW = memoryview(RECEIVE)
 
 class Client(asyncio.BufferedProtocol):
     __slots__ = (
-        "advancing",
-        "body",
-        "bytes_in",
-        "due",
-        "expected",
-        "head",
-        "left",
-        "link",
-        "partial",
-        "paused",
-        "peer",
-        "plan",
-        "progress",
-        "proxy",
-        "raw",
-        "reply",
-        "retried",
-        "searched",
-        "since",
-        "started",
-        "state",
-        "toll",
-        "transport",
-        "upstream",
-    )
+        "advancing", "bytes_in", "due", "expected", "head", "left", "link",
+        "message", "partial", "paused", "peer", "plan", "progress", "proxy",
+        "raw", "reply", "retried", "searched", "since", "started", "state",
+        "toll", "transport", "upstream",
+    )  # fmt: skip
 
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
@@ -93,11 +73,11 @@ class Client(asyncio.BufferedProtocol):
         # The request in hand
         self.plan: Plan = proxy.no_plan
         self.head = b""  # the bytes for an instance
+        self.message = b""  # with what of the body is here and not yet sent
         self.raw = b""  # the head that `plan` was made from
         self.expected = -1  # bytes of a read that holds such a head and its body, and nothing else
         self.started = 0  # monotonic ns at which its head was complete; 0: none was
         self.bytes_in = 0
-        self.body = b""  # what of the body is here and not yet sent
         self.left = 0  # bytes of a flowing body that have not been read
         self.due = 0.0
         self.retried = 0  # `started` of the last request that was given a second attempt
@@ -119,7 +99,7 @@ class Client(asyncio.BufferedProtocol):
         """The hot path: a whole small request in one read, with the head of the last one."""
         if nbytes == self.expected and self.state == IDLE and RECEIVE.startswith(self.raw):
             proxy, self.started = self.proxy, monotonic_ns()
-            self.body = bytes(RECEIVE_VIEW[nbytes - self.plan.length : nbytes])
+            self.message = b"".join((self.head, RECEIVE_VIEW[nbytes - self.plan.length : nbytes]))
             self.bytes_in = nbytes
             if proxy.simple and (not proxy.throttle.active or proxy.throttle.pay(nbytes)):
                 self.state = QUEUED
@@ -205,7 +185,7 @@ class Client(asyncio.BufferedProtocol):
             return
         have = bytes(self.partial[: plan.length])
         del self.partial[: plan.length]
-        self.state, self.left = FLOW, plan.length
+        self.state, self.left, self.message = FLOW, plan.length, self.head
         self.proxy.throttle.announced += plan.length
         self.proxy.roster.assign(self, self.started)
         if have:
@@ -215,7 +195,7 @@ class Client(asyncio.BufferedProtocol):
         length = self.plan.length
         if len(self.partial) < length:
             return False
-        self.body = bytes(self.partial[:length])
+        self.message = self.head + self.partial[:length]
         del self.partial[:length]
         self.bytes_in += length
         self._gathered()
@@ -225,7 +205,7 @@ class Client(asyncio.BufferedProtocol):
         """The whole request is here: pay for it, then ask an instance."""
         throttle, wanted = self.proxy.throttle, self.plan.digest
         if wanted is not None:
-            refused = guard.body_refusal(wanted, hashlib.sha256(self.body).digest())
+            refused = guard.body_refusal(wanted, hashlib.sha256(self.message[len(self.head) :]).digest())
             if refused is not None:
                 self.refuse(refused, close=self.plan.close)
                 return
@@ -266,7 +246,7 @@ class Client(asyncio.BufferedProtocol):
     def _pass(self, piece: bytes) -> None:
         upstream = self.upstream
         if upstream is None:  # nobody has it yet: one piece is held, the rest stays in the kernel
-            self.body += piece
+            self.message += piece
             self.pause(INSTANCE)
             return
         if upstream.transport.is_closing():
@@ -282,11 +262,11 @@ class Client(asyncio.BufferedProtocol):
     def hand_over(self, upstream: Upstream) -> bytes:
         """The bytes for the instance that takes the request: its head, and what is there of the body."""
         self.upstream = upstream
-        data = self.head + self.body
+        data = self.message
         if self.state == QUEUED:
             self.state = ASKED
         else:
-            self.body = b""
+            self.message = b""
             self._sent_whole(upstream)
             self.resume(INSTANCE)
         return data
@@ -339,7 +319,7 @@ class Client(asyncio.BufferedProtocol):
         """The answer is on its way: next request, or the end."""
         unread = bool(self.left)
         self.proxy.throttle.announced -= self.left
-        self.body, self.left, self.started = b"", 0, 0
+        self.message, self.left, self.started = b"", 0, 0
         self.link = self.upstream = None
         if self.toll is not None:  # a piece for an instance that wants no more
             self.proxy.throttle.cancel(self.toll)
