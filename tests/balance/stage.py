@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,16 +87,20 @@ def act(scenario: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def scene(
-    folder: Path, *options: str, service: float = 0.01, size: int = 4, spoilt: bool = False
+    folder: Path,
+    *options: str,
+    service: float = 0.01,
+    spoilt: bool = False,
+    limit: Callable[[], None] | None = None,
 ) -> AsyncIterator[Scene]:
-    """Instances of two workers each, that take `service` seconds; with `spoilt`, the first by a detour."""
+    """Four instances of two workers each, that take `service` seconds; with `spoilt`, one by a detour."""
     async with AsyncExitStack() as stack:
-        origins = [await Origin(served(service)).start() for _ in range(size)]
+        origins = [await Origin(served(service)).start() for _ in range(4)]
         for origin in origins:
             stack.push_async_callback(origin.stop)
         ways = [await Chaos(origins[0].port).start()] if spoilt else []
         for way in ways:
             stack.push_async_callback(way.stop)
         urls = [way.url for way in ways] + [origin.url for origin in origins[len(ways) :]]
-        lb = await stack.enter_async_context(balance(folder, *options, instances=urls))
+        lb = await stack.enter_async_context(balance(folder, *options, instances=urls, limit=limit))
         yield Scene(lb, origins, ways)

@@ -22,7 +22,7 @@ from loadbalancer import memory
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 HALF = 400.0  # requests a second: half of what four instances with two workers do at 10 ms
-BASELINE = 0.04  # seconds: a p99 that no healthy pool has at half load, whatever the machine does besides
+BASELINE = 0.2  # seconds: what a busy machine may add; who waited for a lost instance, waited longer
 
 
 async def unharmed(stage: Scene, outcome: Outcome, lost: int = 0, seconds: float = 5.0) -> None:

@@ -1,0 +1,194 @@
+"""Clients that do their worst to a load balancer: what the others see, and what is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from caller import Broken, Caller, Load, Outcome, get, once, post
+from http1_corpus import cases
+from origin import Exchange, Play, answer
+from stage import act, scene
+
+from loadbalancer.crowd import QUIET
+
+HALF = 400.0  # requests a second: half of what four instances with two workers do at 10 ms
+NOTICED = 0.1  # seconds: slower, and a caller would notice that somebody else misbehaves
+
+
+def unharmed(outcome: Outcome) -> None:
+    """All were answered, and soon. The machine may be busy with other things for a moment."""
+    assert not outcome.bad()
+    assert outcome.quantile(0.95) <= NOTICED
+
+
+async def flood(port: int, data: list[bytes], rate: float, seconds: float) -> int:
+    """Send each of `data` in turn on a connection of its own; how many of them got a 2xx."""
+    good = 0
+
+    async def one(bad: bytes) -> None:
+        nonlocal good
+        try:
+            async with Caller(port, 3.0) as caller:
+                caller.send(bad)
+                caller.writer.write_eof()
+                good += (await caller.answer()).status < 300
+        except (OSError, Broken, TimeoutError, AssertionError):
+            pass
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(int(rate * seconds)):
+            group.create_task(one(data[number % len(data)]))
+            await asyncio.sleep(1 / rate)
+    return good
+
+
+def test_10_malformed_requests_by_the_hundred(tmp_path: Path) -> None:
+    async def scenario(seconds: float = 2.0) -> None:
+        bad = [case.data for case in cases("invalid") if len(case.answers) == 1 and case.data]
+        async with scene(tmp_path) as stage:
+            await flood(stage.lb.port, bad, 300.0, 0.5)
+            before = stage.lb.rss()
+            async with Load(stage.lb.port, 100.0).going(seconds) as load:
+                good = await flood(stage.lb.port, bad, 300.0, seconds - 0.2)
+            assert good == 0
+            unharmed(load.outcome)
+            assert stage.lb.rss() - before <= 8 << 10
+            assert len(stage.lb.printed().splitlines()) <= 30
+            await stage.lb.settled()
+
+    act(scenario())
+
+
+def few_descriptors() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+
+def test_12_no_descriptor_is_left(tmp_path: Path) -> None:
+    """Those who are connected go on, nothing spins, and it is over as soon as the crowd has gone."""
+
+    async def scenario() -> None:
+        async with scene(tmp_path, limit=few_descriptors) as stage, AsyncExitStack() as stack:
+            lb = stage.lb
+            old = [await stack.enter_async_context(Caller(lb.port)) for _ in range(20)]
+            for caller in old:
+                assert (await caller.ask(post())).status == 200
+            crowd = await asyncio.gather(
+                *(Caller(lb.port).__aenter__() for _ in range(400)), return_exceptions=True
+            )
+            began, cpu = asyncio.get_running_loop().time(), lb.cpu()
+            while asyncio.get_running_loop().time() < began + 1.5:
+                made = await asyncio.gather(*(caller.ask(post()) for caller in old))
+                assert all(one.status == 200 for one in made), [one.status for one in made]
+                await asyncio.sleep(0.1)
+            assert lb.cpu() - cpu <= 0.2 * 1.5 + 0.1
+            for one in crowd:
+                if isinstance(one, Caller):
+                    one.writer.transport.abort()
+            gone = asyncio.get_running_loop().time()
+            assert (await once(lb.port, post(), timeout=1.0)).status == 200
+            assert asyncio.get_running_loop().time() - gone <= 1.0
+            assert not any(lb.ejected(origin.url) for origin in stage.origins)
+            await stack.aclose()
+            await lb.settled()
+
+    act(scenario())
+
+
+def test_12_idle_clients_make_room_for_new_ones(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with scene(tmp_path, limit=few_descriptors) as stage, AsyncExitStack() as stack:
+            for _ in range(300):
+                await stack.enter_async_context(Caller(stage.lb.port))
+            await asyncio.sleep(QUIET)
+            for _ in range(20):
+                assert (await once(stage.lb.port, post(), timeout=2.0)).status == 200
+            await stack.aclose()
+            await stage.lb.settled()
+
+    act(scenario())
+
+
+async def slow_head(port: int) -> int:
+    """A byte now and then; the status that it gets."""
+    async with Caller(port) as caller:
+        answered = asyncio.ensure_future(caller.answer())
+        for byte in post():
+            if (await asyncio.wait({answered}, timeout=0.3))[0]:
+                break
+            caller.send(bytes([byte]))
+        return (await answered).status
+
+
+async def slow_body(port: int, size: int) -> int:
+    async with Caller(port) as caller:
+        return (await caller.ask(post(b"z" * size)[: 300 - size])).status
+
+
+async def slow_reader(port: int) -> int:
+    """It asks, and reads only when its time is over: 0 if most of the answer is lost."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", port))
+        await loop.sock_sendall(client, get(b"/large"))
+        await asyncio.sleep(4.0)
+        received = 0
+        with suppress(ConnectionError):
+            while piece := await loop.sock_recv(client, 65536):
+                received += len(piece)
+        return int(received > LARGE // 2)
+
+
+LARGE = 6_000_000  # more than the kernel takes
+SLOW = {"head": 490, "body": 490, "upload": 4, "reader": 4}
+
+
+def test_13_slow_heads_bodies_and_readers(tmp_path: Path) -> None:
+    """A thousand of them, and the service answers as ever; each is closed when its time is over."""
+
+    async def scenario() -> None:
+        patience = ("--head-timeout", "1", "--body-timeout", "1")
+        async with scene(tmp_path, *patience) as stage:
+            port, before = stage.lb.port, stage.lb.rss()
+            for origin in stage.origins:
+                origin.play = either(origin.play)
+            async with Load(port, 20.0).going(4.0) as load:
+                kinds: dict[str, Callable[[int], Coroutine[Any, Any, int]]] = {
+                    "head": slow_head,
+                    "body": partial(slow_body, size=1000),
+                    "upload": partial(slow_body, size=200_000),
+                    "reader": slow_reader,
+                }
+                slow = {
+                    kind: [asyncio.ensure_future(kinds[kind](port)) for _ in range(many)]
+                    for kind, many in SLOW.items()
+                }
+                await asyncio.sleep(2.0)
+                grown = stage.lb.rss() - before
+            made = {kind: set(await asyncio.gather(*tasks)) for kind, tasks in slow.items()}
+            assert made == {"head": {408}, "body": {408}, "upload": {408}, "reader": {0}}
+            unharmed(load.outcome)
+            assert grown <= 64 << 10, grown
+            await stage.lb.settled()
+
+    act(scenario())
+
+
+def either(usual: Play) -> Play:
+    large = answer(b"x" * LARGE)
+
+    async def play(exchange: Exchange) -> None:
+        if exchange.target == "/large":
+            exchange.send(large)
+        else:
+            await usual(exchange)
+
+    return play
