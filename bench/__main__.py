@@ -1,7 +1,12 @@
-"""`python -m bench`: see run.py."""
+"""`python -m bench`: instances compared, see run.py; `python -m bench balance`: see balance/run.py."""
 
 import sys
 
-from bench.run import main
+if sys.argv[1:2] == ["balance"]:
+    from bench.balance.run import main
 
-sys.exit(main())
+    sys.exit(main(sys.argv[2:]))
+else:
+    from bench.run import main as compare
+
+    sys.exit(compare())
