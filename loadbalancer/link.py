@@ -85,6 +85,8 @@ class Link:
         else:
             host, port = instance.entry["host"], instance.entry["port"]
             _, upstream = await loop.create_connection(self._made, host, port)
+        if not upstream.transport.is_closing():
+            self._opened(upstream)
         return upstream
 
     def _made(self) -> Upstream:
@@ -169,14 +171,16 @@ class Link:
 
     # ------------------------------------------------------------------ connections
 
-    def opened(self, upstream: Upstream) -> None:
+    def _opened(self, upstream: Upstream) -> None:
+        """Not when it is made: of one that is given up right then, nobody hears again."""
         self.connections.add(upstream)
         self.proxy.cells[memory.UPSTREAM_OPENED] += 1
         self.proxy.cells[memory.UPSTREAM_OPEN] += 1
 
     def closed(self, upstream: Upstream) -> None:
-        self.connections.discard(upstream)
-        self.proxy.cells[memory.UPSTREAM_OPEN] -= 1
+        if upstream in self.connections:
+            self.connections.discard(upstream)
+            self.proxy.cells[memory.UPSTREAM_OPEN] -= 1
         if upstream in self.idle:
             self.idle.remove(upstream)
 

@@ -75,7 +75,6 @@ class Upstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
         self.transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
-        self.link.opened(self)
 
     def ask(self, client: Client, now: int) -> None:
         """Carry the client's request: its head, and of its body what is there."""
