@@ -1,4 +1,4 @@
-"""Too much of everything: clients that leave, that idle by the thousand, more requests than fit, more bytes."""
+"""Too much of everything: clients that leave or idle by the thousand, requests and bytes that do not fit."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def throughput(stage: Scene, seconds: float = 1.5) -> float:
 
 
 def idling(folder: Path, many: int, drop: float, late: float) -> None:
-    """`drop`: part of the throughput that may be lost. `late`: seconds for a connection and an answer, p99."""
+    """`drop`: part of the throughput that may be lost. `late`: seconds to an answer on a new connection."""
 
     async def scenario() -> None:
         async with scene(folder, service=0.001) as stage:
