@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
@@ -21,7 +22,6 @@ from stage import act, scene
 
 from loadbalancer import memory
 
-HALF = 400.0  # requests a second: half of what four instances with two workers do at 10 ms
 BACK = 1.5  # seconds until another proxy serves; 0.3 where nothing else runs
 QUIET = 100.0  # requests a second
 
@@ -209,17 +209,28 @@ def scribe_of(lb: Balancer) -> int:
     )
 
 
+def narrow_pipes(pid: int) -> None:
+    """What it reads from holds a page and no more, so that little traffic fills it."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        if os.readlink(entry).startswith("pipe:"):
+            pipe = os.open(entry, os.O_RDONLY | os.O_NONBLOCK)
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+            os.close(pipe)
+
+
 def test_34_the_log_writer_hangs(tmp_path: Path) -> None:
-    """Lines are dropped and counted, requests are served; what follows is written again."""
+    """Requests are served, and no line is lost that is not counted; what follows is written again."""
 
     async def scenario() -> None:
-        async with scene(tmp_path, service=0.002) as stage:
+        async with scene(tmp_path) as stage:
             lb = stage.lb
             scribe = scribe_of(lb)
+            narrow_pipes(scribe)
             os.kill(scribe, signal.SIGSTOP)
             try:
-                async with Load(lb.port, HALF).going(2.5) as load:
-                    await asyncio.sleep(0)
+                load = Load(lb.port, 200.0)
+                await load.run(1.5)
+                assert not lb.access()
             finally:
                 os.kill(scribe, signal.SIGCONT)
             assert not load.outcome.bad()
@@ -235,6 +246,11 @@ def test_34_the_log_writer_hangs(tmp_path: Path) -> None:
             await lb.settled()
 
     act(scenario())
+
+
+def silence(pipe: int) -> None:
+    for fd in (1, 2):
+        os.dup2(pipe, fd)
 
 
 def test_34_nobody_reads_what_it_prints(tmp_path: Path) -> None:
@@ -261,7 +277,7 @@ def test_34_nobody_reads_what_it_prints(tmp_path: Path) -> None:
             await one.stop()
 
     try:
-        act(scenario(lambda: [os.dup2(writing, fd) for fd in (1, 2)] and None))
+        act(scenario(lambda: silence(writing)))
     finally:
         os.close(reading)
         os.close(writing)
@@ -273,9 +289,9 @@ def test_34_a_metrics_reader_that_does_not_read(tmp_path: Path) -> None:
             probe.bind(("127.0.0.1", 0))
             status = probe.getsockname()[1]
         async with scene(tmp_path, "--status", f"127.0.0.1:{status}") as stage:
+            # The streams stop reading when their buffers are full.
             readers = [await Caller(status).__aenter__() for _ in range(5)]
             for reader in readers:
-                reader.writer.transport.pause_reading()
                 reader.send(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n" * 200)
             async with Load(stage.lb.port, QUIET).going(1.5) as load:
                 await asyncio.sleep(0)
