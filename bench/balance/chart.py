@@ -98,6 +98,20 @@ def cost(places: Any, found: dict[str, Any]) -> None:
     bars(places[1], rows, "Proxy and instance together", "CPU us per request; less is better")
 
 
+def throughput(place: Any, found: dict[str, Any]) -> None:
+    rows: list[tuple[str, float, str]] = []
+    for cell in found["cells"][:3]:
+        if rows:
+            rows.append(("", 0.0, "none"))
+        for name in ("ours", "nginx", "haproxy"):
+            if name in cell["proxies"]:
+                rate = of_rounds(cell["proxies"][name], "rate")
+                rows.append((f"{short(cell['name'])}  {name}", rate, COLOURS[name]))
+    bars(place, rows, "Requests per second", "1 KB, 32 connections; the load generator shares the cores")
+    without_gaps(place)
+    place.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
 def short(cell: str) -> str:
     names = {"echo": "instance", "constant": "constant", "constant-unix": "Unix", "plain": "foreign"}
     return names.get(cell, cell)
@@ -217,7 +231,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     if "pool" in result:
         rows.append((ROW_HEIGHT, lambda places: load_row(places, result["pool"])))
     if "streams" in result:
-        rows.append((ROW_HEIGHT, lambda places: stream_row(places, result["streams"])))
+        rows.append((ROW_HEIGHT, lambda places: stream_row(places, result)))
     if not rows:
         raise SystemExit("nothing was measured")
     heights = [height for height, _ in rows]
@@ -251,9 +265,12 @@ def load_row(places: Any, found: dict[str, Any]) -> None:
     latency(places[1], found, "p50_us", "p50 against load")
 
 
-def stream_row(places: Any, found: dict[str, Any]) -> None:
-    streams(places[0], found)
-    places[1].set_axis_off()
+def stream_row(places: Any, result: dict[str, Any]) -> None:
+    streams(places[0], result["streams"])
+    if "cost" in result:
+        throughput(places[1], result["cost"])
+    else:
+        places[1].set_axis_off()
 
 
 if __name__ == "__main__":

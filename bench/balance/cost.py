@@ -43,7 +43,7 @@ class Plan:
 
 
 QUICK = Plan(3, 1, 1.5, ("mosec",))
-FULL = Plan(5, 2, 4, PEERS)
+FULL = Plan(5, 1.5, 3, PEERS)
 
 
 def body() -> Body:

@@ -44,7 +44,7 @@ class Plan:
     rounds: int
 
 
-QUICK, FULL = Plan(50, 2), Plan(150, 4)
+QUICK, FULL = Plan(50, 2), Plan(150, 2)
 
 
 @dataclass(frozen=True)
