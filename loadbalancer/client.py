@@ -166,6 +166,8 @@ class Client(asyncio.BufferedProtocol):
         refused = plan.refusal or self.proxy.admission.admit(self, plan)
         if refused is not None:
             unread = not gathered and len(self.partial) < plan.length
+            if not gathered:  # or the body would be read as the next request
+                del self.partial[: plan.length]
             self.refuse(refused, close=plan.close or unread)
         elif gathered:
             self._gathered()

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from balancer import Balancer, balance, eventually
-from caller import Caller, once, post
+from caller import Caller, get, once, post
 from origin import Origin, answer, saying, served
 from stage import act
 
@@ -81,5 +81,22 @@ def test_requests_a_second_of_one_caller(tmp_path: Path) -> None:
                 assert [one.status for one in made] == [200, 429, 429]
                 assert made[2].fields["retry-after"] == "1"
                 assert (await caller.ask(theirs)).status == 200
+
+    act(scenario())
+
+
+def test_the_body_of_a_refused_request_is_not_the_next_one(tmp_path: Path) -> None:
+    """Head and body come in one read, so that the connection stays."""
+
+    async def scenario() -> None:
+        origin = Origin(served(0.0))
+        async with behind(origin, tmp_path, "--requests-per-second", "1") as lb, Caller(lb.port) as caller:
+            body = get(b"/inside")
+            made = [await caller.ask(post(body, b"x-number: %d\r\n" % n)) for n in range(4)]
+            assert [one.status for one in made] == [200, 429, 429, 429]
+            await eventually(lambda: lb.total(memory.REFUSED_RATE) == 3, "three refused")
+            assert not any(one.closes for one in made) and len(origin.asked) == 1
+            await asyncio.sleep(0.05)
+            assert lb.total(memory.REFUSED_RATE) == 3
 
     act(scenario())
