@@ -260,6 +260,7 @@ class Client(asyncio.BufferedProtocol):
         upstream.whole = not self.left and self.toll is None
         if upstream.whole and self.state == FLOW:
             self.state = ASKED
+            upstream.sent()
 
     def hand_over(self, upstream: Upstream) -> bytes:
         """The bytes for the instance that takes the request: its head, and what is there of the body."""

@@ -24,6 +24,7 @@ UP = "up"  # the state on the board
 UNIT = 720720  # has every number of workers up to 16 as a divisor
 PREFETCH_NS = 2_000_000
 MAX_CREDITS = 256
+MAX_APART = 1024  # and more take credits: an instance has memory for so many
 WEIGHT = 1 / 64  # of the newest request in the latency
 KNOWN = 8  # requests served before a latency means anything
 RATE_SMOOTHING = 200_000_000  # ns
@@ -41,6 +42,7 @@ class Instance:
         "_served",
         "_served_sum_us",
         "_ticked",
+        "apart",
         "cell",
         "credits",
         "entry",
@@ -75,6 +77,7 @@ class Instance:
         self.workers = 0
         self.step = UNIT
         self.load = 0
+        self.apart = 0  # requests here that keep no worker busy: a body or an answer is on its way
         self.since_ns = self.ramp_from = int(entry.get("since_ns", 0))
         self.adopt(entry)
         self.link: Any = None
@@ -109,13 +112,30 @@ class Instance:
         self.state: str = entry["state"]
         workers = int(entry.get("workers", 0))
         if workers != self.workers:
-            outstanding = self.outstanding
+            working = self.working
             self.workers, self.step = workers, max(1, UNIT // max(1, workers))
-            self.load = outstanding * self.step
+            self.load = working * self.step
+
+    @property
+    def working(self) -> int:
+        return self.load // self.step
 
     @property
     def outstanding(self) -> int:
-        return self.load // self.step
+        return self.working + self.apart
+
+    def set_apart(self) -> bool:
+        """One of its requests waits for a client, to send or to take: no reason to give it no other."""
+        if self.apart >= MAX_APART:
+            return False
+        self.load -= self.step
+        self.apart += 1
+        return True
+
+    def rejoin(self) -> None:
+        """It counts again."""
+        self.apart -= 1
+        self.load += self.step
 
     @property
     def serving(self) -> bool:
@@ -148,7 +168,7 @@ class Instance:
         self.newly, self.newly_sum_us = served - self._served, served_sum - self._served_sum_us
         self._served, self._served_sum_us, self._ticked = served, served_sum, now
         lost, self._lost_before = self._lost_before, self._lost
-        busy = self.outstanding >= max(1, self.workers)
+        busy = self.working >= max(1, self.workers)
         if busy and self._busy and elapsed > 0:
             share = elapsed / (elapsed + RATE_SMOOTHING) if self.rate else 1.0
             self.rate += (self.newly * 1e9 / elapsed - self.rate) * share

@@ -105,7 +105,9 @@ class Link:
 
     def done(self, upstream: Upstream, status: int, now: int) -> None:
         """A whole answer has come."""
-        self.pool.finished(self.instance, now, (now - upstream.asked_at) // 1000, status)
+        upstream.rejoin()
+        until, upstream.heard_at = upstream.heard_at or now, 0
+        self.pool.finished(self.instance, now, (until - upstream.asked_at) // 1000, status)
         if upstream.state == FREE and upstream.uses < MAX_USES and not self.gone and not self.line:
             upstream.since = self.proxy.now
             self.idle.append(upstream)
@@ -119,6 +121,7 @@ class Link:
     def broken(self, client: Client, why: str) -> None:
         """It failed within an answer."""
         now = monotonic_ns()
+        self._recall(client)
         self.pool.failed(self.instance, now)
         self.proxy.warn(f"{self.instance.name}: {why}")
         self._let_go(client)
@@ -128,6 +131,7 @@ class Link:
     def lost(self, client: Client) -> None:
         """It closed the connection before a byte of an answer."""
         now = monotonic_ns()
+        self._recall(client)
         self.pool.failed(self.instance, now)
         self._let_go(client)
         if client.plan.replayable and client.can_replay():
@@ -162,9 +166,14 @@ class Link:
         if upstream is not None and upstream.client is client:
             upstream.client = None
             upstream.abort()
+        self._recall(client)
         self.pool.cancelled(self.instance, now, late)
         self._let_go(client)
         self.proxy.roster.dispatch(now)
+
+    def _recall(self, client: Client) -> None:
+        if client.upstream is not None:
+            client.upstream.rejoin()
 
     def _let_go(self, client: Client) -> None:
         client.link = client.upstream = None

@@ -93,6 +93,11 @@ class Pool:
             return min(roomy, key=lambda one: one.load, default=None)
         return best
 
+    def choose_for_upload(self) -> Instance | None:
+        """Likewise, for a request whose body is still to come: it will be a while before it is work."""
+        roomy = [one for one in self._ready if one.load < one.limit]
+        return min(roomy, key=lambda one: (one.apart, one.load), default=None)
+
     def started(self, instance: Instance) -> None:
         instance.load += instance.step
         instance.requests += 1

@@ -134,6 +134,7 @@ class Reply:
         if self.held and upstream is not None and not upstream.transport.is_closing():
             upstream.transport.resume_reading()  # it will carry other answers
         self.held = 0
+        self.client.link = self.client.upstream = None  # they are free for others, while pieces wait here
         if not self.pieces:
             self._end()
 
@@ -241,13 +242,22 @@ class Reply:
         """A deadline for the answer to begin, and for the client to take it."""
         client, timeouts = self.client, self.client.proxy.config.timeouts
         if not self.begun:
-            if client.started and monotonic_ns() - client.started > timeouts.predict_timeout * 1e9:
+            if self._is_late(now, timeouts.predict_timeout):
                 client.proxy.roster.give_up(client, TOO_LATE)
             return
         upstream = client.upstream
         if upstream is not None and not self.held and now - self.heard > timeouts.predict_timeout:
             upstream.fail("it stopped within an answer")
             return
+
+    def _is_late(self, now: float, limit: float) -> bool:
+        """While a large body flows, its last piece counts, and then its end; otherwise the head."""
+        client, upstream = self.client, self.client.upstream
+        if client.left:
+            return now - client.since > limit
+        flowed = upstream is not None and not client.plan.gathered
+        asked = upstream.asked_at if flowed and upstream is not None else client.started
+        return bool(asked) and monotonic_ns() - asked > limit * 1e9
 
     def check_taken(self, now: float) -> None:
         """Whoever takes nothing of what is written for it is cut off, also when that is all there was."""

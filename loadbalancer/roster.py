@@ -45,7 +45,7 @@ class Roster:
         """To the best instance that has room, otherwise into the queue, otherwise 503."""
         self.budget.requests += 1
         if not self.queued:
-            instance = self.pool.choose()
+            instance = self.pool.choose() if client.state == QUEUED else self.pool.choose_for_upload()
             if instance is not None:
                 link = instance.link
                 if not link.idle or client.state != QUEUED or link.line:

@@ -36,10 +36,12 @@ LOW_WATER = 65536
 
 class Upstream(asyncio.Protocol):
     __slots__ = (
+        "apart",
         "asked_at",
         "chunks",
         "client",
         "head",
+        "heard_at",
         "left",
         "link",
         "opened",
@@ -66,6 +68,8 @@ class Upstream(asyncio.Protocol):
         # The answer in hand
         self.state = FREE
         self.asked_at = 0
+        self.heard_at = 0  # when the answer began whose end is for the client to take; 0 if none does
+        self.apart = False  # see Instance.set_apart
         self.whole = True  # the request has been written to its end
         self.partial = b""
         self.head: AnswerHead | None = None
@@ -84,6 +88,8 @@ class Upstream(asyncio.Protocol):
         if self.link.line:
             self.transport.write(proxyline.render(self.link.line, _endpoints(client)))
         self.transport.write(client.hand_over(self))
+        if not self.whole:
+            self.apart = self.link.instance.set_apart()
 
     def take(self, client: Client, now: int) -> None:
         """As `ask`, for a request that is here whole."""
@@ -91,6 +97,18 @@ class Upstream(asyncio.Protocol):
         self.uses += 1
         self.whole = True
         self.transport.write(client.message)
+
+    def sent(self) -> None:
+        """The last byte of a body that took its time is on its way: work begins."""
+        if self.state == ASKED:
+            self.asked_at = monotonic_ns()
+            self.rejoin()
+
+    def rejoin(self) -> None:
+        """Before the end of the request is counted, or when there is work to do."""
+        if self.apart:
+            self.apart = False
+            self.link.instance.rejoin()
 
     # ------------------------------------------------------------------ answers
 
@@ -187,6 +205,12 @@ class Upstream(asyncio.Protocol):
         self.chunks = chunked.ChunkReader() if head.framing == answer.CHUNKED else None
         client.reply.begin(head)
         self._body(client, rest)
+        if self.state == BODY and head.framing == answer.LENGTH and not self.apart:
+            # The work is done. A client that takes its time keeps nobody from the next request.
+            self.heard_at = monotonic_ns()
+            self.apart = self.link.instance.set_apart()
+            if self.proxy.roster.queued:
+                self.proxy.roster.dispatch(self.heard_at)
 
     def _body(self, client: Client, data: bytes) -> None:
         assert self.head is not None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from balancer import Balancer, balance, eventually
 from caller import Caller, get, once, post
-from origin import Origin, answer, saying, served
+from origin import Exchange, Origin, answer, echo, saying, served
 from stage import act
 
 from loadbalancer import memory
+
+SIZE = 20_000_000  # more than the kernel takes
 
 
 @asynccontextmanager
@@ -98,5 +100,58 @@ def test_the_body_of_a_refused_request_is_not_the_next_one(tmp_path: Path) -> No
             assert not any(one.closes for one in made) and len(origin.asked) == 1
             await asyncio.sleep(0.05)
             assert lb.total(memory.REFUSED_RATE) == 3
+
+    act(scenario())
+
+
+def test_who_leaves_while_the_end_of_an_answer_waits_for_bandwidth(tmp_path: Path) -> None:
+    """The instance is through with it, and has been given other work."""
+
+    async def scenario() -> None:
+        origin = Origin(saying(answer(b"z" * 200_000)))
+        async with behind(origin, tmp_path, "--bandwidth-mbps", "2", "--delay-budget", "5") as lb:
+            for _ in range(3):
+                async with Caller(lb.port) as caller:
+                    caller.send(post())
+                    await caller.head()
+                    await asyncio.sleep(0.1)
+                    caller.reset()
+            await lb.settled()
+            assert lb.cell(origin.url, memory.OUTSTANDING) == 0 and lb.total(memory.INSIDE) == 0
+            lb.ledger().set_rate(0)
+            assert (await once(lb.port, post())).status == 200
+
+    act(scenario())
+
+
+def test_slow_uploads_and_slow_readers_keep_nobody_waiting(tmp_path: Path) -> None:
+    """Many times the credits of the only instance; each is answered when it is done."""
+
+    async def scenario() -> None:
+        large, body = answer(b"z" * SIZE), b"u" * 100_000
+
+        async def play(exchange: Exchange) -> None:
+            if exchange.target == "/large":
+                exchange.send(large)
+            else:
+                await echo(exchange)
+
+        origin = Origin(play, workers=1)
+        async with behind(origin, tmp_path, "--credits", "2") as lb, AsyncExitStack() as stack:
+            slow = [await stack.enter_async_context(Caller(lb.port)) for _ in range(26)]
+            for caller in slow[20:]:  # the kernel takes some MiB, and the rest waits
+                caller.send(post(target=b"/large"))
+            for caller in slow[:20]:
+                caller.send(post(body)[:-50_000])
+            await eventually(lambda: lb.total(memory.INSIDE) == 26, "all of them with the instance")
+            assert lb.total(memory.WAITING) == 0
+            quick = await asyncio.gather(*(once(lb.port, post(b"[7]"), timeout=2.0) for _ in range(10)))
+            assert [one.body for one in quick] == [b"[7]"] * 10
+            for caller in slow[:20]:
+                caller.send(body[50_000:])
+            made = await asyncio.gather(*(caller.answer() for caller in slow))
+            assert [len(one.body) for one in made] == [100_000] * 20 + [SIZE] * 6
+            await stack.aclose()
+            await lb.settled()
 
     act(scenario())
