@@ -280,7 +280,10 @@ class Load:
         loop, outcome = asyncio.get_running_loop(), self.outcome
         caller = self._idle.pop() if self._idle else None
         try:
-            if caller is None or caller.reader.at_eof():
+            if caller is not None and caller.reader.at_eof():
+                caller.writer.transport.abort()
+                caller = None
+            if caller is None:
                 caller = await Caller(self.port, self.timeout).__aenter__()
                 caller.writer.transport.get_extra_info("socket").setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_NODELAY, 1

@@ -11,12 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from caller import Broken, Caller, Load, Outcome, get, once, post
 from http1_corpus import cases
 from origin import Exchange, Play, answer
 from stage import act, scene
 
 from loadbalancer.crowd import QUIET
+
+pytestmark = pytest.mark.alone
 
 HALF = 400.0  # requests a second: half of what four instances with two workers do at 10 ms
 NOTICED = 0.1  # seconds: slower, and a caller would notice that somebody else misbehaves

@@ -20,6 +20,8 @@ from stage import Scene, act, scene
 
 from loadbalancer import memory
 
+pytestmark = pytest.mark.alone
+
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 HALF = 400.0  # requests a second: half of what four instances with two workers do at 10 ms
 BASELINE = 0.2  # seconds: what a busy machine may add; who waited for a lost instance, waited longer

@@ -17,6 +17,8 @@ from stage import Scene, act, scene
 from loadbalancer import memory
 from loadbalancer.ctl import Admin
 
+pytestmark = pytest.mark.alone
+
 SEED = 20261123
 
 

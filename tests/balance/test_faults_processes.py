@@ -23,6 +23,8 @@ from stage import act, scene
 from loadbalancer import memory
 from loadbalancer.children import HEALTHY_LIFE
 
+pytestmark = pytest.mark.alone
+
 BACK = 1.5  # seconds until another proxy serves; 0.3 where nothing else runs
 QUIET = 100.0  # requests a second
 
