@@ -118,7 +118,7 @@ class Template:
     Where an answer begins with `start`, of `size` bytes, `rest(answer, size)` matches the rest of
     such a head; where not, match() is for all of it, and has another `start` from then on.
     Group `length` is Content-Length's number, group `request_id` the id; `kept` are the numbers of
-    the groups to join for the client, and none if all of it is sent on.
+    the groups to join for the client, and none if all of it is sent on; `has_id`: an id is in it.
     """
 
     __slots__ = ("_whole", "has_id", "holes", "kept", "lines", "rest", "size", "start", "status")
@@ -150,6 +150,13 @@ class Template:
             self.start = found["start"]
             self.size = len(self.start)
         return found
+
+    def edit(self, data: bytes, match: re.Match[bytes], request_id: bytes) -> bytes:
+        """The whole answer for the client, of one that is not to be sent on as it came."""
+        end = match.end() - 2
+        pieces = [match[number] for number in self.kept] or [data[:end]]
+        named = b"" if self.has_id else b"opc-request-id: %b\r\n" % request_id
+        return b"".join([*pieces, named, data[end:]])
 
 
 def _name(line: bytes) -> bytes:
@@ -183,7 +190,7 @@ def _line(line: bytes, name: bytes, holes: frozenset[bytes]) -> tuple[bytes, int
     if name == b"content-length":
         return label + rb"[ \t]*(?P<length>[0-9]{1,18})[ \t]*\r\n", 1
     if name == b"opc-request-id":
-        return label + rb"[ \t]*(?P<request_id>[\x21-\x7e]*)[ \t]*\r\n", 1
+        return label + rb"[ \t]*(?P<request_id>[\x21-\x7e]+)[ \t]*\r\n", 1
     if name in holes:
         return label + _VALUE + rb"\r\n", 0
     return re.escape(line) + rb"\r\n", 0
@@ -206,7 +213,7 @@ class Templates:
             return None
         lines = raw.split(b"\r\n")[:-2]
         names = [line.partition(b":")[0].lower() for line in lines[1:]]
-        if len(set(names)) != len(names):
+        if len(set(names)) != len(names) or (b"opc-request-id" in names and not head.request_id):
             return None
         shape = (lines[0], *names)
         known = self._by_shape.get(shape)

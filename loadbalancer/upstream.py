@@ -121,14 +121,17 @@ class Upstream(asyncio.Protocol):
             if (
                 match is not None
                 and match.end() + int(match["length"]) == len(data)
-                and template.has_id
                 and client.plan.plain
                 and not self.proxy.draining
             ):
-                if template.kept:
-                    data = b"".join((*match.group(*template.kept), data[match.end() - 2 :]))
+                if template.has_id:
+                    request_id = match["request_id"]
+                else:
+                    request_id = self.proxy.ids.mint(client.plan.head.request_id)
+                if template.kept or not template.has_id:
+                    data = template.edit(data, match, request_id)
                 self.client, self.state = None, FREE
-                self._pass_on(client, data, template.status, match["request_id"])
+                self._pass_on(client, data, template.status, request_id)
                 return
         self._read(data)
 
@@ -199,7 +202,7 @@ class Upstream(asyncio.Protocol):
                 break
             client.reply.interim(head)
         self.partial = b""
-        if not client.plan.to_head and head.request_id:
+        if not client.plan.to_head:
             self.template = self.proxy.templates.learn(raw, head)
         self.head, self.state, self.left = head, BODY, head.length
         self.chunks = chunked.ChunkReader() if head.framing == answer.CHUNKED else None

@@ -120,6 +120,20 @@ def test_fields_that_stay_behind_are_cut_out() -> None:
     template = learn(Templates(), raw)
     match = template.match(raw)
     assert match and b"".join(match.group(*template.kept)) == OK[:-2]
+    assert template.edit(raw + b"body", match, b"") == OK + b"body"
+
+
+@pytest.mark.parametrize("dropped", [b"", b"Keep-Alive: timeout=5\r\n"])
+def test_an_answer_without_an_id_gets_one(dropped: bytes) -> None:
+    bare = OK.replace(b"opc-request-id: A/B/C\r\n", b"")
+    assert bare != OK
+    template = learn(Templates(), bare.replace(b"server: s\r\n", dropped + b"server: s\r\n"))
+    raw = bare.replace(b"05:20:00", b"05:20:01").replace(b"server: s\r\n", dropped + b"server: s\r\n")
+    match = template.match(raw)
+    assert match and not template.has_id
+    sent = template.edit(raw + b"body", match, b"X/Y/Z")
+    assert parse(sent[: sent.index(b"body")]).request_id == b"X/Y/Z" and sent.count(b"opc-request-id") == 1
+    assert sent.replace(b"opc-request-id: X/Y/Z\r\n", b"") == raw.replace(dropped, b"") + b"body"
 
 
 @pytest.mark.parametrize(
@@ -129,6 +143,7 @@ def test_fields_that_stay_behind_are_cut_out() -> None:
         b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nset-cookie: a\r\nset-cookie: b\r\ncontent-length: 1\r\n\r\n",
         b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nopc-request-id: \r\ncontent-length: 1\r\n\r\n",
     ],
 )
 def test_what_a_template_cannot_say_is_parsed_each_time(raw: bytes) -> None:
@@ -160,7 +175,7 @@ def test_a_match_says_what_parsing_says(
     def raw(values: list[bytes], size: int) -> bytes:
         a, b, c = values
         return (
-            b"HTTP/1.1 200 OK\r\nX-A: %b\r\n%bX-B: %b\r\nopc-request-id: %b\r\n"
+            b"HTTP/1.1 200 OK\r\nX-A: %b\r\n%bX-B: %b\r\nopc-request-id: %b/\r\n"
             b"Content-Length: %d\r\n\r\n" % (a, b"connection: keep-alive\r\n" * cut, b, c, size)
         )
 

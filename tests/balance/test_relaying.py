@@ -54,6 +54,24 @@ def test_an_answer_is_written_anew(stage: Stage) -> None:
     stage.run(read())
 
 
+@pytest.mark.parametrize("fields", [b"", b"keep-alive: timeout=9\r\n"])
+def test_an_answer_without_an_id_is_given_one(stage: Stage, fields: bytes) -> None:
+    stage.on(saying(answer(b"[1]", fields=fields).replace(b"opc-request-id: A/B/C\r\n", b"")))
+
+    async def read() -> None:
+        async with Caller(stage.port) as caller:
+            ids = set()
+            for named in (b"", b"opc-request-id: MINE/x/y\r\n") * 2:
+                made = await caller.ask(post(fields=named))
+                assert made.body == b"[1]" and "keep-alive" not in made.fields
+                ids.add(made.fields["opc-request-id"])
+                assert made.fields["opc-request-id"].startswith("MINE/") == bool(named)
+                assert "," not in made.fields["opc-request-id"]
+            assert len(ids) == 4
+
+    stage.run(read())
+
+
 def test_a_small_answer_leaves_in_one_segment(stage: Stage) -> None:
     async def read() -> None:
         stage.on(echo)
