@@ -31,7 +31,8 @@ ECHO = PROJECT / "examples" / "echo"
 CONTEST = (proxies.OURS, proxies.NGINX_PLAIN, proxies.NGINX_BUFFERED, proxies.HAPROXY_PLAIN)
 PEERS = ("mosec", "uvicorn", "gunicorn")
 HALF_CONNECTIONS = 64
-MOST_RATE = 9000.0  # requests/s that the generator can do without being late itself
+OFFERED = 20_000.0  # requests/s: more than any of them can do beside the generator
+OFFERED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -175,27 +176,46 @@ class Cost:
             )
 
     def _half_load(self, subjects: list[Subject]) -> float:
-        """At half of what nginx can do, or of the first one where there is no nginx."""
+        """At half of what nginx can do beside the same generator, which takes its part of the cores.
+
+        Of the first one where there is no nginx.
+        """
         by_name = {one.name: one for one in subjects}
-        rate = min(MOST_RATE, median(by_name.get("nginx", subjects[0]), "rate") / 2)
+        best = by_name.get("nginx", subjects[0])
+        rate = statistics.median(self._most(best, number) for number in range(self.plan.rounds)) / 2
         for number in range(self.plan.rounds):
             for one in turned(subjects, number):
                 wait_until_quiet(one.tree)
-                spec = Spec(
-                    one.running.port,
-                    rate,
-                    self.plan.half_seconds,
-                    seed=number,
-                    connections=HALF_CONNECTIONS,
-                    json=True,
-                    text=self.body.content.decode(),
-                )
-                one.half.append(generate(spec))
-        print(f"\n{rate:,.0f} requests/s at given times", flush=True)
+                one.half.append(generate(self._spec(one, rate, self.plan.half_seconds, number)))
+        print(f"\n{rate:,.0f} requests/s at given times, half of what it can be", flush=True)
         for one in subjects:
             p50, p99 = (half_median(one, figure) for figure in ("p50_us", "p99_us"))
             print(f"  {one.name:20} p50 {p50 / 1000:6.2f} ms  p99 {p99 / 1000:6.2f} ms", flush=True)
         return rate
+
+    def _spec(self, one: Subject, rate: float, seconds: float, seed: int) -> Spec:
+        return Spec(
+            one.running.port,
+            rate,
+            seconds,
+            seed=seed,
+            connections=HALF_CONNECTIONS,
+            json=True,
+            text=self.body.content.decode(),
+        )
+
+    def _most(self, one: Subject, seed: int) -> float:
+        """Answers per second when far too much is asked of it."""
+        wait_until_quiet(one.tree)
+        spec = self._spec(one, OFFERED, OFFERED_SECONDS, seed)
+        found = generate(spec)
+        ends = [
+            request.at_us + latency
+            for request, latency in zip(spec.requests(), found.latencies_us, strict=True)
+            if latency >= 0
+        ]
+        begin, end = spec.skip * 1e6, spec.seconds * 1e6
+        return sum(begin <= at < end for at in ends) / (spec.seconds - spec.skip)
 
     def _target(self, one: Subject) -> Target:
         return Target(one.running.port, "/predict", self.path)
