@@ -25,6 +25,11 @@ class Address:
     def is_unix(self) -> bool:
         return bool(self.path)
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whoever answers there is in our own network namespace."""
+        return self.host.startswith("127.") or self.host in ("::1", "localhost")
+
     def __str__(self) -> str:
         if self.is_unix:
             return f"unix:{self.path}"

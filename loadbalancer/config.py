@@ -88,6 +88,7 @@ class PoolSettings(Checked):
         form=_upstream,
     )  # fmt: skip
     upstream_file: str = setting("", "file with one instance a line, or a YAML list; it is watched")
+    unix: bool = setting(True, "ask instances of ours at loopback addresses over their Unix sockets")
     resolve_interval: float = setting(5.0, "seconds between looks at the names of dns+http", low=0.1)
     credits: int = setting(0, "requests an instance is given at once; 0 finds that out", high=256)
     retry: str = setting("once", "ask another instance when one cannot have begun", among=("once", "never"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
@@ -79,12 +80,14 @@ class Link:
         return upstream
 
     async def _connect_once(self) -> Upstream:
-        loop, instance = asyncio.get_running_loop(), self.instance
-        if instance.entry["kind"] == "unix":
-            _, upstream = await loop.create_unix_connection(self._made, instance.entry["path"])
+        loop, entry = asyncio.get_running_loop(), self.instance.entry
+        local = _connected(entry.get("local", "")) if self.proxy.config.pool.unix else None
+        if local is not None:
+            _, upstream = await loop.create_unix_connection(self._made, sock=local)
+        elif entry["kind"] == "unix":
+            _, upstream = await loop.create_unix_connection(self._made, entry["path"])
         else:
-            host, port = instance.entry["host"], instance.entry["port"]
-            _, upstream = await loop.create_connection(self._made, host, port)
+            _, upstream = await loop.create_connection(self._made, entry["host"], entry["port"])
         if not upstream.transport.is_closing():
             self._opened(upstream)
         return upstream
@@ -210,3 +213,17 @@ class Link:
         idle, self.idle = self.idle, []
         for upstream in idle:
             upstream.transport.close()
+
+
+def _connected(local: str) -> socket.socket | None:
+    """To the abstract Unix socket of that name, which costs less than TCP; None where that cannot be."""
+    if not local:
+        return None
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    try:
+        sock.connect(local.replace("@", "\0", 1))
+    except OSError:  # it has been replaced, or its backlog is full: its port tells which
+        sock.close()
+        return None
+    return sock

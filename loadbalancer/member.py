@@ -48,6 +48,7 @@ class Member:
         return {
             "cell": self.cell, "name": self.name, "kind": "unix" if self.where.is_unix else "tcp",
             "host": self.where.host, "port": self.where.port, "path": self.where.path,
+            "local": self.verdict.local if self.where.is_loopback else "",
             "state": self.state, "workers": self.verdict.workers, "since_ns": self.since_ns,
             "source": self.source, "origin": self.origin, "drained": self.drained, "leaving": self.leaving,
             "well": self.verdict.up, "ever": self.verdict.ever, "why": self.verdict.why,

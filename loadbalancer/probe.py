@@ -21,27 +21,33 @@ NOT_ASKED = "not asked yet"
 MAX_ANSWER = 262144
 MAX_WHY = 160  # characters
 PIECE = 65536
+# Never a path, or whoever got hold of an instance's port could have us speak to any socket of the machine.
+_LOCAL = re.compile(r"@twofold-[0-9a-f-]{1,60}")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """One answer. `workers`: replicas that the instance says are ready; 0 if it says nothing of them."""
+    """One answer. What one of ours says of itself: `workers`, how many replicas are ready, and `local`,
+    the name of its abstract Unix socket; 0 and nothing from others.
+    """
 
     well: bool
     why: str = ""  # it is not
     workers: int = 0
+    local: str = ""
 
 
 class Verdict:
     """`up` is what the answers say so far; `ever` whether it has been up before."""
 
-    __slots__ = ("_row", "ever", "up", "why", "workers")
+    __slots__ = ("_row", "ever", "local", "up", "why", "workers")
 
     def __init__(self, up: bool = False, ever: bool = False, workers: int = 0, why: str = "") -> None:
         self.up = up
         self.ever = ever
         self.workers = workers
+        self.local = ""
         self.why = "" if up else why or NOT_ASKED
         self._row = 0  # answers in a row that contradict `up`
 
@@ -51,11 +57,11 @@ class Verdict:
         return self._row > 0
 
     def hear(self, answer: Health) -> bool:
-        """One more answer; True when the verdict has changed, or how many workers there are."""
+        """One more answer; True when the verdict has changed, or what it says of itself."""
         self.why = answer.why
-        changed = answer.well and answer.workers != self.workers
+        changed = answer.well and (answer.workers, answer.local) != (self.workers, self.local)
         if answer.well:
-            self.workers = answer.workers
+            self.workers, self.local = answer.workers, answer.local
         if answer.well == self.up:
             self._row = 0
             return changed
@@ -88,7 +94,8 @@ class Question:
             return Health(False, _why(error))
         if status != 200:
             return Health(False, f"{self.path} answered {status}")
-        return Health(True, workers=_workers(body))
+        workers, local = _told(body)
+        return Health(True, "", workers, local)
 
     async def _get(self, where: Address) -> tuple[int, bytes]:
         if where.is_unix:
@@ -127,10 +134,12 @@ def _parse(answer: bytes) -> tuple[int, bytes]:
     return int(words[1]), body
 
 
-def _workers(body: bytes) -> int:
-    """Replicas that are ready, if the instance is one of ours and says so."""
+def _told(body: bytes) -> tuple[int, str]:
+    """Replicas that are ready, and its Unix socket, if the instance is one of ours and says so."""
     try:
         board: Any = json.loads(body)
-        return sum(replica.get("state") == "ready" for replica in board["replicas"])
+        workers = sum(replica.get("state") == "ready" for replica in board["replicas"])
+        local = str(board.get("socket", ""))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return 0
+        return 0, ""
+    return workers, local if _LOCAL.fullmatch(local) else ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from loadbalancer import address
 from loadbalancer.address import Address
 from server.errors import AddressError
+from server.unix_socket import bind_to_path
 
 
 @dataclass(slots=True)
@@ -90,25 +90,11 @@ def _bound_tcp(where: Address) -> socket.socket:
 def _bound_unix(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     try:
-        try:
-            listener.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _abandoned(path):
-                raise
-            Path(path).unlink()
-            listener.bind(path)
+        bind_to_path(listener, path)
     except OSError:
         listener.close()
         raise
     return listener
-
-
-def _abandoned(path: str) -> bool:
-    """Whether it is a socket that a process left behind when it was killed."""
-    if not stat.S_ISSOCK(Path(path).stat().st_mode):
-        return False
-    with socket.socket(socket.AF_UNIX) as client:
-        return client.connect_ex(path) == errno.ECONNREFUSED
 
 
 def _remedy(error: OSError) -> str:

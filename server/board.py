@@ -62,6 +62,7 @@ def compose(supervisor: Supervisor) -> dict[str, Any]:
         "python": supervisor.environment.version,
         "environment": supervisor.environment.name,
         "started": supervisor.started,
+        "socket": supervisor.listeners.local_name if supervisor.listeners else "",
         "sample": supervisor.sample_text,
         "preload": {
             "wanted": config.replicas.preload,

@@ -23,12 +23,26 @@ if TYPE_CHECKING:
     from dataclasses import Field
 
 
+AUTO, NONE = "auto", "none"
+MAX_UNIX_PATH = 107  # bytes; sockaddr_un
+
+
+def _socket(text: str) -> str:
+    fits = text in (AUTO, NONE) or (text.startswith("/") and len(text.encode()) <= MAX_UNIX_PATH)
+    return "" if fits else f"auto, none, or a path from / on of at most {MAX_UNIX_PATH} bytes"
+
+
 @dataclass(frozen=True, slots=True)
 class HttpSettings(Checked):
     """The listening address, and what a connection may take and how long."""
 
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: for every one")
     port: int = setting(8080, "port to listen on; 0 takes any free one", high=65535)
+    socket: str = setting(
+        AUTO,
+        "where to listen for this machine as well: /PATH, auto (a Unix socket without a path) or none",
+        form=_socket,
+    )
     fronts: int = setting(0, "front processes; 0 is one for every 8 replicas", high=31)
     backlog: int = setting(4096, "connections the kernel keeps waiting to be accepted", low=1, high=65535)
     max_body_mb: float = setting(10.0, "largest request body, in MB", low=0.001, high=1024)

@@ -7,14 +7,10 @@ connections share lives here: the plans of heads seen before, ids, the tick, the
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import gc
 import mmap
 import resource
 import signal
-import socket
-import struct
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -28,6 +24,7 @@ from server.config import Config
 from server.dispatch import Dispatch, Lanes
 from server.embed import SlotBackend
 from server.http1_protocol import GONE, Connection
+from server.listeners import Listeners
 from server.plan import Plan, Rules
 from server.replica import slots
 from server.request_ids import RequestIds
@@ -37,11 +34,6 @@ MAX_PLANS = 1024
 MAX_PLAN_HEAD = 2048  # bytes; longer heads are parsed each time
 GRACE_TICKS = 4
 PIECE = 200  # journal entries made into log lines at a time: about half a millisecond
-SO_ATTACH_FILTER = 26
-NO_SYN = b"".join(  # BPF, from the TCP header on: drop what has the flag SYN, keep all else
-    struct.pack("=HBBI", *instruction)
-    for instruction in ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
-)
 GC_THRESHOLD = 20000  # the journal alone holds thousands of tuples for 100 ms
 
 # the access record, microseconds in the queue and in encoding, bytes of the body
@@ -53,7 +45,7 @@ class Place:
     """What a front inherits from the supervisor."""
 
     number: int
-    listener: socket.socket
+    listeners: Listeners
     memory: mmap.mmap
     layout: slots.Layout
     lanes: Lanes
@@ -180,14 +172,18 @@ class Front:
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 10, 100)
-        server = await loop.create_server(lambda: Connection(self), sock=self.place.listener)
+        listeners = self.place.listeners
+        servers = [await loop.create_server(lambda: Connection(self), sock=listeners.port)]
+        if listeners.local is not None:
+            servers.append(await loop.create_unix_server(lambda: Connection(self), sock=listeners.local))
         ticking = loop.create_task(self._tick_forever())
         await stopping.wait()
         if self.place.memory[slots.DRAINING]:  # otherwise it is only this front that ends
-            _deafen(self.place.listener)
+            listeners.deafen()
         self.draining, self.connection = True, b"connection: close\r\n"
         await asyncio.sleep(TICK)  # who was about to connect still does
-        server.close()
+        for server in servers:
+            server.close()
         for _ in range(GRACE_TICKS):  # and may still ask
             await asyncio.sleep(TICK)
         while self.connections:
@@ -205,18 +201,6 @@ class Front:
                 self.tick()
             except Exception as error:  # without a tick there would be no deadlines, logs, counts, timeouts
                 log.say("error", f"a bug in the front's tick: {type(error).__name__}: {error}")
-
-
-def _deafen(listener: socket.socket) -> None:
-    """Let the kernel drop whoever wants to connect from now on.
-
-    Closing a listener resets what waits to be accepted, so nobody new may join those who do; a client
-    tries again in a second, and is refused.
-    """
-    program = ctypes.create_string_buffer(NO_SYN)
-    with contextlib.suppress(OSError):  # a sandbox without filters loses one connection in some thousand
-        pointer = struct.pack("@HP", len(NO_SYN) // 8, ctypes.addressof(program))
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, pointer)
 
 
 def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:

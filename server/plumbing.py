@@ -1,4 +1,4 @@
-"""Everything of an instance that outlives its processes: memory, pipes, the listening socket.
+"""Everything of an instance that outlives its processes: memory and pipes.
 
 The supervisor makes these once, before any child exists, and never closes them while it serves:
 whatever dies, the queue and the requests in it stay.  Nothing here has a name in any file system,
@@ -7,15 +7,13 @@ so nothing is left behind when the last process ends.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import mmap
 import os
-import socket
 from dataclasses import dataclass
 
-from server.config import Config, HttpSettings
-from server.errors import AddressError, ResourceError
+from server.config import Config
+from server.errors import ResourceError
 from server.replica import slots
 
 PIPE_BYTES = 1 << 20  # the kernel's default limit for an ordinary user
@@ -95,29 +93,3 @@ def _pipe(read_blocks: bool = True, write_blocks: bool = True) -> Pipe:
         # descriptors of 4096 requests or the completions of 2048, more than queue_size allows.
         pass
     return Pipe(read, write)
-
-
-def listen(http: HttpSettings) -> socket.socket:
-    """The bound and listening socket, shared by all fronts."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            http.host, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: no host name can look like that
-        why = error.strerror if isinstance(error, OSError) else "it is not a host name"
-        raise AddressError(f"cannot resolve host {http.host!r}: {why}", "set host") from None
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(http.backlog)  # two that bound with SO_REUSEADDR at once part here
-    except OSError as error:
-        listener.close()
-        remedy = "choose another port, or stop what listens there"
-        if error.errno == errno.EACCES:
-            remedy = "ports below 1024 need privileges: choose another"
-        elif error.errno == errno.EADDRNOTAVAIL:
-            remedy = "this machine has no such address: set host"
-        raise AddressError(f"cannot bind {http.host}:{http.port}: {error.strerror}", remedy) from None
-    listener.setblocking(False)
-    return listener

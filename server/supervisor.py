@@ -26,6 +26,7 @@ from server.config import Config
 from server.dispatch import Lanes
 from server.environment import Environment
 from server.errors import ExitCode, ResourceError, TwofoldError
+from server.listeners import Listeners, listen
 from server.nursery import Facts
 from server.plumbing import Plumbing
 from server.pool import Announce, Pool, Supplies
@@ -69,7 +70,7 @@ class Supervisor:
     announce: Announce
     pool: Pool
     plumbing: Plumbing
-    listener: socket.socket | None
+    listeners: Listeners | None
     guest: socket.socket | None
     children: list[Forked] = field(default_factory=list)
     stop: Stop = field(default_factory=Stop)
@@ -146,11 +147,10 @@ class Supervisor:
             self._announce_ready()
 
     def _announce_ready(self) -> None:
-        host, port = self.listener.getsockname()[:2] if self.listener else ("", 0)
         self.pool.note_sharing()
         self.announce(
             "ready",
-            url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
+            url=self.listeners.url if self.listeners else "",
             replicas=self.pool.ready_count(),
             seconds=time.time() - self.started,
             **board.sample_facts(self.artifact, self.sample_text),
@@ -160,7 +160,7 @@ class Supervisor:
 
     def _make_children(self) -> None:
         self.children.append(Forked("scribe", self._be_scribe))
-        if self.listener is not None:
+        if self.listeners is not None:
             for number in range(self.plumbing.layout.fronts):
                 self.children.append(Forked(f"front {number}", partial(self._be_front, number)))
         elif self.guest is not None:
@@ -191,12 +191,12 @@ class Supervisor:
     def _be_front(self, number: int) -> int:
         from server import front  # uvloop and starlette stay out of the supervisor
 
-        assert self.listener is not None
+        assert self.listeners is not None
         pipes = self.plumbing
         return front.run(
             front.Place(
                 number=number,
-                listener=self.listener,
+                listeners=self.listeners,
                 memory=pipes.memory,
                 layout=pipes.layout,
                 lanes=Lanes(pipes.queue.write, pipes.completions[number].read),
@@ -208,8 +208,8 @@ class Supervisor:
     def _be_scribe(self) -> int:
         pipes, settings = self.plumbing, self.config.log
         pipes.close_writers()  # ours, or it would wait for its own end
-        if self.listener is not None:
-            self.listener.close()  # or the kernel would take connections after the fronts have left
+        if self.listeners is not None:
+            self.listeners.close()  # or the kernel would take connections after the fronts have left
         counters = metrics.Counters(pipes.memory, metrics.SCRIBE)
         cell = {"access": metrics.ACCESS_DROPPED, "predict": metrics.PREDICT_DROPPED}
 
@@ -268,8 +268,8 @@ class Supervisor:
         self._publish(time.monotonic())
         if not self.stop.fast:
             self._wait(lambda: False, http.drain_grace)
-        if self.listener is not None:
-            self.listener.close()
+        if self.listeners is not None:
+            self.listeners.retire()
         fronts = [child for child in self.children if child.name != "scribe"]
         self._end(fronts, http.drain_timeout)
         self.pool.leave(signal.SIGTERM, time.monotonic())
@@ -317,7 +317,7 @@ def run(
     """
     lineage.adopt_orphans()
     _make_log_folder(config.log.log_dir)
-    listener = None if guest else plumbing.listen(config.http)
+    listeners = None if guest else listen(config.http)
     plan = capacity.plan(config.replicas, capacity.cores(), capacity.visible_gpus(os.environ))
     fronts = config.http.fronts or max(1, plan.replicas // 8)
     pipes = plumbing.lay(config, 1 if guest else fronts, plan.replicas + config.replicas.spare)
@@ -335,7 +335,7 @@ def run(
     if why:
         pool.fallback = why
         announce("note", message=why)
-    return Supervisor(config, environment, artifact, announce, pool, pipes, listener, guest).run()
+    return Supervisor(config, environment, artifact, announce, pool, pipes, listeners, guest).run()
 
 
 def _facts(config: Config, environment: Environment, artifact: Artifact, preload: str, threads: int) -> Facts:

@@ -61,6 +61,8 @@ LIMITS: dict[str, set[str]] = {
     "artifact": {"errors", "cache", "config", "finding", "source", "tape", "tree", "unpack"},
     "child": {"errors", "log", "environment", "replica"},
     "plumbing": {"config", "errors", "replica"},
+    "unix_socket": set(),
+    "listeners": {"config", "errors", "unix_socket"},
     "display": {"capacity", "errors", "log", "finding", "check"},
     "__main__": {"errors", "cli", "display", "loadbalancer"},
 }
@@ -72,7 +74,9 @@ WITHOUT_FRAMEWORK = (
 FRAMEWORK = {"app", "asgi", "front", "http1_protocol", "embed", "loadbalancer.proxy", "loadbalancer.steward"}
 
 # All that the load balancer may take from the instance: leaves, which know nothing of either.
-SHARED = {"errors", "http1", "log", "outlet", "replica.lineage", "request_ids", "scribe", "settings"}
+SHARED = {
+    "errors", "http1", "log", "outlet", "replica.lineage", "request_ids", "scribe", "settings", "unix_socket",
+}  # fmt: skip
 # Its arithmetic, which needs neither a socket nor a clock.
 ARITHMETIC = {
     BALANCER + name

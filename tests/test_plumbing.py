@@ -1,80 +1,20 @@
-"""What an instance is made of before any process: memory, pipes, the listening socket, and their failures."""
+"""What an instance is made of before any process: memory, pipes, and their failures."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import resource
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from rig import laid
 
 from server import capacity, plumbing
 from server.config import Config, HttpSettings, ReplicaSettings
-from server.errors import AddressError, ResourceError
+from server.errors import ResourceError
 from server.replica import frame, slots
-
-
-def listening(host: str, port: int = 0) -> socket.socket:
-    return plumbing.listen(HttpSettings(host=host, port=port))
-
-
-def test_a_free_port_is_bound_and_does_not_block() -> None:
-    with listening("127.0.0.1") as listener:
-        assert listener.getsockname()[1] > 0 and not listener.getblocking()
-        socket.create_connection(listener.getsockname()).close()
-
-
-def test_a_port_in_use_is_the_operators_to_resolve() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        with pytest.raises(
-            AddressError, match=f"cannot bind 127.0.0.1:{port}: Address already in use"
-        ) as caught:
-            listening("127.0.0.1", port)
-    assert "choose another port" in str(caught.value)
-
-
-def test_a_port_is_free_again_at_once() -> None:
-    with listening("127.0.0.1") as first:
-        port = first.getsockname()[1]
-        client = socket.create_connection(("127.0.0.1", port))
-        first.setblocking(True)
-        served, _ = first.accept()
-        served.close()  # our side closes first, so the port stays in TIME_WAIT
-        client.close()
-    listening("127.0.0.1", port).close()
-
-
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "x" * 64 + ".invalid", ""])
-def test_a_host_that_is_none(host: str) -> None:
-    with pytest.raises(AddressError, match="cannot resolve host"):
-        listening(host)
-
-
-def test_an_address_of_another_machine() -> None:
-    with pytest.raises(AddressError, match="this machine has no such address"):
-        listening("192.0.2.1")  # RFC 5737: for documentation only
-
-
-def test_a_privileged_port_needs_privileges() -> None:
-    """In a child without CAP_NET_BIND_SERVICE, or as whoever we are if that is nobody special."""
-    first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
-    if first <= 1:
-        pytest.skip("every port is free for all here")
-    script = (
-        "import encodings.idna, os\n"  # loaded before the interpreter's folder may be out of reach
-        "from server import plumbing\nfrom server.config import HttpSettings\n"
-        "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "try: plumbing.listen(HttpSettings(host='127.0.0.1', port=1))\n"
-        "except Exception as error: print(type(error).__name__, error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
-    assert done.stdout.startswith("AddressError") and "ports below 1024 need privileges" in done.stdout
 
 
 def test_more_memory_than_may_be_mapped_is_told() -> None:

@@ -22,6 +22,7 @@ INK, GRID, QUIET = "#1e293b", "#e2e8f0", "#64748b"
 COLOURS = {
     "ours": "#c2410c",
     "ours-unlimited": "#fdba74",
+    "ours-local": "#9a3412",
     "nginx": "#15803d",
     "nginx-buffered": "#4ade80",
     "nginx-rr": "#a3a3a3",

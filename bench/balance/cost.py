@@ -29,6 +29,7 @@ CONNECTIONS = 32
 BODY_BYTES = 1024
 ECHO = PROJECT / "examples" / "echo"
 CONTEST = (proxies.OURS, proxies.NGINX_PLAIN, proxies.NGINX_BUFFERED, proxies.HAPROXY_PLAIN)
+MORE = ("ours-unlimited", "ours-local")  # ours in other settings, before the instance of ours only
 PEERS = ("mosec", "uvicorn", "gunicorn")
 HALF_CONNECTIONS = 64
 OFFERED = 20_000.0  # requests/s: more than any of them can do beside the generator
@@ -135,14 +136,14 @@ class Cost:
         with contextlib.ExitStack() as stack:
             _, upstream = backend(stack)
             answer = self.body.answer if name == "echo" else {"rows": 0}
-            contest = (*CONTEST, proxies.OURS_UNLIMITED) if half else CONTEST
+            contest = (*CONTEST, proxies.OURS_UNLIMITED, proxies.OURS_LOCAL) if half else CONTEST
             subjects = [
                 found for one in contest if (found := self._subject(stack, one, upstream, answer)) is not None
             ]
             self._rounds(title, subjects)
             rate = 0.0
             if half and subjects:
-                rate = self._half_load([one for one in subjects if one.name != "ours-unlimited"])
+                rate = self._half_load([one for one in subjects if one.name not in MORE])
         return {
             "name": name,
             "title": title,
@@ -228,7 +229,7 @@ class Cost:
         subjects = []
         with contextlib.ExitStack() as stack:
             for proxy, name in (
-                (proxies.OURS, "twofold"),
+                (proxies.OURS_LOCAL, "twofold"),
                 *((proxies.NGINX_PLAIN, one) for one in self.plan.peers),
             ):
                 try:

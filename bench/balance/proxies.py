@@ -184,8 +184,11 @@ UNLIMITED = ("--bandwidth-mbps", "0")
 METERED = ("--bandwidth-mbps", "100000")  # every message is counted, and none waits
 BUFFERED = " buffer=64k flush=1s"
 
-OURS = Proxy("ours", "twofold balance", ours(*METERED))
-OURS_UNLIMITED = Proxy("ours-unlimited", "twofold balance, no bandwidth set", ours(*UNLIMITED))
+TCP = ("--no-unix",)  # as all others ask the instance
+
+OURS = Proxy("ours", "twofold balance", ours(*METERED, *TCP))
+OURS_UNLIMITED = Proxy("ours-unlimited", "twofold balance, no bandwidth set", ours(*UNLIMITED, *TCP))
+OURS_LOCAL = Proxy("ours-local", "twofold balance, instance's Unix socket (its default)", ours(*METERED))
 NGINX_PLAIN = Proxy("nginx", "nginx, 1 worker", nginx(), "least_conn;")
 NGINX_BUFFERED = Proxy("nginx-buffered", "nginx, 1 worker, buffered log", nginx(BUFFERED), "least_conn;")
 NGINX_BLIND = Proxy("nginx-rr", "nginx, round robin", nginx(BUFFERED))

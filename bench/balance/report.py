@@ -44,7 +44,10 @@ def _cost_bars(cost: dict[str, Any]) -> Iterator[Bar]:
         if "ours" not in known:
             continue
         ours = known["ours"]
-        for peer in ("nginx", "nginx-buffered", "haproxy"):
+        if "ours-local" in known and "nginx" in known:
+            mine, theirs = known["ours-local"]["cpu_us"], known["nginx"]["cpu_us"]
+            yield _at_most("CPU per request: each as it asks an instance here by default", mine, theirs, "us")
+        for peer in ("nginx", "haproxy"):
             if peer not in known:
                 continue
             other, where = known[peer], f"{peer}'s, {cell['title']}"

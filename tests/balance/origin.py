@@ -153,6 +153,7 @@ class Origin:
         self.workers = workers
         self.port = port
         self.well = True
+        self.local = ""  # the Unix socket that its health tells of
         self.accepted = 0
         self.probes = 0
         self.inside = 0
@@ -203,7 +204,8 @@ class Origin:
 
     def _tell_health(self, exchange: Exchange) -> None:
         self.probes += 1
-        body = json.dumps({"replicas": [{"state": "ready"}] * self.workers}).encode()
+        told = {"replicas": [{"state": "ready"}] * self.workers, "socket": self.local}
+        body = json.dumps(told).encode()
         exchange.send(answer(body, status=200 if self.well else 503))
         exchange.connection.transport.close()
 

@@ -52,6 +52,9 @@ def test_changes_are_told_once() -> None:
         (ILL, False, 3, True),
         (ILL, True, 3, False),
         (ILL, False, 3, False),
+        (Health(True, "", 3, "@twofold-1"), True, 3, True),
+        (Health(True, "", 3, "@twofold-1"), True, 3, False),
+        (Health(True, "", 3, "@twofold-1"), False, 3, False),
     )
     for answer, changes, workers, wavering in steps:
         assert verdict.hear(answer) is changes
@@ -105,6 +108,13 @@ OURS = b'{"replicas": [{"state": "ready"}, {"state": "loading"}, {"state": "read
     ("text", "expected"),
     [
         (b"HTTP/1.1 200 OK\r\n\r\n" + OURS, Health(True, workers=2)),
+        (
+            b"HTTP/1.1 200 OK\r\n\r\n" + OURS[:-1] + b', "socket": "@twofold-7-0f"}',
+            Health(True, "", 2, "@twofold-7-0f"),
+        ),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + OURS[:-1] + b', "socket": "@other"}', Health(True, workers=2)),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + OURS[:-1] + b', "socket": "/run/a.sock"}', Health(True, workers=2)),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + OURS[:-1] + b', "socket": ["@twofold-7"]}', Health(True, workers=2)),
         (b"HTTP/1.0 200\r\n\r\nfine", Health(True)),
         (b'HTTP/1.1 200 OK\r\n\r\n{"replicas": 7}', Health(True)),
         (b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000, Health(True)),

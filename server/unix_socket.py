@@ -1,0 +1,30 @@
+"""A Unix socket at a path, bound also where a killed process has left its file.
+
+Touches that file.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import stat
+from pathlib import Path
+
+
+def bind_to_path(listener: socket.socket, path: str) -> None:
+    """Raises OSError."""
+    try:
+        listener.bind(path)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or not _abandoned(path):
+            raise
+        Path(path).unlink()
+        listener.bind(path)
+
+
+def _abandoned(path: str) -> bool:
+    """Whether it is a socket that nobody listens at."""
+    if not stat.S_ISSOCK(Path(path).stat().st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == errno.ECONNREFUSED
