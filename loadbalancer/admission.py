@@ -79,7 +79,7 @@ class Admission:
             refused = self._by_rate(client, chosen, now)
             if refused is not None:
                 return refused
-        delay = self.proxy.throttle.refusal_delay(chosen.length)
+        delay = self.proxy.throttle.refusal_delay(len(client.raw) + chosen.length)
         if delay:
             cells[memory.REFUSED_BANDWIDTH] += 1
             return refusal.bandwidth(delay)

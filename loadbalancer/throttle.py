@@ -70,7 +70,7 @@ class Throttle:
         self._shaper.cancel(toll)
 
     def refusal_delay(self, nbytes: int) -> int:
-        """0 if a request with so long a body is admitted, otherwise the seconds after which to try again.
+        """0 if a request of so many bytes is admitted, otherwise the seconds after which to try again.
 
         Whatever its size, it is admitted when nothing is ahead of it.  Ahead are the debt, what waits
         here and at other proxies, and the answers that those who wait will get, judging by the last;
@@ -82,7 +82,10 @@ class Throttle:
             ahead += self.announced
         if not meter.rate or not (ahead or meter.debt):
             return 0
-        own = nbytes + int(self.echo * nbytes)
+        back = int(self.echo * nbytes)
+        own = nbytes + back
+        if 4 * back > 3 * self.quantum:  # its answer is likely to take turns, among those of as many again
+            ahead += ahead
         flows = max(1, len(self._shaper) + rivals.flows)
         ahead = min(ahead, flows * max(own, self.quantum))
         delay = (meter.debt + 8 * (ahead + own)) / meter.rate

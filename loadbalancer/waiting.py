@@ -21,6 +21,7 @@ from typing import Generic, TypeVar
 
 SECOND = 1_000_000_000
 SMOOTHING = SECOND // 2  # over which the drain rate is averaged
+PROOF = SECOND // 4  # an instance that has stopped for a moment is no reason to turn anybody away
 STALE = SECOND  # so long without a queue: what drained it is no longer known
 LONGEST_RETRY = 60
 
@@ -36,6 +37,7 @@ class Waiting(Generic[T]):
         "_popped",
         "_ticked",
         "_used",
+        "_watched",
         "count",
         "entries",
         "rate",
@@ -57,6 +59,7 @@ class Waiting(Generic[T]):
         self._popped = 0  # since the last tick
         self._ticked = 0  # when; 0 while the queue was empty then
         self._used = 0  # when something last waited
+        self._watched = 0  # ns that `rate` is the average of, at least up to SMOOTHING
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -71,7 +74,7 @@ class Waiting(Generic[T]):
         until = min(now + self.wait, deadline)
         if ahead >= self.count or self._bytes + size > self.size:
             return False
-        if ahead and self.rate and now + ahead / self.rate * SECOND > until:
+        if ahead and self.rate and self._watched >= PROOF and now + ahead / self.rate * SECOND > until:
             return False
         if not ahead or until < self._earliest:
             self._earliest = until
@@ -111,16 +114,15 @@ class Waiting(Generic[T]):
         """Only between two ticks that both saw a queue does its flow say what the pool can do."""
         if self.entries:
             if self._ticked:
-                elapsed = now - self._ticked
-                rate = self._popped * SECOND / max(elapsed, 1)
-                self.rate = (
-                    self.rate + (rate - self.rate) * elapsed / (elapsed + SMOOTHING) if self.rate else rate
-                )
+                elapsed = max(1, now - self._ticked)
+                self._watched += elapsed
+                share = elapsed / min(self._watched, elapsed + SMOOTHING)
+                self.rate += (self._popped * SECOND / elapsed - self.rate) * share
             self._used = self._ticked = now
         else:
             self._ticked = 0
             if now - self._used > STALE:
-                self.rate = 0.0
+                self.rate, self._watched = 0.0, 0
         self._popped = 0
 
     def retry_after(self) -> int:

@@ -209,6 +209,12 @@ def test_admission_predicts_the_delay(shared: tuple[int, mmap.mmap]) -> None:
         for toll in tolls:
             throttle.cancel(toll)
         assert throttle.refusal_delay(1000) == 0
+        for _ in range(500):
+            throttle.wait(100, lambda: None)
+        throttle.echo = 3.0
+        assert throttle.refusal_delay(1000) == 2  # 50 KB and their answers, then its own 4
+        throttle.echo = 4.0
+        assert throttle.refusal_delay(1000) == 5  # its answer takes turns: 250 KB once more
 
     asyncio.run(scenario())
 

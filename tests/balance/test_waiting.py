@@ -84,6 +84,21 @@ def test_retry_after_follows_the_drain_rate() -> None:
     assert waiting.retry_after() == 3
 
 
+def test_a_pool_that_halts_for_a_moment_is_no_reason_to_refuse() -> None:
+    """It answered one request in 100 ms, just now, and 50 are waiting: who knows."""
+    waiting = queue(count=1000, size=1 << 20)
+    for number in range(50):
+        assert waiting.push(f"x{number}", 1, 0, FAR)
+    for now in range(0, 120 * MS, 20 * MS):
+        waiting.tick(now)
+    waiting.pop()
+    waiting.tick(120 * MS)
+    assert waiting.push("y", 1, 120 * MS, FAR)
+    for now in range(140 * MS, 300 * MS, 20 * MS):
+        waiting.tick(now)
+    assert not waiting.push("z", 1, 300 * MS, FAR)  # it is more than a moment
+
+
 def test_an_old_drain_rate_refuses_nobody() -> None:
     """When everything hung, nothing drained; the next queue must not suffer for it."""
     waiting = queue(wait=100 * MS)
