@@ -109,10 +109,9 @@ class Reply:
         lines = [
             b"%b: %b\r\n" % field
             for field in answer_fields(head.fields)
-            if self.chunking or field[0] != b"trailer"
+            if field[0] != b"opc-request-id" and (self.chunking or field[0] != b"trailer")
         ]
-        if not head.request_id:
-            lines.append(b"opc-request-id: %b\r\n" % self.request_id)
+        lines.append(b"opc-request-id: %b\r\n" % self.request_id)
         if self.chunking:
             lines.append(b"transfer-encoding: chunked\r\n")
         lines.append(CLOSE if self.close else client.plan.connection)

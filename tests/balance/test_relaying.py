@@ -54,7 +54,7 @@ def test_an_answer_is_written_anew(stage: Stage) -> None:
     stage.run(read())
 
 
-@pytest.mark.parametrize("fields", [b"", b"keep-alive: timeout=9\r\n"])
+@pytest.mark.parametrize("fields", [b"", b"keep-alive: timeout=9\r\n", b"opc-request-id: \r\n"])
 def test_an_answer_without_an_id_is_given_one(stage: Stage, fields: bytes) -> None:
     stage.on(saying(answer(b"[1]", fields=fields).replace(b"opc-request-id: A/B/C\r\n", b"")))
 
