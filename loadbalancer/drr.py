@@ -4,7 +4,7 @@ Pure.  What waits is a *toll*: one message, or one piece of a flow.  A flow wait
 time, so a flow without anything to send has no share, and each of n flows gets 1/n.  A small message
 waits for one round at most: (tolls x quantum) / rate.
 
-Whole small answers go first, in the order in which they came: their requests have waited already,
+Small answers go first, in the order in which they came: their requests have waited already,
 and there are only as many as there were requests.
 
     toll = Toll(nbytes, go, now)

@@ -44,6 +44,7 @@ class Reply:
         "progress",
         "request_id",
         "since",
+        "small",
         "status",
         "toll",
     )
@@ -62,6 +63,7 @@ class Reply:
         self.begun = False  # a byte of the answer has been sent, or is about to be
         self.ending = False  # all of it is in `pieces` or in the transport
         self.chunking = False
+        self.small = False  # all of it is worth one turn at most
         self.close = False
         self.status = 0
         self.bytes_out = 0
@@ -73,6 +75,7 @@ class Reply:
         """A whole answer that must wait for bandwidth."""
         self.begun, self.status, self.request_id, self.ending = True, status, request_id, True
         self.client.link = self.client.upstream = None  # they are free for others
+        self.small = len(data) <= self.client.proxy.throttle.quantum
         self._wait(data)
 
     def refuse(self, refused: Refusal, close: bool) -> None:
@@ -118,7 +121,9 @@ class Reply:
         status = (
             b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason) if head.reason else STATUS_LINES[head.status]
         )
-        self._send(b"%b%b\r\n" % (status, b"".join(lines)))
+        data = b"%b%b\r\n" % (status, b"".join(lines))
+        self.small = not unframed and len(data) + head.length <= proxy.throttle.quantum
+        self._send(data)
 
     def relay(self, piece: bytes) -> None:
         if piece:
@@ -157,14 +162,17 @@ class Reply:
         self.pieces.extend(data[start : start + size] for start in range(0, len(data), size))
         self._hold_back(len(data))
         self.hold(BANDWIDTH)
-        # A small answer is let out before anything else: its request has waited for it.
-        self._wait_on(urgent=self.ending and len(data) <= size)
+        self._wait_on()
 
-    def _wait_on(self, urgent: bool = False) -> None:
-        """For the first piece."""
+    def _wait_on(self) -> None:
+        """For the first piece.
+
+        A small answer is let out before anything else, in however many pieces it comes: its request has
+        waited for it.
+        """
         size = len(self.pieces[0])
         self._hold_back(-size)
-        self.toll = self.client.proxy.throttle.wait(size, self._paid, urgent, answer=True)
+        self.toll = self.client.proxy.throttle.wait(size, self._paid, urgent=self.small, answer=True)
 
     def _hold_back(self, nbytes: int) -> None:
         self.held_back += nbytes
