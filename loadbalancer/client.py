@@ -220,7 +220,8 @@ class Client(asyncio.BufferedProtocol):
     def _ask(self) -> None:
         self.toll = None
         self.state = QUEUED
-        self.proxy.roster.assign(self, self.started)
+        # It may have been held back since it came, which neither an instance nor the queue is to blame for.
+        self.proxy.roster.assign(self, monotonic_ns())
 
     # ------------------------------------------------------------------ a body that flows
 

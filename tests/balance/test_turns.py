@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from balancer import balance
-from caller import Caller, post
-from origin import Exchange, Origin, answer
+from caller import Caller, once, post
+from origin import Exchange, Origin, answer, served
 from stage import act
+
+from loadbalancer import memory
 
 pytestmark = pytest.mark.alone
 
@@ -58,5 +60,27 @@ def test_a_small_answer_in_pieces_waits_no_longer_than_a_whole_one(tmp_path: Pat
             await origin.stop()
         assert counts[b"/whole"] > 50
         assert counts[b"/apart"] >= 0.85 * counts[b"/whole"], counts
+
+    act(scenario())
+
+
+def test_what_was_held_back_for_bandwidth_may_still_wait_for_an_instance(tmp_path: Path) -> None:
+    """The last ones are held back for 2 s, and then wait for one: for less than --queue-wait."""
+    options = ("--bandwidth-mbps", "1", "--delay-budget", "10", "--queue-wait", "1.5")
+
+    async def scenario() -> None:
+        origin = await Origin(served(0.08), workers=1).start()
+        try:
+            async with balance(tmp_path, *options, instances=[origin.url]) as lb:
+                answers = await asyncio.gather(
+                    *(once(lb.port, post(b"x" * 8000), timeout=20) for _ in range(40))
+                )
+                assert [one.status for one in answers] == [200] * 40
+                requests, total_us = (
+                    lb.cell(origin.url, word) for word in (memory.REQUESTS, memory.LATENCY_SUM_US)
+                )
+                assert total_us / requests < 500_000  # the instance is not charged for the wait
+        finally:
+            await origin.stop()
 
     act(scenario())
