@@ -16,6 +16,7 @@ slow instance or a spent bandwidth slows the client down.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from time import monotonic_ns
 from typing import TYPE_CHECKING
@@ -46,11 +47,8 @@ MIN_BODY_RATE = 8000  # bytes per second
 MAX_LINGER = 4 << 20  # bytes of a refused body that are read and dropped
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-RECEIVE = bytearray(65536)
-RECEIVE_VIEW = memoryview(RECEIVE)
 
-
-class Client(asyncio.BufferedProtocol):
+class Client(asyncio.Protocol):
     __slots__ = (
         "advancing", "bytes_in", "due", "expected", "head", "left", "link",
         "message", "partial", "paused", "peer", "plan", "progress", "proxy",
@@ -90,32 +88,30 @@ class Client(asyncio.BufferedProtocol):
         self.transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
         self.proxy.connected(self)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self.proxy.piece if self.state == FLOW else RECEIVE_VIEW  # what fairness allows at once
-
     # ------------------------------------------------------------------ reading
 
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         """The hot path: a whole small request in one read, with the head of the last one."""
-        if nbytes == self.expected and self.state == IDLE and RECEIVE.startswith(self.raw):
+        nbytes = len(data)
+        if nbytes == self.expected and self.state == IDLE and data.startswith(self.raw):
             proxy, self.started = self.proxy, monotonic_ns()
-            self.message = b"".join((self.head, RECEIVE_VIEW[nbytes - self.plan.length : nbytes]))
+            self.message = self.head + data[nbytes - self.plan.length :]
             self.bytes_in = nbytes
             if proxy.simple and (not proxy.throttle.active or proxy.throttle.pay(nbytes)):
                 self.state = QUEUED
                 proxy.roster.assign(self, self.started)
             else:
                 self._begin(self.plan, gathered=True)
-        elif self.state == FLOW and self.left:
-            self._flow(bytes(RECEIVE_VIEW[:nbytes]))
         elif self.state == LINGER:
             self.progress += nbytes
             if self.progress > MAX_LINGER:
                 self.transport.abort()
         else:
-            self.partial += RECEIVE_VIEW[:nbytes]
+            self.partial += data
             if self.state in (IDLE, HEAD, SMALL):
                 self.advance()
+            elif self.state == FLOW and self.left:
+                self._flow()
             elif len(self.partial) > MAX_BACKLOG:
                 self.pause(BACKLOG)
 
@@ -185,13 +181,10 @@ class Client(asyncio.BufferedProtocol):
             if not plan.length:
                 self._read_small()
             return
-        have = bytes(self.partial[: plan.length])
-        del self.partial[: plan.length]
         self.state, self.left, self.message = FLOW, plan.length, self.head
         self.proxy.throttle.announced += plan.length
         self.proxy.roster.assign(self, self.started)
-        if have:
-            self._flow(have)
+        self._flow()
 
     def _read_small(self) -> bool:
         length = self.plan.length
@@ -225,21 +218,22 @@ class Client(asyncio.BufferedProtocol):
 
     # ------------------------------------------------------------------ a body that flows
 
-    def _flow(self, data: bytes) -> None:
-        """A piece of a large body: pay for it, then pass it on."""
-        piece, behind = data[: self.left], data[self.left :]
-        if behind:
-            self.partial += behind
-        self.left -= len(piece)
-        self.proxy.throttle.announced -= len(piece)
-        self.bytes_in += len(piece)
-        self.since = self.proxy.now
-        throttle = self.proxy.throttle
-        if throttle.active and not throttle.pay(len(piece)):
-            self.pause(BANDWIDTH)
-            self.toll = throttle.wait(len(piece), lambda: self._flow_on(piece))
-        else:
-            self._pass(piece)
+    def _flow(self) -> None:
+        """What is here of a large body: pay for a piece, pass it on, go on to the next."""
+        partial, throttle = self.partial, self.proxy.throttle
+        while partial and self.left and self.state == FLOW and not self.paused:
+            piece = bytes(partial[: min(self.left, throttle.quantum)])
+            size = len(piece)
+            del partial[:size]
+            self.left -= size
+            throttle.announced -= size
+            self.bytes_in += size
+            self.since = self.proxy.now
+            if throttle.active and not throttle.pay(size):
+                self.pause(BANDWIDTH)
+                self.toll = throttle.wait(size, functools.partial(self._flow_on, piece))
+            else:
+                self._pass(piece)
 
     def _flow_on(self, piece: bytes) -> None:
         self.toll = None
@@ -272,7 +266,6 @@ class Client(asyncio.BufferedProtocol):
         else:
             self.message = b""
             self._sent_whole(upstream)
-            self.resume(INSTANCE)
         return data
 
     def can_replay(self) -> bool:
@@ -287,9 +280,14 @@ class Client(asyncio.BufferedProtocol):
         self.paused |= reason
 
     def resume(self, reason: int) -> None:
-        if self.paused and not self.paused & ~reason and not self.transport.is_closing():
+        if not self.paused or self.paused & ~reason:
+            self.paused &= ~reason
+            return
+        self.paused = 0
+        if self.state == FLOW:
+            self._flow()
+        if not self.paused and not self.transport.is_closing():
             self.transport.resume_reading()
-        self.paused &= ~reason
 
     def pause_writing(self) -> None:
         """The client does not take its answers: nothing more is read for it, nor begun."""

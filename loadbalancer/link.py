@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from loadbalancer import memory
+from loadbalancer.dial import dial
 from loadbalancer.refusal import BAD_ANSWER, CROWDED, LOST
+from loadbalancer.transport import Transport
 from loadbalancer.upstream import FREE, MAX_USES, Upstream
 
 if TYPE_CHECKING:
@@ -80,20 +81,13 @@ class Link:
         return upstream
 
     async def _connect_once(self) -> Upstream:
-        loop, entry = asyncio.get_running_loop(), self.instance.entry
-        local = _connected(entry.get("local", "")) if self.proxy.config.pool.unix else None
-        if local is not None:
-            _, upstream = await loop.create_unix_connection(self._made, sock=local)
-        elif entry["kind"] == "unix":
-            _, upstream = await loop.create_unix_connection(self._made, entry["path"])
-        else:
-            _, upstream = await loop.create_connection(self._made, entry["host"], entry["port"])
-        if not upstream.transport.is_closing():
-            self._opened(upstream)
+        sock = await dial(self.instance.entry, self.proxy.config.pool.unix)
+        upstream = Upstream(self.proxy, self)
+        Transport(self.proxy.reactor, sock, upstream)
+        self.connections.add(upstream)
+        self.proxy.cells[memory.UPSTREAM_OPENED] += 1
+        self.proxy.cells[memory.UPSTREAM_OPEN] += 1
         return upstream
-
-    def _made(self) -> Upstream:
-        return Upstream(self.proxy, self)
 
     async def reach(self) -> bool:
         """Whether it takes a connection, which is kept."""
@@ -183,12 +177,6 @@ class Link:
 
     # ------------------------------------------------------------------ connections
 
-    def _opened(self, upstream: Upstream) -> None:
-        """Not when it is made: of one that is given up right then, nobody hears again."""
-        self.connections.add(upstream)
-        self.proxy.cells[memory.UPSTREAM_OPENED] += 1
-        self.proxy.cells[memory.UPSTREAM_OPEN] += 1
-
     def closed(self, upstream: Upstream) -> None:
         if upstream in self.connections:
             self.connections.discard(upstream)
@@ -213,17 +201,3 @@ class Link:
         idle, self.idle = self.idle, []
         for upstream in idle:
             upstream.transport.close()
-
-
-def _connected(local: str) -> socket.socket | None:
-    """To the abstract Unix socket of that name, which costs less than TCP; None where that cannot be."""
-    if not local:
-        return None
-    sock = socket.socket(socket.AF_UNIX)
-    sock.setblocking(False)
-    try:
-        sock.connect(local.replace("@", "\0", 1))
-    except OSError:  # it has been replaced, or its backlog is full: its port tells which
-        sock.close()
-        return None
-    return sock

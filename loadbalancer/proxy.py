@@ -25,7 +25,7 @@ import uvloop
 from loadbalancer import memory, plan
 from loadbalancer.admission import Admission
 from loadbalancer.answer import Templates
-from loadbalancer.client import RECEIVE_VIEW, Client
+from loadbalancer.client import Client
 from loadbalancer.config import Config
 from loadbalancer.crowd import Crowd
 from loadbalancer.journal import Journal, waited
@@ -33,6 +33,7 @@ from loadbalancer.ledger import Ledger, Meter, http_bits, wire_bits
 from loadbalancer.place import ProxyPlace
 from loadbalancer.pool import Pool, PoolSettings
 from loadbalancer.preface import Preface
+from loadbalancer.reactor import Reactor
 from loadbalancer.roster import Roster
 from loadbalancer.throttle import Throttle
 from loadbalancer.tls import Certificates
@@ -67,6 +68,8 @@ class Proxy:
         self.crowd = Crowd(config.limits.max_connections)
         self.clients = self.crowd.clients
         self.certificates = Certificates(config.listen) if config.listen.tls_certificate else None
+        self.reactor: Reactor = None  # type: ignore[assignment]  # as soon as there is a loop
+        self._servers: list[asyncio.Server] = []
         self.draining = False
         self.now = 0.0  # the loop's clock as of the last tick: fine enough for timeouts
         self.wall_offset = time.time_ns() - time.monotonic_ns()
@@ -82,11 +85,6 @@ class Proxy:
         self._sequence = 0
         self._second = 0
         self._quarter = 0
-
-    @property
-    def piece(self) -> memoryview:
-        """What one read of a flowing body may fill."""
-        return RECEIVE_VIEW[: self.throttle.quantum]
 
     def connected(self, client: Client) -> None:
         cells = self.cells
@@ -157,33 +155,42 @@ class Proxy:
         loop = asyncio.get_running_loop()
         stopping = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        self.reactor = Reactor(loop)
         self.throttle.start(loop)
         self.tick()
         # What has been imported never becomes garbage; scanning it costs 10 ms at a time.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 10, 100)
-        servers = [await self._listen(loop, listener) for listener in self.place.listeners]
+        for listener in self.place.listeners:
+            await self._listen(loop, listener)
         ticking = loop.create_task(self._tick_forever())
         os.write(self.place.ready, b"r")
         await stopping.wait()
-        for server in servers:
+        for listener in self.place.listeners:
+            self.reactor.stop_listening(listener)
+        for server in self._servers:
             server.close()
         await self._drain()
         ticking.cancel()
         self.roster.close()
         self.book.close()
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> asyncio.Server:
-        context = self.certificates.context if self.certificates else None
-        if listener.family == socket.AF_UNIX:
-            return await loop.create_unix_server(lambda: Client(self), sock=listener)
-        if self.config.listen.proxy_protocol != "off":
-            return await loop.create_server(lambda: Preface(self, context), sock=listener)
-        patience = self.config.timeouts.head_timeout if context else None
-        return await loop.create_server(
-            lambda: Client(self), sock=listener, ssl=context, ssl_handshake_timeout=patience
-        )
+    async def _listen(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
+        """TLS, and what comes before it, is uvloop's; plain connections take turns in the reactor."""
+        local, lines = listener.family == socket.AF_UNIX, self.config.listen.proxy_protocol != "off"
+        context = None if self.certificates is None or local else self.certificates.context
+        if lines and not local:
+            server = await loop.create_server(lambda: Preface(self, context), sock=listener)
+        elif context is not None:
+            patience = self.config.timeouts.head_timeout
+            server = await loop.create_server(
+                lambda: Client(self), sock=listener, ssl=context, ssl_handshake_timeout=patience
+            )
+        else:
+            self.reactor.listen(listener, lambda: Client(self))
+            return
+        self._servers.append(server)
 
     async def _drain(self) -> None:
         self.draining = True

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from loadbalancer.proxy import Proxy
 
 FREE, ASKED, HEAD, BODY, CLOSED = range(5)
-IDLE, PRESSURE = 0, 4  # of a client: see client.py
+IDLE, INSTANCE, PRESSURE = 0, 2, 4  # of a client: see client.py
 BYTES_IN = memory.BYTES_IN
 MAX_USES = 100_000  # requests on one connection
 
@@ -90,6 +90,8 @@ class Upstream(asyncio.Protocol):
         self.transport.write(client.hand_over(self))
         if not self.whole:
             self.apart = self.link.instance.set_apart()
+        if client.paused:  # after its first bytes, more may follow
+            client.resume(INSTANCE)
 
     def take(self, client: Client, now: int) -> None:
         """As `ask`, for a request that is here whole."""

@@ -1,0 +1,58 @@
+"""A connection to an instance: the socket, before anything is said on it.
+
+Touches that socket and the resolver; names are looked up each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+
+async def dial(entry: Mapping[str, Any], local: bool) -> socket.socket:
+    """Connected, not blocking; raises OSError. `local`: by the instance's own Unix socket if it has one."""
+    sock = _at(entry["local"].replace("@", "\0", 1)) if local and entry.get("local") else None
+    if sock is not None:
+        return sock
+    if entry["kind"] == "unix":
+        return _connect_unix(entry["path"])
+    loop = asyncio.get_running_loop()
+    failure = OSError(f"{entry['host']} has no address")
+    for family, kind, protocol, _, address in await loop.getaddrinfo(
+        entry["host"], entry["port"], type=socket.SOCK_STREAM
+    ):
+        sock = socket.socket(family, kind, protocol)
+        sock.setblocking(False)
+        try:
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure
+
+
+def _at(path: str) -> socket.socket | None:
+    """None where that cannot be: it has been replaced, or its backlog is full. Its port tells which."""
+    try:
+        return _connect_unix(path)
+    except OSError:
+        return None
+
+
+def _connect_unix(path: str) -> socket.socket:
+    """At once or not at all: a Unix socket whose backlog is full says EAGAIN."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    try:
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,209 @@
+"""A connection's socket, with asyncio's interface: what it reads and writes goes through the reactor.
+
+Touches its socket, and the reactor's epoll.  TLS stays with uvloop, whose transports a protocol
+cannot tell from these.
+
+Nothing is sent by write(): the reactor does that at the end of its turn, for all connections.  What a
+socket does not take waits here, and the protocol is told beyond `high` bytes of it, as asyncio has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from select import EPOLLIN, EPOLLOUT
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loadbalancer.reactor import Reactor
+
+
+class Transport(asyncio.Transport):
+    """`reading`: the protocol wants data. `out`: bytes that have not been sent."""
+
+    __slots__ = (
+        "_choked", "_closing", "_dirty", "_eof", "_high", "_late", "_low", "_protocol", "_reactor",
+        "_sock", "_wanted", "_watched", "data_received", "out", "plain", "reading", "recv", "send",
+    )  # fmt: skip
+
+    def __init__(self, reactor: Reactor, sock: socket.socket, protocol: asyncio.Protocol) -> None:
+        """Begin to read; `sock` does not block and belongs to the transport from now on."""
+        self._reactor = reactor
+        self._dirty = reactor.dirty
+        self._sock = sock
+        self.recv, self.send = sock.recv, sock.send
+        self.reading = True
+        self.out = b""
+        self.plain = True  # when all is sent, there is nothing else to do
+        self._wanted = True
+        self._late = b""  # read in the turn in which the protocol came to want no more
+        self._closing = self._eof = self._choked = False
+        self._high, self._low = 65536, 16384
+        self._watched = 0
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.set_protocol(protocol)
+        self._watch(EPOLLIN)
+        protocol.connection_made(self)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "socket":
+            return self._sock
+        try:
+            if name == "peername":
+                return self._sock.getpeername()
+            if name == "sockname":
+                return self._sock.getsockname()
+        except OSError:  # it has been reset
+            return default
+        return default
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        assert isinstance(protocol, asyncio.Protocol)
+        self._protocol: asyncio.Protocol | None = protocol
+        self.data_received = protocol.data_received
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    # ------------------------------------------------------------------ reading
+
+    def pause_reading(self) -> None:
+        self._wanted = False
+        if self.reading:
+            self.reading = False
+            self._watch(self._watched & ~EPOLLIN)
+
+    def resume_reading(self) -> None:
+        self._wanted = not self._closing
+        if self._late:
+            self._reactor.loop.call_soon(self._read_on)
+        else:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if not self._wanted or self.reading:
+            return
+        self.reading = True
+        self._watch(self._watched | EPOLLIN)
+        if self._late:
+            data, self._late = self._late, b""
+            self._reactor.deliver(self, data)
+
+    def received(self, data: bytes) -> None:
+        """What is not simply data for a protocol that wants it."""
+        if not self.reading:  # since it was read, in this turn
+            self._late += data
+        elif self._protocol is not None:  # the other side sends no more, and neither of ours goes on alone
+            self._protocol.eof_received()
+            self.close()
+
+    # ------------------------------------------------------------------ writing
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        if self.out:
+            self.out += data
+            if len(self.out) > self._high:
+                self._choke()
+        elif not self._closing:
+            self.out = data
+            if not self._dirty:
+                self._reactor.expect()
+            self._dirty.append(self)
+
+    def writable(self) -> None:
+        """The socket may take more of what waits."""
+        try:
+            self.taken(self.send(self.out))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.lose(error)
+
+    def taken(self, sent: int) -> None:
+        """The socket has taken so much of `out`, perhaps not all."""
+        self.out = self.out[sent:]
+        if self._closing and not self.out:
+            self.lose(None)
+            return
+        self._watch((EPOLLIN if self.reading else 0) | (EPOLLOUT if self.out else 0))
+        if self._eof and not self.out:
+            self._shut_down()
+        if len(self.out) > self._high:
+            self._choke()
+        elif self._choked and len(self.out) <= self._low:
+            self._choked = False
+            if self._protocol is not None:
+                self._protocol.resume_writing()
+        self.plain = not self._closing and not (self._eof and self.out)
+
+    def _choke(self) -> None:
+        self.plain = False
+        if not self._choked:
+            self._choked = True
+            if self._protocol is not None:
+                self._protocol.pause_writing()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._high = 65536 if high is None else high
+        self._low = self._high // 4 if low is None else low
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.out)
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        """Say that no more will be sent, once all has been."""
+        if self._eof or self._closing:
+            return
+        self._eof = True
+        if self.out:
+            self.plain = False
+        else:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:  # the other side has gone
+            self.lose(error)
+
+    # ------------------------------------------------------------------ endings
+
+    def close(self) -> None:
+        """Read no more, send what waits, and end."""
+        if self._closing:
+            return
+        if not self.out:
+            self.lose(None)
+            return
+        self.pause_reading()
+        self._closing, self.plain = True, False
+
+    def abort(self) -> None:
+        self.lose(None)
+
+    def lose(self, error: OSError | None) -> None:
+        """The end; the protocol hears of it soon, never from within a call of its own."""
+        self.out = self._late = b""
+        self.reading, self._wanted, self._closing, self.plain = False, False, True, True
+        self._watch(0)
+        if self._protocol is not None:
+            self._reactor.loop.call_soon(self._lost, self._protocol, error)
+            self._protocol = None
+
+    def _lost(self, protocol: asyncio.Protocol, error: OSError | None) -> None:
+        try:
+            protocol.connection_lost(error)
+        finally:
+            self._sock.close()
+            # No cycle must wait for the collector, which is rare here.
+            del self.data_received, self.recv, self.send
+
+    def _watch(self, events: int) -> None:
+        """Without any, the socket leaves the epoll: it would tell of a hang-up again and again."""
+        if events != self._watched:
+            self._reactor.watch(self, self._sock.fileno(), self._watched, events)
+            self._watched = events
