@@ -38,6 +38,7 @@ class Reactor:
         self._epoll = select.epoll()
         self._poll = self._epoll.poll
         self._turning = False
+        self._retries: dict[int, asyncio.TimerHandle] = {}  # by listener, while there are no descriptors
         loop.add_reader(self._epoll.fileno(), self.turn)
 
     def turn(self) -> None:
@@ -126,6 +127,9 @@ class Reactor:
 
     def stop_listening(self, listener: socket.socket) -> None:
         self.loop.remove_reader(listener.fileno())
+        retry = self._retries.pop(listener.fileno(), None)
+        if retry is not None:
+            retry.cancel()
 
     def _accept(self, listener: socket.socket, made: Callable[[], asyncio.Protocol]) -> None:
         for _ in range(MOST_ACCEPTED):
@@ -139,7 +143,7 @@ class Reactor:
                 if error.errno not in EXHAUSTED:
                     raise
                 self.stop_listening(listener)
-                self.loop.call_later(PAUSE, self.listen, listener, made)
+                self._retries[listener.fileno()] = self.loop.call_later(PAUSE, self.listen, listener, made)
                 return
             sock.setblocking(False)
             Transport(self, sock, made())

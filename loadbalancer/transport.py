@@ -33,7 +33,7 @@ class Transport(asyncio.Transport):
         self._sock = sock
         self.recv, self.send = sock.recv, sock.send
         self.reading = True
-        self.out = b""
+        self.out: bytes | bytearray = b""
         self.plain = True  # when all is sent, there is nothing else to do
         self._wanted = True
         self._late = b""  # read in the turn in which the protocol came to want no more
@@ -102,6 +102,8 @@ class Transport(asyncio.Transport):
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
         if self.out:
+            if isinstance(self.out, bytes):
+                self.out = bytearray(self.out)  # which grows, and shrinks at its front, without a copy
             self.out += data
             if len(self.out) > self._high:
                 self._choke()
@@ -122,7 +124,10 @@ class Transport(asyncio.Transport):
 
     def taken(self, sent: int) -> None:
         """The socket has taken so much of `out`, perhaps not all."""
-        self.out = self.out[sent:]
+        if isinstance(self.out, bytes):
+            self.out = self.out[sent:]
+        else:
+            del self.out[:sent]
         if self._closing and not self.out:
             self.lose(None)
             return
