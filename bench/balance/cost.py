@@ -45,7 +45,7 @@ class Plan:
 
 
 QUICK = Plan(3, 1, 1.5, ("mosec",))
-FULL = Plan(5, 1.5, 3, PEERS)
+FULL = Plan(9, 1, 2, PEERS)
 
 
 def body() -> Body:

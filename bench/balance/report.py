@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.balance import tables
-from bench.balance.tables import medians
+from bench.balance.tables import medians, paired
 from bench.environments import BENCH, Unavailable, prepare
 
 Bar = tuple[str, str, bool]  # what was asked, what was found, met
@@ -39,26 +39,31 @@ def bars(result: dict[str, Any]) -> list[Bar]:
 
 
 def _cost_bars(cost: dict[str, Any]) -> Iterator[Bar]:
+    """Each comparison is made round by round: see tables.paired."""
     for cell in cost["cells"]:
-        known = {name: medians(one) for name, one in cell["proxies"].items()}
+        known = cell["proxies"]
         if "ours" not in known:
             continue
         ours = known["ours"]
         if "ours-local" in known and "nginx" in known:
-            mine, theirs = known["ours-local"]["cpu_us"], known["nginx"]["cpu_us"]
-            yield _at_most("CPU per request: each as it asks an instance here by default", mine, theirs, "us")
+            asked = "CPU per request: each as it asks an instance here by default, of nginx's"
+            yield _part(asked, paired(known["ours-local"], known["nginx"], "cpu_us"), most=1.0)
         for peer in ("nginx", "haproxy"):
             if peer not in known:
                 continue
             other, where = known[peer], f"{peer}'s, {cell['title']}"
-            yield _at_most(f"CPU per request: at most {where}", ours["cpu_us"], other["cpu_us"], "us")
+            yield _part(f"CPU per request: at most {where}", paired(ours, other, "cpu_us"), most=1.0)
             if peer == "nginx":
                 asked = f"requests/s: at least 95 % of {where}"
-                part = ours["rate"] / other["rate"]
+                part = paired(ours, other, "rate")
                 yield asked, f"{part:.0%}", part >= 0.95
-            if peer == "nginx" and "half_p99_us" in ours:
+            if peer == "nginx" and ours["half"]:
                 asked = f"p99 at half load: at most 1.1 times {where}"
-                yield _at_most(asked, ours["half_p99_us"] / 1000, 1.1 * other["half_p99_us"] / 1000, "ms")
+                yield _part(asked, paired(ours, other, "p99_us", "half"), most=1.1)
+
+
+def _part(asked: str, found: float, most: float) -> Bar:
+    return asked, f"{found:.0%}", found <= most
 
 
 def _at_most(asked: str, found: float, limit: float, unit: str) -> Bar:

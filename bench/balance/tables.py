@@ -17,6 +17,15 @@ def medians(one: dict[str, Any]) -> dict[str, float]:
     return found
 
 
+def paired(one: dict[str, Any], other: dict[str, Any], figure: str, rounds: str = "rounds") -> float:
+    """One proxy's figure as a part of another's of the same round, the median of all rounds.
+
+    A shared machine is fast in one round and slow in the next; two proxies in one round meet the same.
+    """
+    both = zip(one[rounds], other[rounds], strict=True)
+    return float(statistics.median(mine[figure] / theirs[figure] for mine, theirs in both))
+
+
 # ---------------------------------------------------------------------- cost
 
 
@@ -29,6 +38,7 @@ def cost(result: dict[str, Any]) -> list[str]:
         "",
         "1 KB POST over 32 kept-alive connections, access log and metrics on; CPU of all processes of the",
         "proxy. With `buffered log`, nginx writes through a buffer of 64 KB, otherwise line by line.",
+        "`of nginx's`: CPU and requests/s, compared round by round, for the machine has fast and slow ones.",
         "",
     ]
     for cell in found["cells"]:
@@ -39,16 +49,18 @@ def cost(result: dict[str, Any]) -> list[str]:
 
 def _rounds(known: dict[str, Any]) -> list[str]:
     lines = [
-        "| | CPU us | least - most | requests/s | p50 ms | p99 ms | errors |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| | CPU us | least - most | requests/s | of nginx's | p50 ms | p99 ms | errors |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for one in known.values():
+        nginx = known.get("nginx")
+        parts = [f"{paired(one, nginx, name):.0%}" for name in ("cpu_us", "rate")] if nginx else []
         seen = medians(one)
         every = [round_["cpu_us"] for round_ in one["rounds"]]
         errors = f"**{seen['errors']:.0f}**" if seen["errors"] else "0"
         lines.append(
             f"| {one['title']} | {seen['cpu_us']:.1f} | {min(every):.1f} - {max(every):.1f} "
-            f"| {seen['rate']:,.0f} | {seen['p50_us'] / 1000:.2f} "
+            f"| {seen['rate']:,.0f} | {', '.join(parts)} | {seen['p50_us'] / 1000:.2f} "
             f"| {seen['p99_us'] / 1000:.2f} | {errors} |"
         )
     return [*lines, ""]
