@@ -5,12 +5,16 @@ Pure: text in, an address or None out; nothing is resolved or opened.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 
 MAX_PORT = 65535
 MAX_UNIX_PATH = 107  # bytes; sockaddr_un
 _HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|([A-Za-z0-9_.-]+)|(\*)):([0-9]{1,5})")
+
+# RFC 1035, 2.3.4: labels of up to 63 bytes, and 253 of them with their dots.
+_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ def tcp(text: str) -> Address | None:
     match = _HOST_PORT.fullmatch(text)
     if match is None or int(match[4]) > MAX_PORT:
         return None
+    if (match[1] and not _is_ipv6(match[1])) or (match[2] and not _NAME.fullmatch(match[2])):
+        return None
     return Address(match[1] or match[2] or "0.0.0.0", int(match[4]))
 
 
@@ -64,7 +70,14 @@ def unix(text: str) -> Address | None:
     path = text.removeprefix("unix:")
     if path == text or not path.startswith("/") or len(path.encode()) > MAX_UNIX_PATH:
         return None
-    return Address(path=path)
+    return Address(path=path) if path.isprintable() else None
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.IPv6Address(text).version == 6
+    except ValueError:
+        return False
 
 
 def listening(text: str) -> Address | None:

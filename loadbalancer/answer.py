@@ -76,9 +76,11 @@ def parse(raw: bytes, to_head: bool = False) -> AnswerHead:
     status, modern = int(code), minor == b"1"
     named = _single(fields)
     framing, length = _framing(named, status, modern)
+    # Where no body can be but one is announced, there may be one: it would be taken for the next answer.
+    sound = status not in _NO_BODY or (framing != CHUNKED and not length)
     if to_head or status < 200 or status in _NO_BODY:
         framing, length = NOTHING, 0
-    keep = _keep_alive(named.get(b"connection", b""), modern) and framing != TO_THE_END
+    keep = _keep_alive(named.get(b"connection", b""), modern) and framing != TO_THE_END and sound
     request_id = named.get(b"opc-request-id", b"")
     return AnswerHead(status, reason, int(minor), fields, framing, length, keep, request_id)
 
@@ -206,10 +208,12 @@ class Templates:
     def learn(self, raw: bytes, head: AnswerHead) -> Template | None:
         """A template that matches `raw` and its like; None where it must be parsed each time.
 
-        Only whole answers of known length come in question, from instances that keep the
+        Only whole answers in HTTP/1.1 of known length come in question, from instances that keep the
         connection; a name that occurs twice, or more kinds than are worth it, are left to parse().
         """
-        if head.framing != LENGTH or not head.keep_alive or self._learnt >= 4 * MAX_TEMPLATES:
+        if head.framing != LENGTH or not head.keep_alive or not head.version:
+            return None
+        if self._learnt >= 4 * MAX_TEMPLATES:
             return None
         lines = raw.split(b"\r\n")[:-2]
         names = [line.partition(b":")[0].lower() for line in lines[1:]]

@@ -106,6 +106,8 @@ class Client(asyncio.Protocol):
             self.progress += nbytes
             if self.progress > MAX_LINGER:
                 self.transport.abort()
+        elif self.state == FLOW and not self.partial and nbytes <= self._piece():
+            self._flow_piece(data)  # as it came: large bodies are not to be copied
         else:
             self.partial += data
             if self.state in (IDLE, HEAD, SMALL):
@@ -120,7 +122,7 @@ class Client(asyncio.Protocol):
         if self.advancing:
             return
         self.advancing = True
-        while self.partial and self.state in (IDLE, HEAD, SMALL):
+        while self.partial and self.state in (IDLE, HEAD, SMALL) and not self.paused & CHOKED:
             if self.state != SMALL and not self._read_head():
                 break
             if self.state == SMALL and not self._read_small():
@@ -220,20 +222,28 @@ class Client(asyncio.Protocol):
 
     def _flow(self) -> None:
         """What is here of a large body: pay for a piece, pass it on, go on to the next."""
-        partial, throttle = self.partial, self.proxy.throttle
+        partial = self.partial
         while partial and self.left and self.state == FLOW and not self.paused:
-            piece = bytes(partial[: min(self.left, throttle.quantum)])
-            size = len(piece)
+            size = self._piece()
+            piece = bytes(partial[:size])
             del partial[:size]
-            self.left -= size
-            throttle.announced -= size
-            self.bytes_in += size
-            self.since = self.proxy.now
-            if throttle.active and not throttle.pay(size):
-                self.pause(BANDWIDTH)
-                self.toll = throttle.wait(size, functools.partial(self._flow_on, piece))
-            else:
-                self._pass(piece)
+            self._flow_piece(piece)
+
+    def _piece(self) -> int:
+        """Bytes of the body that may pass at once: more would not be fair to others."""
+        return min(self.left, self.proxy.throttle.quantum)
+
+    def _flow_piece(self, piece: bytes) -> None:
+        size, throttle = len(piece), self.proxy.throttle
+        self.left -= size
+        throttle.announced -= size
+        self.bytes_in += size
+        self.since = self.proxy.now
+        if throttle.active and not throttle.pay(size):
+            self.pause(BANDWIDTH)
+            self.toll = throttle.wait(size, functools.partial(self._flow_on, piece))
+        else:
+            self._pass(piece)
 
     def _flow_on(self, piece: bytes) -> None:
         self.toll = None
@@ -297,7 +307,7 @@ class Client(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.reply.go_on(PRESSURE)
         self.resume(CHOKED)
-        if self.state == IDLE:
+        if self.state in (IDLE, HEAD, SMALL):
             self.advance()
 
     # ------------------------------------------------------------------ endings
@@ -359,6 +369,8 @@ class Client(asyncio.Protocol):
             self.link.cancel(self)
         elif state == QUEUED or (state == FLOW and self.upstream is None):
             self.proxy.roster.forget(self)
+        if state == SMALL:
+            self.bytes_in += len(self.partial)
         if state in (SMALL, HELD, QUEUED, FLOW, ASKED):
             self.reply.note(499)
         self.proxy.disconnected(self)

@@ -21,6 +21,7 @@ from loadbalancer import address
 from server.errors import TwofoldError
 from server.settings import Catalogue, Checked, Value, apart, fault, from_options, parse, setting
 
+LEAST_MBPS = 0.001
 MAX_PROXIES = 15  # of one generation; memory has blocks for two, and one more for the scribe
 FILES = (
     "upstream_file",
@@ -280,6 +281,9 @@ def _contradictions(config: Config) -> Iterable[tuple[str, str, str]]:
             "maximum_bandwidth_mbps", f"maximum_bandwidth_mbps must be above {low:g} and at most {2 * low:g}",
             "it is at most twice bandwidth_mbps",
         )  # fmt: skip
+    for name, mbps in (("bandwidth_mbps", low), ("caller_bandwidth_mbps", band.caller_bandwidth_mbps)):
+        if 0 < mbps < LEAST_MBPS:
+            yield name, f"{name} is too little to pass anything", f"{LEAST_MBPS:g} at least, or 0: unlimited"
     for name in ("tls_key", "tls_client_ca"):
         if getattr(listen, name) and not listen.tls_certificate:
             yield name, f"{name} needs tls_certificate", "set both"
@@ -293,9 +297,14 @@ def _contradictions(config: Config) -> Iterable[tuple[str, str, str]]:
     if not config.pool.upstream and not config.pool.upstream_file:
         yield "upstream", "no instance is named", "name one with --upstream http://HOST:PORT"
     for name, value, _, _ in settings(config):
-        if name in FILES and value and not _readable(str(value)):
-            yield name, f"{name}: cannot read {value}", "it must be a file that this user may read"
+        if name in FILES and value and (why := _unreadable(Path(str(value)))):
+            yield name, f"{name}: {value} {why}", "it must be a file that this user may read"
 
 
-def _readable(path: str) -> bool:
-    return Path(path).is_file() and os.access(path, os.R_OK)
+def _unreadable(path: Path) -> str:
+    """Why not; nothing if it can be read."""
+    if not path.exists():
+        return "does not exist"
+    if not path.is_file():
+        return "is no file"
+    return "" if os.access(path, os.R_OK) else "may not be read by this user"

@@ -30,7 +30,8 @@ LOOK = 0.2  # seconds between looks at what was asked for
 COLUMNS = ("instance", "state", "in hand", "requests/s", "share", "latency", "failures")
 
 SOCKET = typer.Option(
-    "", "--socket", help="The admin socket (default: $TWOFOLD_BALANCE_ADMIN_SOCKET, or your own folder's).",
+    "", "--socket", "--admin-socket",
+    help="The admin socket (default: $TWOFOLD_BALANCE_ADMIN_SOCKET, or your own folder's).",
     metavar="PATH", show_default=False,
 )  # fmt: skip
 AS_JSON = typer.Option(False, "--json", help="As JSON.", show_default=False)
@@ -159,17 +160,20 @@ def remove(name: str = NAME, wait: float = WAIT, socket: str = SOCKET) -> None:
 def reload(socket: str = SOCKET) -> None:
     """Read the settings again, and start the new code; bad settings change nothing."""
     admin = Admin(socket)
-    before = admin.state()["started"]
+    before = admin.state()
     admin.call("POST", "/reload")
     for _ in range(int(PATIENCE / LOOK)):
         time.sleep(LOOK)
         try:
-            if admin.state()["started"] != before:
-                print("reloaded")
-                return
+            now = admin.state()
         except AddressError:  # between two stewards
             continue
-    why = "it says why on standard error, or waits until the generation before has drained"
+        if now["started"] != before["started"]:
+            print("reloaded")
+            return
+        if now["reloads_refused"] != before["reloads_refused"]:
+            raise ConfigError(f"not reloaded, and nothing has changed: {now['reloads_refused']['why']}")
+    why = "it waits until the generation before has drained"
     raise ConfigError(f"not reloaded within {PATIENCE:g} s; until then nothing changes", why)
 
 

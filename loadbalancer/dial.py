@@ -20,9 +20,11 @@ async def dial(entry: Mapping[str, Any], local: bool) -> socket.socket:
         return _connect_unix(entry["path"])
     loop = asyncio.get_running_loop()
     failure = OSError(f"{entry['host']} has no address")
-    for family, kind, protocol, _, address in await loop.getaddrinfo(
-        entry["host"], entry["port"], type=socket.SOCK_STREAM
-    ):
+    try:
+        found = await loop.getaddrinfo(entry["host"], entry["port"], type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # of the resolver: no name can be like that
+        raise OSError(f"{entry['host']} is no host name: {error}") from None
+    for family, kind, protocol, _, address in found:
         sock = socket.socket(family, kind, protocol)
         sock.setblocking(False)
         try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from loadbalancer import memory
 from loadbalancer.config import MAX_PROXIES, Config
+from loadbalancer.ledger import Ledger
 from loadbalancer.place import ProxyPlace, StewardPlace
 from loadbalancer.sockets import Sockets
 from server import scribe
@@ -136,7 +137,7 @@ class Estate:
     def sentence(self) -> str:
         """What it does, in words."""
         members = len(memory.Board(self.shared).read().get("instances", ()))
-        mbps = self.config.bandwidth.bandwidth_mbps
+        mbps = Ledger(self.shared, self.memory).rate / 1e6  # the admin may have changed it
         rate = f"{mbps:g} Mbps" if mbps else "unlimited bandwidth"
         many = "1 instance" if members == 1 else f"{members} instances"
         return f"balancing on {' and '.join(self.urls())} over {many}, {rate}"

@@ -115,6 +115,15 @@ def upstream_fields(head: Head, peer: str, hops: Hops) -> bytes:
     return b"host: %b\r\n%b%bvia: %b\r\n" % (host, b"".join(lines), origin, via)
 
 
+def origin_form(target: bytes) -> bytes:
+    """Path and query as they were sent; of an absolute target, without scheme and host (RFC 9112, 3.2.1)."""
+    if target.startswith((b"/", b"*")):
+        return target
+    behind = target.partition(b"://")[2]
+    begin = next((at for at, byte in enumerate(behind) if byte in b"/?"), len(behind))
+    return behind[begin:] if behind[begin : begin + 1] == b"/" else b"/" + behind[begin:]
+
+
 def answer_fields(fields: Fields) -> list[tuple[bytes, bytes]]:
     """The fields of an answer that concern the client: nothing of the connection to the instance.
 

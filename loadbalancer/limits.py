@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loadbalancer.autoscale import Autoscale
-from loadbalancer.config import BandwidthSettings
+from loadbalancer.config import LEAST_MBPS, BandwidthSettings
 from loadbalancer.ledger import Ledger
 from server.log import say
 
@@ -48,8 +48,8 @@ class Limits:
 
     def set(self, mbps: float, maximum: float = 0.0) -> None:
         """From now on. ValueError if the two do not fit together."""
-        if not 0 <= mbps <= MOST_MBPS:
-            raise ValueError(f"mbps must be from 0 (unlimited) to {MOST_MBPS:.0f}")
+        if mbps and not LEAST_MBPS <= mbps <= MOST_MBPS:
+            raise ValueError(f"mbps must be 0 (unlimited), or from {LEAST_MBPS:g} to {MOST_MBPS:.0f}")
         if maximum and not mbps < maximum <= 2 * mbps:
             raise ValueError(f"max_mbps must be above {mbps:g} and at most {2 * mbps:g}, or 0")
         self.mbps, self.maximum = mbps, maximum

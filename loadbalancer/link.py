@@ -46,6 +46,8 @@ class Link:
         """The request goes to this instance: over an idle connection, or a new one."""
         self.pool.started(self.instance)
         client.link = self
+        while self.idle and not self.idle[-1].transport.reading:  # it is closing
+            self.idle.pop()
         if self.idle and not self.line:
             self.idle.pop().ask(client, now)
         else:
@@ -60,7 +62,7 @@ class Link:
                 self._failed_to_open(client, error)
             return
         if self.opening.pop(client, None) is None:  # the client has left in the very last moment
-            self.idle.append(upstream)
+            self.keep(upstream)
         else:
             upstream.ask(client, monotonic_ns())
 
@@ -93,10 +95,16 @@ class Link:
         """Whether it takes a connection, which is kept."""
         try:
             async with asyncio.timeout(self.proxy.config.timeouts.connect_timeout):
-                self.idle.append(await self._connect())
+                self.keep(await self._connect())
         except (OSError, TimeoutError):
             return False
         return True
+
+    def keep(self, upstream: Upstream) -> None:
+        """For a request to come."""
+        upstream.since = self.proxy.now
+        upstream.transport.unasked = True
+        self.idle.append(upstream)
 
     # ------------------------------------------------------------------ what became of a request
 
@@ -106,8 +114,7 @@ class Link:
         until, upstream.heard_at = upstream.heard_at or now, 0
         self.pool.finished(self.instance, now, (until - upstream.asked_at) // 1000, status)
         if upstream.state == FREE and upstream.uses < MAX_USES and not self.gone and not self.line:
-            upstream.since = self.proxy.now
-            self.idle.append(upstream)
+            self.keep(upstream)
         else:
             upstream.transport.close()
             if upstream.said_close:  # it is about to stop: its other connections would end under our requests

@@ -4,9 +4,9 @@ Touches only the mapping that it is handed.  One memfd without a name, mapped by
 the load balancer; it outlives each of them, and passes to the next generation at a reload.
 
     offset     size                                  written by
-    0          control words     4096                steward (board sequence), supervisor
+    0          control words     4096                steward (board sequence), supervisor (reloads refused)
     4096       bucket            4096                whoever holds the lock on these bytes
-    8192       board             2 x 262144          steward
+    8192       board             2 x 524288          steward
     ...        counters          MAX_PROXIES x 8192  that proxy
     ...        cells             MAX_PROXIES x MAX_INSTANCES x 128   that proxy
 
@@ -32,7 +32,7 @@ MAX_INSTANCES = 256
 
 BUCKET_OFFSET = PAGE
 BOARD_OFFSET = 2 * PAGE
-BOARD_SIZE = 262144
+BOARD_SIZE = 524288  # for as many instances with names as long as they can be
 COUNTERS_OFFSET = BOARD_OFFSET + 2 * BOARD_SIZE
 COUNTERS_SIZE = 8192
 CELLS_OFFSET = COUNTERS_OFFSET + MAX_PROXIES * COUNTERS_SIZE
@@ -42,6 +42,9 @@ SIZE = CELLS_OFFSET + MAX_PROXIES * MAX_INSTANCES * CELL_SIZE
 SEQUENCE_OFFSET = 0
 _SEQUENCE = struct.Struct("<Q")
 _LENGTH = struct.Struct("<I")
+REFUSAL_OFFSET = 64
+_REFUSAL = struct.Struct("<II")
+MAX_REFUSAL = 3072  # bytes
 
 # ---------------------------------------------------------------- counters of a proxy
 
@@ -145,6 +148,27 @@ class Board:
             if self.sequence == sequence:
                 content: dict[str, Any] = json.loads(text)
                 return content
+
+
+class Refusals:
+    """Reloads that were refused: how many, and why the last one. The supervisor writes, the steward reads."""
+
+    __slots__ = ("_memory",)
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memory
+
+    def add(self, why: str) -> None:
+        text = why.encode()[:MAX_REFUSAL]
+        times, _ = _REFUSAL.unpack_from(self._memory, REFUSAL_OFFSET)
+        start = REFUSAL_OFFSET + _REFUSAL.size
+        self._memory[start : start + len(text)] = text
+        _REFUSAL.pack_into(self._memory, REFUSAL_OFFSET, times + 1, len(text))
+
+    def read(self) -> tuple[int, str]:
+        times, size = _REFUSAL.unpack_from(self._memory, REFUSAL_OFFSET)
+        start = REFUSAL_OFFSET + _REFUSAL.size
+        return times, self._memory[start : start + size].decode("utf-8", "replace")
 
 
 class Counters:

@@ -92,12 +92,7 @@ def _refusal(head: Head, max_body: int) -> Refusal | None:
 
 def _render(head: Head, length: int, peer: str, hops: forwarded.Hops) -> bytes:
     # RFC 9112, 3.2: an origin server is asked in origin form, whatever form the proxy was asked in.
-    target = head.target
-    if not target.startswith((b"/", b"*")):
-        target = b"/" + target.split(b"/", 3)[3] if target.count(b"/") > 2 else b"/"
-        if head.query and b"?" not in target:
-            target += b"?" + head.query
-    lines = b"%b %b HTTP/1.1\r\n" % (head.method.encode(), target)
+    lines = b"%b %b HTTP/1.1\r\n" % (head.method.encode(), forwarded.origin_form(head.target))
     fields = forwarded.upstream_fields(head, peer, hops)
     request_id = b"opc-request-id: %b\r\n" % head.request_id if head.request_id else b""
     framing = b"content-length: %d\r\n" % length if head.content_length is not None else b""

@@ -50,11 +50,16 @@ class Reactor:
                 writable.append(transport)
             if transport.reading:
                 try:
-                    received.append((transport, transport.recv(READ_SIZE)))
+                    data = transport.recv(READ_SIZE)
                 except BlockingIOError:
-                    pass
+                    continue
                 except OSError as error:
                     transport.lose(error)
+                    continue
+                if transport.unasked:
+                    self.deliver(transport, data)
+                else:
+                    received.append((transport, data))
         for transport, data in received:
             if data and transport.reading:
                 try:
@@ -69,8 +74,8 @@ class Reactor:
         self.flush()
 
     def deliver(self, transport: Transport, data: bytes) -> None:
-        """Outside a turn."""
-        self._call(transport, transport.data_received, data)
+        """What is not to wait for others of its turn."""
+        self._call(transport, transport.data_received if data else transport.received, data)
 
     def _call(self, transport: Transport, what: Callable[..., None], *arguments: Any) -> None:
         """Nobody's failure must keep the others from being served."""

@@ -17,6 +17,11 @@ class Refusal:
     message: str
     headers: bytes = b""  # whole lines
 
+    @property
+    def faulty(self) -> bool:
+        """The request is at fault, and would be at any other time."""
+        return 400 <= self.status < 500 and self.status not in (408, 429)
+
 
 NOT_FOUND = Refusal(404, "NotAuthorizedOrNotFound", "no such model deployment, or not for this caller")
 LENGTH = Refusal(411, "LengthRequired", "send a Content-Length; chunked bodies are not accepted")

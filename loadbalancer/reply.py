@@ -15,7 +15,8 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from loadbalancer import answer, chunked, memory, refusal
-from loadbalancer.answer import AnswerHead
+from loadbalancer.answer import AnswerHead, BadAnswer
+from loadbalancer.drr import LEAST_QUANTUM
 from loadbalancer.forwarded import answer_fields
 from loadbalancer.refusal import TOO_LATE, Refusal
 from server.http1 import STATUS_LINES
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from loadbalancer.client import Client
     from loadbalancer.drr import Toll
 
-BANDWIDTH, PRESSURE = 1, 4
+BANDWIDTH, PRESSURE, CHOKED = 1, 4, 16  # of a client: see client.py
+HELD = 3  # a state of a client
+MAX_INTERIM = 64  # interim answers to one request
 BYTES_IN = memory.BYTES_IN
 CLOSE = b"connection: close\r\n"
 
@@ -40,11 +43,13 @@ class Reply:
         "heard",
         "held",
         "held_back",
+        "interims",
         "pieces",
         "progress",
         "request_id",
         "since",
         "small",
+        "spent_us",
         "status",
         "toll",
     )
@@ -54,12 +59,12 @@ class Reply:
         self.pieces: deque[bytes] = deque()  # wait for bandwidth, in order
         self.toll: Toll | None = None
         self.held_back = 0  # bytes of `pieces` that do not take their turn yet
-        self.held = 0  # why the instance's answer is not being read
         self.progress = -1
         self.since = self.heard = 0.0  # when the client last took something, when the instance last sent
         self._reset()
 
     def _reset(self) -> None:
+        self.held = 0  # why the instance's answer is not being read
         self.begun = False  # a byte of the answer has been sent, or is about to be
         self.ending = False  # all of it is in `pieces` or in the transport
         self.chunking = False
@@ -68,11 +73,14 @@ class Reply:
         self.status = 0
         self.bytes_out = 0
         self.request_id = b""
+        self.interims = 0
+        self.spent_us = 0  # by the instance
 
     # ------------------------------------------------------------------ answers in one piece
 
-    def wait(self, data: bytes, status: int, request_id: bytes) -> None:
-        """A whole answer that must wait for bandwidth."""
+    def wait(self, data: bytes, status: int, request_id: bytes, spent_us: int) -> None:
+        """A whole answer that must wait for bandwidth; the instance needed so long for it."""
+        self.spent_us = spent_us
         self.begun, self.status, self.request_id, self.ending = True, status, request_id, True
         self.client.link = self.client.upstream = None  # they are free for others
         self.small = len(data) <= self.client.proxy.throttle.quantum
@@ -80,6 +88,7 @@ class Reply:
 
     def refuse(self, refused: Refusal, close: bool) -> None:
         """The load balancer's own answer."""
+        self.drop()  # interim answers that have not gone out
         client, proxy = self.client, self.client.proxy
         connection = CLOSE if close else client.plan.connection
         self.request_id = proxy.ids.mint(client.plan.head.request_id)
@@ -88,18 +97,41 @@ class Reply:
             data = data[: data.index(b"\r\n\r\n") + 4]
         self.begun = self.ending = True
         self.status, self.close = refused.status, close
-        # Refusals neither wait nor are charged for, or they would use up what is left for the others.
+        if not close and refused.faulty and proxy.throttle.active:
+            self._wait_refused(data)
+            return
         self.bytes_out += len(data)
         client.transport.write(data)
         self._end()
+
+    def _wait_refused(self, data: bytes) -> None:
+        """Who goes on and on with faulty requests gets no more bandwidth than who sends good ones.
+
+        Refusals for want of something neither wait nor are charged for: they are to spare bandwidth.
+        """
+        client, throttle = self.client, self.client.proxy.throttle
+        size = client.bytes_in + len(data)
+        self.pieces.append(data)
+        if throttle.pay(size):
+            self._paid()
+        else:
+            client.state = HELD
+            self.toll = throttle.wait(size, self._paid)
 
     # ------------------------------------------------------------------ an answer that flows
 
     def interim(self, head: AnswerHead) -> None:
         """1xx: passed on to those who know it (RFC 9110, 15.2); 100 was ours to say."""
+        self.interims += 1
+        if self.interims > MAX_INTERIM:
+            raise BadAnswer("it sends one interim answer after the other")
         if head.status != 100 and self.client.plan.head.version == (1, 1):
-            fields = b"".join(b"%b: %b\r\n" % field for field in answer_fields(head.fields))
-            self._send(b"HTTP/1.1 %d %b\r\n%b\r\n" % (head.status, head.reason, fields))
+            fields = b"".join(
+                b"%b: %b\r\n" % field for field in answer_fields(head.fields) if field[0] != b"content-length"
+            )
+            data = b"HTTP/1.1 %d %b\r\n%b\r\n" % (head.status, head.reason, fields)
+            if len(data) <= LEAST_QUANTUM:  # or a part of it could have gone when the request is given up
+                self._send(data)
 
     def begin(self, head: AnswerHead) -> None:
         client, proxy = self.client, self.client.proxy
@@ -109,11 +141,12 @@ class Reply:
         self.close = client.plan.close or proxy.draining or bool(client.left) or (unframed and not modern)
         self.begun, self.status = True, head.status
         self.request_id = head.request_id or proxy.ids.mint(client.plan.head.request_id)
-        lines = [
-            b"%b: %b\r\n" % field
-            for field in answer_fields(head.fields)
-            if field[0] != b"opc-request-id" and (self.chunking or field[0] != b"trailer")
-        ]
+        without = {b"opc-request-id"}
+        if not self.chunking:
+            without.add(b"trailer")
+        if head.status == 204:  # RFC 9110, 8.6
+            without.add(b"content-length")
+        lines = [b"%b: %b\r\n" % field for field in answer_fields(head.fields) if field[0] not in without]
         lines.append(b"opc-request-id: %b\r\n" % self.request_id)
         if self.chunking:
             lines.append(b"transfer-encoding: chunked\r\n")
@@ -123,6 +156,8 @@ class Reply:
         )
         data = b"%b%b\r\n" % (status, b"".join(lines))
         self.small = not unframed and len(data) + head.length <= proxy.throttle.quantum
+        if client.paused & CHOKED:
+            self.hold(PRESSURE)
         self._send(data)
 
     def relay(self, piece: bytes) -> None:
@@ -135,6 +170,8 @@ class Reply:
             self._send(chunked.last_chunk(trailers))
         self.ending = True
         upstream = self.client.upstream
+        if upstream is not None:
+            self.spent_us = ((upstream.heard_at or monotonic_ns()) - upstream.asked_at) // 1000
         if self.held and upstream is not None and not upstream.transport.is_closing():
             upstream.transport.resume_reading()  # it will carry other answers
         self.held = 0
@@ -192,8 +229,11 @@ class Reply:
             self.go_on(BANDWIDTH)
 
     def hold(self, reason: int) -> None:
+        """A reason that comes before there is an instance is looked for again when its answer begins."""
         upstream = self.client.upstream
-        if not self.held and upstream is not None and not upstream.transport.is_closing():
+        if upstream is None:
+            return
+        if not self.held and not upstream.transport.is_closing():
             upstream.transport.pause_reading()
         self.held |= reason
 
@@ -218,7 +258,8 @@ class Reply:
         total_us = (now - client.started) // 1000 if client.started else 0
         request_id = self.request_id or proxy.ids.mint(client.plan.head.request_id)
         proxy.journal.append((
-            now + proxy.wall_offset, client.plan.message, status, 0, request_id, self.bytes_out, total_us,
+            now + proxy.wall_offset, client.plan.message, status, self.spent_us,
+            request_id, self.bytes_out, total_us,
         ))  # fmt: skip
         proxy.cells[BYTES_IN] += client.bytes_in
         proxy.admission.answered(client, self.bytes_out)

@@ -48,13 +48,14 @@ class Roster:
             instance = self.pool.choose() if client.state == QUEUED else self.pool.choose_for_upload()
             if instance is not None:
                 link = instance.link
-                if not link.idle or client.state != QUEUED or link.line:
+                idle = link.idle
+                if not idle or not idle[-1].transport.reading or client.state != QUEUED or link.line:
                     link.hand(client, now)
                     return
                 # The hot path: Pool.started, Link.hand, Upstream.ask and Client.hand_over at once.
                 instance.load += instance.step
                 instance.requests += 1
-                client.link, client.upstream, client.state = link, link.idle.pop(), ASKED
+                client.link, client.upstream, client.state = link, idle.pop(), ASKED
                 client.upstream.take(client, now)
                 return
         self._enqueue(client, now)

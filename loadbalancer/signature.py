@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from loadbalancer.forwarded import origin_form
 from server.errors import ConfigError
 from server.http1 import Head
 
@@ -142,7 +143,7 @@ def signing_string(head: Head, names: tuple[bytes, ...]) -> bytes | None:
     lines = []
     for name in names:
         if name == b"(request-target)":
-            lines.append(b"%b: %b %b" % (name, head.method.lower().encode(), _origin_form(head)))
+            lines.append(b"%b: %b %b" % (name, head.method.lower().encode(), origin_form(head.target)))
             continue
         value = _sole(head, name)
         if value is None:
@@ -176,15 +177,6 @@ def _sole(head: Head, wanted: bytes) -> bytes | None:
     return values[0] if len(values) == 1 else None
 
 
-def _origin_form(head: Head) -> bytes:
-    """Path and query as they were sent; of an absolute target, without scheme and host."""
-    if head.target.startswith((b"/", b"*")):
-        return head.target
-    before, mark, query = head.target.partition(b"?")
-    path = b"/".join([b"", *before.split(b"/", 3)[3:]]) or b"/"
-    return path + mark + query
-
-
 def _date(head: Head, signature: Signature) -> int | None:
     """Unix time of the signed date; x-date, for callers that cannot set Date, goes first."""
     name = b"x-date" if b"x-date" in signature.headers else b"date"
@@ -193,7 +185,10 @@ def _date(head: Head, signature: Signature) -> int | None:
         return None
     day, month, year, hour, minute, second = match.groups()
     number = _MONTHS.index(month) // 3 + 1
-    return calendar.timegm((int(year), number, int(day), int(hour), int(minute), int(second)))
+    try:
+        return calendar.timegm((int(year), number, int(day), int(hour), int(minute), int(second)))
+    except ValueError:  # there was no year 0
+        return None
 
 
 def _verifies(key: RSAPublicKey, signature: bytes, message: bytes) -> bool:

@@ -33,6 +33,7 @@ class Facts:
     maximum: float
     members: Sequence[Mapping[str, Any]]  # as on the board
     certificate_expires: int = 0  # Unix time; 0: there is none, or it cannot be read
+    reloads_refused: tuple[int, str] = (0, "")  # how many, and why the last one
 
 
 def state(facts: Facts, trend: Trend, reading: Reading) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def state(facts: Facts, trend: Trend, reading: Reading) -> dict[str, Any]:
     return {
         "version": facts.version,
         "started": round(facts.started, 3),
+        "reloads_refused": {"times": facts.reloads_refused[0], "why": facts.reloads_refused[1]},
         "bandwidth": _bandwidth(facts, trend, cells),
         "requests": _requests(trend, cells),
         "latency_ms": _pair(trend.percentiles(memory.LATENCY)),

@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 
 class Transport(asyncio.Transport):
-    """`reading`: the protocol wants data. `out`: bytes that have not been sent."""
+    """`reading`: the protocol wants data, and there is a connection. `out`: bytes that have not been sent.
+
+    `unasked`: whatever comes is not expected, and is told before anything else is done in a turn. Or a
+    request of the same turn could be given to a connection whose end, or rubbish, has been read already.
+    """
 
     __slots__ = (
         "_choked", "_closing", "_dirty", "_eof", "_high", "_late", "_low", "_protocol", "_reactor",
-        "_sock", "_wanted", "_watched", "data_received", "out", "plain", "reading", "recv", "send",
+        "_sock", "_wanted", "_watched", "data_received", "out", "plain", "reading", "recv", "send", "unasked",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, sock: socket.socket, protocol: asyncio.Protocol) -> None:
@@ -33,6 +37,7 @@ class Transport(asyncio.Transport):
         self._sock = sock
         self.recv, self.send = sock.recv, sock.send
         self.reading = True
+        self.unasked = False
         self.out: bytes | bytearray = b""
         self.plain = True  # when all is sent, there is nothing else to do
         self._wanted = True
@@ -140,7 +145,8 @@ class Transport(asyncio.Transport):
             self._choked = False
             if self._protocol is not None:
                 self._protocol.resume_writing()
-        self.plain = not self._closing and not (self._eof and self.out)
+        # Last, for the protocol may have written, and be held back again.
+        self.plain = not (self._choked or self._closing or (self._eof and self.out))
 
     def _choke(self) -> None:
         self.plain = False

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loadbalancer.client import Client
     from loadbalancer.link import Link
     from loadbalancer.proxy import Proxy
+    from loadbalancer.transport import Transport
 
 FREE, ASKED, HEAD, BODY, CLOSED = range(5)
 IDLE, INSTANCE, PRESSURE = 0, 2, 4  # of a client: see client.py
@@ -59,7 +60,7 @@ class Upstream(asyncio.Protocol):
     def __init__(self, proxy: Proxy, link: Link) -> None:
         self.proxy = proxy
         self.link = link
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.transport: Transport = None  # type: ignore[assignment]
         self.client: Client | None = None
         self.template: Template | None = None
         self.opened = self.since = proxy.now
@@ -85,6 +86,7 @@ class Upstream(asyncio.Protocol):
         self.client, self.state, self.asked_at = client, ASKED, now
         self.uses += 1
         self.whole = True
+        self.transport.unasked = False
         if self.link.line:
             self.transport.write(proxyline.render(self.link.line, _endpoints(client)))
         self.transport.write(client.hand_over(self))
@@ -98,7 +100,9 @@ class Upstream(asyncio.Protocol):
         self.client, self.state, self.asked_at = client, ASKED, now
         self.uses += 1
         self.whole = True
-        self.transport.write(client.message)
+        transport = self.transport
+        transport.unasked = False
+        transport.write(client.message)
 
     def sent(self) -> None:
         """The last byte of a body that took its time is on its way: work begins."""
@@ -142,7 +146,7 @@ class Upstream(asyncio.Protocol):
         proxy, link, now = self.proxy, self.link, monotonic_ns()
         spent_us = (now - self.asked_at) // 1000
         if proxy.throttle.active and not proxy.throttle.pay(len(data)):
-            client.reply.wait(data, status, request_id)
+            client.reply.wait(data, status, request_id, spent_us)
         else:
             client.transport.write(data)
             proxy.journal.append((
@@ -165,7 +169,8 @@ class Upstream(asyncio.Protocol):
             if instance.suspected and not instance.record.out:
                 proxy.pool.acquit(instance, now)
             self.since = proxy.now
-            link.idle.append(self)
+            self.transport.unasked = True
+            link.idle.append(self)  # Link.keep
             if proxy.roster.queued:
                 proxy.roster.dispatch(now)
         else:

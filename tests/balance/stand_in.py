@@ -82,7 +82,8 @@ def steward(place: StewardPlace) -> int:
     board = memory.Board(shared)
     board.publish({"instances": [{"cell": n} for n, _ in enumerate(place.config.pool.upstream)]})
     if board.sequence == 1:  # the first of them all
-        BUCKET.pack_into(shared, memory.BUCKET_OFFSET, 10_000_000, LEVEL, 1)
+        rate = int(place.config.bandwidth.bandwidth_mbps * 1e6)
+        BUCKET.pack_into(shared, memory.BUCKET_OFFSET, rate, LEVEL, 1)
     elif BUCKET.unpack_from(shared, memory.BUCKET_OFFSET)[1] == LEVEL:
         say("info", "the bucket's words are there")
     os.write(place.ready, b"r")

@@ -45,6 +45,74 @@ def test_bytes_and_what_waited_for_bandwidth(tmp_path: Path) -> None:
     act(scenario())
 
 
+def test_what_the_instance_needed_is_noted_whichever_way_its_answer_takes(tmp_path: Path) -> None:
+    """The first answer of a connection, one in pieces, one that waits for bandwidth, and the usual one."""
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.whole()
+        await asyncio.sleep(0.02)
+        data = answer(b"z" * (150_000 if exchange.target == "/large" else 500))
+        for piece in (data[:200], data[200:]) if exchange.target == "/pieces" else (data,):
+            exchange.send(piece)
+            await asyncio.sleep(0.003)
+
+    async def scenario() -> None:
+        async with behind(Origin(play), tmp_path, "--bandwidth-mbps", "10") as lb:
+            async with Caller(lb.port) as caller:
+                for target in (b"/first", b"/usual", b"/pieces", b"/large", b"/waits", b"/usual"):
+                    assert (await caller.ask(post(target=target))).status == 200
+            await eventually(lambda: len(lb.access()) == 6, "six lines")
+            spent = [line["data"]["modelLatency"] for line in lb.access()]
+            assert all(20 <= one <= 200 for one in spent), spent
+            assert lb.total(memory.UPSTREAM + memory.SUM) >= 120_000
+
+    act(scenario())
+
+
+def test_faulty_requests_get_no_more_bandwidth_than_good_ones(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with behind(Origin(echo), tmp_path, "--bandwidth-mbps", "1") as lb:
+            faulty = b"POST / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 1800 + b"\r\n\r\n"
+            count = 0
+
+            async def insist() -> None:
+                nonlocal count
+                async with Caller(lb.port) as caller:
+                    while True:
+                        assert (await caller.ask(faulty)).status == 411
+                        count += 1
+
+            tasks = [asyncio.create_task(insist()) for _ in range(4)]
+            await asyncio.sleep(1)  # the bucket is empty by then
+            before, count = count, 0
+            await asyncio.sleep(2)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert before > 20  # 64 KiB are there at first
+            assert 80 <= count <= 130, count  # 250 KB in 2 s, of 2.2 KB each
+            await lb.settled()
+
+    act(scenario())
+
+
+def test_a_refusal_does_not_follow_half_of_another_answer(tmp_path: Path) -> None:
+    """An interim answer waits for bandwidth when the time of its request is over."""
+
+    async def play(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 103 Hints\r\nlink: %b\r\n\r\n" % (b"z" * 3000) * 40)
+        await exchange.abandoned()
+
+    async def scenario() -> None:
+        options = ("--bandwidth-mbps", "0.1", "--predict-timeout", "1")
+        async with behind(Origin(play), tmp_path, *options) as lb:
+            made = await once(lb.port, post())
+            assert made.status == 504 and set(made.interim) == {103}
+            await lb.settled()
+
+    act(scenario())
+
+
 def test_what_waited_for_an_instance(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with behind(Origin(served(0.1), workers=1), tmp_path, "--credits", "1") as lb:

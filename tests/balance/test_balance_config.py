@@ -123,8 +123,11 @@ def test_lists(tmp_path: Path) -> None:
         ("maximum_bandwidth_mbps: 21", "1: maximum_bandwidth_mbps must be above 10 and at most 20"),
         ("bandwidth_mbps: 0\nmaximum_bandwidth_mbps: 1", "2: maximum_bandwidth_mbps must be above 0"),
         ("listen: a:1\ntls_key: /nowhere", "2: tls_key needs tls_certificate"),
-        ("tls_certificate: /nowhere", "1: tls_certificate: cannot read /nowhere"),
+        ("tls_certificate: /nowhere", "1: tls_certificate: /nowhere does not exist"),
         ("listen: a:1\nbandwidth_mbps: 1\nlisten: b:1", "3: listen is set twice (the first time in line 1)"),
+        ("tls_certificate: /", "1: tls_certificate: / is no file"),
+        ("bandwidth_mbps: 1e-7", "1: bandwidth_mbps is too little to pass anything"),
+        ("caller_bandwidth_mbps: 0.0009", "1: caller_bandwidth_mbps is too little to pass anything"),
         ("listen: [a:1", "not YAML"),
     ],
 )
@@ -188,7 +191,9 @@ def test_addresses_of_instances(text: str, name: str, dns: bool) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "a:1", "https://a:1", "http://", "http://a:0", "http://a:1/x", "http://u@a:1", "http://*:1",
-     "unix:a", "unix:/" + "x" * 107, "dns+unix:/a", "http://a:123456", "http://a b:1", "http://::1:1"],
+     "unix:a", "unix:/" + "x" * 107, "dns+unix:/a", "http://a:123456", "http://a b:1", "http://::1:1",
+     "http://a..b:1", f"http://{'a' * 64}:1", "http://.a:1", f"http://{'.'.join(['a' * 63] * 4)}:1",
+     "http://[:::::]:1", "unix:/a\nb", "unix:/a\0b"],
 )  # fmt: skip
 def test_what_is_no_address_of_an_instance(text: str) -> None:
     assert address.upstream(text) is None

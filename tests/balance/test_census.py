@@ -12,7 +12,7 @@ from loadbalancer.address import Address
 from loadbalancer.census import DWELL_NS, Census
 from loadbalancer.member import from_entry
 from loadbalancer.membership import Wanted
-from loadbalancer.probe import Health
+from loadbalancer.probe import MAX_WHY, Health
 
 A, B, C = (f"http://127.0.0.1:900{n}" for n in (1, 2, 3))
 
@@ -137,6 +137,19 @@ def test_the_pool_has_an_end(census: Census, capfd: pytest.CaptureFixture[str]) 
     with pytest.raises(ValueError, match="at most 256"):
         census.add(A)
     memory.Board(census._shared).publish(census.board())  # and it fits
+
+
+def test_a_pool_of_the_longest_names_fits_on_the_board(census: Census) -> None:
+    stem = ".".join(["n" * 63] * 3 + ["n" * 57])
+    many = {}
+    for number in range(memory.MAX_INSTANCES):
+        where = Address(f"{stem}{number:03}", 65535)
+        many[f"http://{where}"] = Wanted(where, "dns", f"dns+http://{where}")
+    census.reconcile(many)
+    for member in census.members.values():
+        member.verdict.why = "\\" * MAX_WHY
+        member.verdict.local = "@twofold-" + "0" * 36
+    memory.Board(census._shared).publish(census.board())
 
 
 @pytest.mark.parametrize("text", ["ftp://host", "dns+http://models:9001", "", "http://", "127.0.0.1:9001"])

@@ -6,7 +6,7 @@ import asyncio
 import resource
 import socket
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,41 @@ def test_13_slow_heads_bodies_and_readers(tmp_path: Path) -> None:
             unharmed(load.outcome)
             assert grown <= 64 << 10, grown
             await stage.lb.settled()
+
+    act(scenario())
+
+
+def test_13_a_client_that_asks_and_asks_and_never_reads(tmp_path: Path) -> None:
+    """Pipelined refusals fill its connection; what it asks for behind them is not fetched for it."""
+    sent = 0
+
+    async def huge(exchange: Exchange) -> None:
+        nonlocal sent
+        piece = b"z" * 65536
+        exchange.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (1 << 30))
+        while not exchange.gone and sent < 400 << 20:
+            if exchange.connection.transport.get_write_buffer_size() < 1 << 20:
+                exchange.send(piece)
+                sent += len(piece)
+            await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        faulty = b"POST / HTTP/1.1\r\nhost: a\r\n\r\n"
+        async with scene(tmp_path) as stage:
+            for origin in stage.origins:
+                origin.play = huge
+            before = stage.lb.rss()
+            with ExitStack() as clients:
+                for refused in range(0, 8000, 500):
+                    client = clients.enter_context(socket.socket())
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                    client.connect(("127.0.0.1", stage.lb.port))
+                    client.setblocking(False)
+                    with suppress(BlockingIOError):
+                        client.send(faulty * refused + get(b"/huge"))
+                await asyncio.sleep(1.5)
+                assert stage.lb.rss() - before <= 48 << 10
+            await stage.lb.settled(10)
 
     act(scenario())
 

@@ -49,6 +49,7 @@ def test_what_the_admin_sets_outlives_the_steward_but_not_a_change_of_settings(l
         (-1, 0),
         (math.nan, 0),
         (math.inf, 0),
+        (1e-7, 0),  # would be 0 bit/s, which is no limit at all
         (1e6 + 1, 0),
         (10, 10),
         (10, 20.1),

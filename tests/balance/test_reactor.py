@@ -138,6 +138,27 @@ def test_a_writer_that_is_held_back_in_a_turn_goes_on_though_the_socket_takes_al
     play(part)
 
 
+def test_a_writer_that_is_let_go_on_may_be_held_back_at_once() -> None:
+    async def part(scene: Scene) -> None:
+        ours, theirs = scene.pair()
+        ours.transport.set_write_buffer_limits(high=1000, low=100)
+        more, resumed = [2000, 2000, 2000], ours.resume_writing
+
+        def write_on() -> None:
+            resumed()
+            if more:
+                ours.transport.write(b"b")
+                ours.transport.write(b"b" * more.pop())
+
+        ours.resume_writing = write_on  # type: ignore[method-assign]
+        ours.transport.write(b"a")
+        ours.transport.write(b"a" * 4 * MB)
+        assert len(await take(theirs, 4 * MB + 6004)) == 4 * MB + 6004
+        assert ours.events == ["pause", "resume"] * 4
+
+    play(part)
+
+
 def test_what_was_read_before_a_pause_waits_for_the_end_of_it() -> None:
     """Two connections speak in one turn, and what the first one says makes the other's reader pause."""
 
@@ -162,6 +183,29 @@ def test_what_was_read_before_a_pause_waits_for_the_end_of_it() -> None:
         late.transport.resume_reading()
         await asyncio.sleep(0.05)
         assert late.data in (b"134", b"234")
+
+    play(part)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_is_unasked_is_told_before_all_else_of_its_turn(first: int) -> None:
+    """The end of an idle connection must be known before a request is given to it."""
+
+    async def part(scene: Scene) -> None:
+        order: list[str] = []
+        (client, their_client), (idle, their_idle) = scene.pair(), scene.pair()
+        client.on_data = lambda data: order.append("request")
+        idle.on_data = lambda data: order.append("rubbish")
+        idle.transport.unasked = True  # type: ignore[attr-defined]
+        for theirs in ((their_client, their_idle), (their_idle, their_client))[first]:
+            theirs.send(b"x")
+        await asyncio.sleep(0.05)
+        assert order == ["rubbish", "request"]
+        client.on_data = lambda data: order.append("closing" if idle.transport.is_closing() else "open")
+        for step in (their_client.send, lambda _: their_idle.close())[:: 1 - 2 * first]:
+            step(b"x")
+        await asyncio.sleep(0.05)
+        assert order[2:] == ["closing"]
 
     play(part)
 

@@ -98,6 +98,35 @@ def test_answers_without_a_body(stage: Stage, status: int) -> None:
     stage.run(read())
 
 
+def test_a_length_where_no_body_can_be_is_not_passed_on(stage: Stage) -> None:
+    """RFC 9110, 8.6; and whatever follows is nobody's answer, for the connection is not used again."""
+    said = b"HTTP/1.1 103 Hints\r\ncontent-length: 3\r\n\r\nHTTP/1.1 204 None\r\ncontent-length: 3\r\n\r\n"
+    origin = stage.on(saying(said))
+
+    async def read() -> None:
+        async with Caller(stage.port) as caller:
+            caller.send(get())
+            for status in (103, 204):
+                made = await caller.head()
+                assert made.status == status and "content-length" not in made.fields
+        await eventually(lambda: all(one.gone for one in origin.asked), "the connection is closed")
+
+    stage.run(read())
+
+
+def test_an_old_instance_that_keeps_connections_is_not_quoted(stage: Stage) -> None:
+    said = b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 3\r\n\r\n[1]"
+    stage.on(saying(said))
+
+    async def read() -> None:
+        async with Caller(stage.port) as caller:
+            for _ in range(4):
+                assert (await caller.ask(post())).body == b"[1]"
+                assert caller.received.startswith(b"HTTP/1.1 200 OK\r\n")
+
+    stage.run(read())
+
+
 def test_head_is_answered_with_a_length_and_no_body(stage: Stage) -> None:
     async def play(exchange: Exchange) -> None:
         whole = answer(b"x" * 1000)
@@ -129,6 +158,12 @@ def test_interim_answers_reach_who_knows_them(stage: Stage) -> None:
         assert (made.interim, made.status, made.body) == ([], 200, b"[1]")
 
     stage.run(read())
+
+
+def test_interim_answers_have_an_end(stage: Stage) -> None:
+    stage.on(saying(b"HTTP/1.1 103 Hints\r\nlink: </a>\r\n\r\n" * 200 + answer(b"[1]")))
+    made = stage.run(once(stage.port, post()))
+    assert made.status == 502 and len(made.interim) <= 100
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])

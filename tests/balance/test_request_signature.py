@@ -53,6 +53,9 @@ def test_an_absolute_target_is_signed_as_path_and_query() -> None:
         ("GET http://lb.example.com/?/predict?x=1%20b HTTP/1.1", False),
     ):
         assert KEYS.judge(read([start, *lines[1:], given]), NOW).genuine is good
+    lines = unsigned(method="GET", target="/?x=/evil")
+    given = authorization(parameters(lines, BODILESS))
+    assert KEYS.judge(read(["GET http://lb.example.com?x=/evil HTTP/1.1", *lines[1:], given]), NOW) == GENUINE
     lines = unsigned(method="GET", target="/")
     given = authorization(parameters(lines, BODILESS))
     assert KEYS.judge(read(["GET http://lb.example.com HTTP/1.1", *lines[1:], given]), NOW) == GENUINE
@@ -99,6 +102,7 @@ def test_time_decides() -> None:
         "Fri, 15 Jan 2027 08:00:00",
         "Fri, 15 Jan 2027 08:00:00 +0000",
         "15 Jan 2027",
+        "Mon, 01 Jan 0000 00:00:00 GMT",
         "",
     ],
 )

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from loadbalancer import memory
+
 ROOT = Path(__file__).parent.parent.parent
 START = Callable[..., "Balancer"]
 
@@ -53,6 +55,18 @@ class Balancer:
 
     def output(self) -> str:
         return (self.folder / "stderr").read_text()
+
+    def refused(self) -> tuple[int, str]:
+        """Reloads, and why the last one was."""
+        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            if os.readlink(entry).startswith("/memfd:twofold-balance"):
+                fd = os.open(entry, os.O_RDWR)
+                try:
+                    with memory.attach(fd) as shared:
+                        return memory.Refusals(shared).read()
+                finally:
+                    os.close(fd)
+        raise AssertionError("it has no memory")
 
     def says(self, text: str, times: int = 1, seconds: float = 8.0) -> None:
         eventually(lambda: len(re.findall(text, self.output())) >= times, f"{text!r} x {times}", seconds)
@@ -358,7 +372,7 @@ def test_the_buckets_words_survive_a_reload(start: START) -> None:
     [
         ("bandwidth_mbps: many", "{file}:3: bandwidth_mbps must be a number, not 'many'"),
         ("proxies: 1\nupstreams: x", "{file}:4: there is no setting 'upstreams' (did you mean upstream?)"),
-        ("tls_certificate: /nowhere.pem", "{file}:3: tls_certificate: cannot read /nowhere.pem"),
+        ("tls_certificate: /nowhere.pem", "{file}:3: tls_certificate: /nowhere.pem does not exist"),
         ("queue_size: [1", "{file}:"),
     ],
 )
@@ -369,6 +383,8 @@ def test_a_bad_configuration_changes_nothing_and_says_why(start: START, text: st
     balancer.process.send_signal(signal.SIGHUP)
     balancer.says("not reloaded, and nothing has changed: ")
     assert complaint.format(file=balancer.file) in balancer.output()
+    times, why = balancer.refused()
+    assert times == 1 and complaint.format(file=balancer.file) in why
     assert balancer.children() == before
     assert balancer.ask()[2] == "10"
 
