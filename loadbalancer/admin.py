@@ -70,7 +70,8 @@ class Api:
 
     async def set_bandwidth(self, request: Request) -> Response:
         given = await _object(request, {"mbps"}, {"max_mbps"})
-        mbps, maximum = _number(given["mbps"], "mbps"), _number(given.get("max_mbps") or 0, "max_mbps")
+        most = given.get("max_mbps")
+        mbps, maximum = _number(given["mbps"], "mbps"), 0.0 if most is None else _number(most, "max_mbps")
         self._steward.set_bandwidth(mbps, maximum)
         return _json(200, self._steward.state()["bandwidth"])
 

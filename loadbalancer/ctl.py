@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PROGRAM = "twofold balance-ctl"
 PATIENCE = 10.0  # seconds with the steward
 LOOK = 0.2  # seconds between looks at what was asked for
+HANDOVER = 1.0  # seconds in which nobody may answer, between two stewards
 COLUMNS = ("instance", "state", "in hand", "requests/s", "share", "latency", "failures")
 
 SOCKET = typer.Option(
@@ -57,9 +58,18 @@ class _Connection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        until = time.monotonic() + HANDOVER
+        while True:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(self.timeout)
+            try:
+                self.sock.connect(self._path)
+                return
+            except ConnectionRefusedError:
+                self.sock.close()
+                if time.monotonic() > until:
+                    raise
+                time.sleep(LOOK / 4)
 
 
 class Admin:

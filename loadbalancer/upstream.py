@@ -31,8 +31,8 @@ IDLE, INSTANCE, PRESSURE = 0, 2, 4  # of a client: see client.py
 BYTES_IN = memory.BYTES_IN
 MAX_USES = 100_000  # requests on one connection
 
-HIGH_WATER = 262144  # bytes that wait for the other side to take them
-LOW_WATER = 65536
+HIGH_WATER = 131072  # bytes that wait for the other side to take them
+LOW_WATER = 32768
 
 
 class Upstream(asyncio.Protocol):

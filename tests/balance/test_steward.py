@@ -227,6 +227,7 @@ def test_refusals(quiet: Overseen) -> None:
         ("PUT", "/bandwidth", {"mbps": "10"}, 400, "must be a number"),
         ("PUT", "/bandwidth", {"mbps": -1}, 400, "from 0"),
         ("PUT", "/bandwidth", {"mbps": 10, "max_mbps": 30}, 400, "at most 20"),
+        ("PUT", "/bandwidth", {"mbps": 10, "max_mbps": []}, 400, "must be a number"),
         ("PUT", "/bandwidth", {"mbps": 10, "speed": 1}, 400, "'speed' is unknown"),
         ("PUT", "/bandwidth", [1], 400, "must be a JSON object"),
         ("PUT", "/bandwidth", b'{"mbps": NaN}', 400, "not JSON"),
