@@ -77,7 +77,12 @@ async def idle(port: int, many: int, stack: ExitStack) -> None:
         await loop.sock_connect(client, ("127.0.0.1", port))
 
 
-async def throughput(stage: Scene, seconds: float = 1.5) -> float:
+async def throughput(stage: Scene) -> float:
+    """Of three rounds the best: the machine has slow seconds of its own."""
+    return max([await one_round(stage) for _ in range(3)])
+
+
+async def one_round(stage: Scene, seconds: float = 1.0) -> float:
     """Requests a second of eight clients that do nothing else."""
     loop, done = asyncio.get_running_loop(), 0
     until = loop.time() + seconds
