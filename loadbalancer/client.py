@@ -95,9 +95,11 @@ class Client(asyncio.Protocol):
         nbytes = len(data)
         if nbytes == self.expected and self.state == IDLE and data.startswith(self.raw):
             proxy, self.started = self.proxy, monotonic_ns()
+            throttle = proxy.throttle
             self.message = self.head + data[nbytes - self.plan.length :]
             self.bytes_in = nbytes
-            if proxy.simple and (not proxy.throttle.active or proxy.throttle.pay(nbytes)):
+            if proxy.simple and (nbytes <= throttle.free or throttle.fill(nbytes)):
+                throttle.free -= nbytes  # Throttle.pay
                 self.state = QUEUED
                 proxy.roster.assign(self, self.started)
             else:

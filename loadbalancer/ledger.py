@@ -125,6 +125,16 @@ class Meter:
         self.allowance -= bits
         return True
 
+    def lend(self) -> int:
+        """Bytes of the lease, to be spent by subtracting; 0 where a byte has no price of its own."""
+        lent = self.allowance >> 3 if self._bits is None and self.allowance > 0 else 0
+        self.allowance -= lent << 3
+        return lent
+
+    def take_back(self, nbytes: int) -> None:
+        """What is left of what was lent."""
+        self.allowance += nbytes << 3 if self._bits is None else 0
+
     def owe(self, nbytes: int) -> None:
         self.allowance -= nbytes << 3 if self._bits is None else self._bits(nbytes)
 

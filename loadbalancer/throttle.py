@@ -2,7 +2,7 @@
 
 Touches the event loop's timer and the shared bucket; the arithmetic is in bucket, ledger and drr.
 
-    if not throttle.active or throttle.pay(n): go        the usual: nobody waits, tokens are there
+    if throttle.pay(n): go                               the usual: nobody waits, tokens are there
     else: toll = throttle.wait(n, go)                    `go` is called when n bytes are paid for
 """
 
@@ -18,12 +18,17 @@ from loadbalancer.ledger import Meter
 
 LONGEST_SLEEP = 0.02  # seconds: a live edit is felt within it
 MOST_QUANTUM = 65536
+UNLIMITED = 1 << 60  # bytes; more than pass between two ticks
 KEEP = 0.98  # of what was counted, from tick to tick: it is of the last second or so
 MOST_ECHO = 100.0
 
 
 class Throttle:
-    """`active`: there is a limit. `quantum`: bytes that one flow may pass in a turn."""
+    """`active`: there is a limit. `quantum`: bytes that one flow may pass in a turn.
+
+    `free`: bytes that may pass without a word, while nobody waits. pay() is spelt out where calls cost
+    too much: whoever takes no more than `free`, or gets it by fill(), subtracts it and goes.
+    """
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class Throttle:
         self._answers = self._others = 0.0  # bytes that have waited, of late
         self.echo = 0.0  # bytes of answers that follow each other byte
         self.active = False
+        self.free = 0
         self.quantum = MOST_QUANTUM
         self.tick()
 
@@ -56,10 +62,28 @@ class Throttle:
 
     def pay(self, nbytes: int) -> bool:
         """Whether so much may pass at once. Nobody overtakes those who wait."""
-        return not self._shaper.queued and self._meter.spend(nbytes)
+        if nbytes > self.free and not self.fill(nbytes):
+            return False
+        self.free -= nbytes
+        return True
+
+    def fill(self, nbytes: int) -> bool:
+        """Whether so much is free now."""
+        self._gather()
+        if self._shaper.queued or not self._meter.spend(nbytes):
+            return False
+        self.free = nbytes + self._meter.lend()
+        return True
+
+    def _gather(self) -> None:
+        """The meter has all of the lease again."""
+        if self.active:
+            self._meter.take_back(self.free)
+            self.free = 0
 
     def wait(self, nbytes: int, go: Callable[[], None], urgent: bool = False, answer: bool = False) -> Toll:
         """`urgent`: a whole small answer; `answer`: a piece of a large one."""
+        self._gather()
         toll = Toll(nbytes, go, self._clock(), urgent or answer)
         first = self._shaper.add(toll, urgent)
         if first or self._timer is None:
@@ -98,9 +122,11 @@ class Throttle:
 
     def tick(self) -> None:
         """Every 20 ms: the rate may have been changed."""
+        self._gather()
         self._meter.settle(len(self._shaper), self._ahead())
         rate = self._meter.rate
         self.active = rate > 0
+        self.free = 0 if self.active else UNLIMITED
         self.quantum = self._shaper.quantum = quantum(rate) if rate else MOST_QUANTUM
         self._answers *= KEEP
         self._others *= KEEP

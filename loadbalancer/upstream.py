@@ -145,17 +145,19 @@ class Upstream(asyncio.Protocol):
         """A whole answer goes out in one write. What others have for this is spelt out: calls cost."""
         proxy, link, now = self.proxy, self.link, monotonic_ns()
         spent_us = (now - self.asked_at) // 1000
-        if proxy.throttle.active and not proxy.throttle.pay(len(data)):
+        throttle, size = proxy.throttle, len(data)
+        if size > throttle.free and not throttle.fill(size):
             client.reply.wait(data, status, request_id, spent_us)
         else:
+            throttle.free -= size  # Throttle.pay
             client.transport.write(data)
             proxy.journal.append((
                 now + proxy.wall_offset, client.plan.message, status, spent_us,
-                request_id, len(data), (now - client.started) // 1000,
+                request_id, size, (now - client.started) // 1000,
             ))  # fmt: skip
             proxy.cells[BYTES_IN] += client.bytes_in
             if not proxy.simple:
-                proxy.admission.answered(client, len(data))
+                proxy.admission.answered(client, size)
             if client.partial or client.paused:
                 client.finish(False)
             else:
