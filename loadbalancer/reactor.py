@@ -142,11 +142,9 @@ class Reactor:
                 sock, _ = listener.accept()
             except BlockingIOError:
                 return
-            except ConnectionError:  # it has left while it waited
-                continue
             except OSError as error:
-                if error.errno not in EXHAUSTED:
-                    raise
+                if error.errno not in EXHAUSTED:  # of that connection: it has left, or its network is gone
+                    continue
                 self.stop_listening(listener)
                 self._retries[listener.fileno()] = self.loop.call_later(PAUSE, self.listen, listener, made)
                 return

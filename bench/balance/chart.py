@@ -187,7 +187,7 @@ def latency(place: Any, found: dict[str, Any], figure: str, title: str) -> None:
     place.set_xticks(loads, [f"{one:.0f} %" for one in loads])
     place.set_xlabel("load", color=INK)
     place.legend(frameon=False, fontsize=9, loc="upper left")
-    tidy(place, title, "ms from the intended time; 4 instances of 2 workers, exponential work of 10 ms")
+    tidy(place, title, "ms from the intended time; 8 workers, exponential work of 10 ms")
 
 
 def hard_cases(place: Any, found: dict[str, Any]) -> None:
