@@ -75,9 +75,10 @@ def unix(text: str) -> Address | None:
 
 def _is_ipv6(text: str) -> bool:
     try:
-        return ipaddress.IPv6Address(text).version == 6
+        ipaddress.IPv6Address(text)
     except ValueError:
         return False
+    return True
 
 
 def listening(text: str) -> Address | None:

@@ -208,7 +208,7 @@ class Client(asyncio.Protocol):
             if refused is not None:
                 self.refuse(refused, close=self.plan.close)
                 return
-        if throttle.active and not throttle.pay(self.bytes_in):
+        if not throttle.pay(self.bytes_in):
             self.state = HELD
             self.toll = throttle.wait(self.bytes_in, self._ask)
         else:
@@ -241,7 +241,7 @@ class Client(asyncio.Protocol):
         throttle.announced -= size
         self.bytes_in += size
         self.since = self.proxy.now
-        if throttle.active and not throttle.pay(size):
+        if not throttle.pay(size):
             self.pause(BANDWIDTH)
             self.toll = throttle.wait(size, functools.partial(self._flow_on, piece))
         else:

@@ -150,8 +150,8 @@ class Board:
                 return content
 
 
-class Refusals:
-    """Reloads that were refused: how many, and why the last one. The supervisor writes, the steward reads."""
+class RefusedReloads:
+    """How many, and why the last one. The supervisor writes, the steward reads."""
 
     __slots__ = ("_memory",)
 
@@ -166,7 +166,7 @@ class Refusals:
         _REFUSAL.pack_into(self._memory, REFUSAL_OFFSET, times + 1, len(text))
 
     def read(self) -> tuple[int, str]:
-        times, size = _REFUSAL.unpack_from(self._memory, REFUSAL_OFFSET)
+        times, size = map(int, _REFUSAL.unpack_from(self._memory, REFUSAL_OFFSET))
         start = REFUSAL_OFFSET + _REFUSAL.size
         return times, self._memory[start : start + size].decode("utf-8", "replace")
 

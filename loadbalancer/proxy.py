@@ -167,8 +167,7 @@ class Proxy:
         ticking = loop.create_task(self._tick_forever())
         os.write(self.place.ready, b"r")
         await stopping.wait()
-        for listener in self.place.listeners:
-            self.reactor.stop_listening(listener)
+        self.reactor.stop_listening()
         for server in self._servers:
             server.close()
         await self._drain()

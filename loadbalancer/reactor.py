@@ -38,7 +38,7 @@ class Reactor:
         self._epoll = select.epoll()
         self._poll = self._epoll.poll
         self._turning = False
-        self._retries: dict[int, asyncio.TimerHandle] = {}  # by listener, while there are no descriptors
+        self._listeners: set[socket.socket] = set()
         loop.add_reader(self._epoll.fileno(), self.turn)
 
     def turn(self) -> None:
@@ -128,13 +128,16 @@ class Reactor:
 
     def listen(self, listener: socket.socket, made: Callable[[], asyncio.Protocol]) -> None:
         listener.setblocking(False)
-        self.loop.add_reader(listener.fileno(), self._accept, listener, made)
+        self._listeners.add(listener)
+        self._listen_on(listener, made)
 
-    def stop_listening(self, listener: socket.socket) -> None:
-        self.loop.remove_reader(listener.fileno())
-        retry = self._retries.pop(listener.fileno(), None)
-        if retry is not None:
-            retry.cancel()
+    def _listen_on(self, listener: socket.socket, made: Callable[[], asyncio.Protocol]) -> None:
+        if listener in self._listeners:
+            self.loop.add_reader(listener.fileno(), self._accept, listener, made)
+
+    def stop_listening(self) -> None:
+        while self._listeners:
+            self.loop.remove_reader(self._listeners.pop().fileno())
 
     def _accept(self, listener: socket.socket, made: Callable[[], asyncio.Protocol]) -> None:
         for _ in range(MOST_ACCEPTED):
@@ -145,8 +148,8 @@ class Reactor:
             except OSError as error:
                 if error.errno not in EXHAUSTED:  # of that connection: it has left, or its network is gone
                     continue
-                self.stop_listening(listener)
-                self._retries[listener.fileno()] = self.loop.call_later(PAUSE, self.listen, listener, made)
+                self.loop.remove_reader(listener.fileno())
+                self.loop.call_later(PAUSE, self._listen_on, listener, made)
                 return
             sock.setblocking(False)
             Transport(self, sock, made())

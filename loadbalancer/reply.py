@@ -97,26 +97,15 @@ class Reply:
             data = data[: data.index(b"\r\n\r\n") + 4]
         self.begun = self.ending = True
         self.status, self.close = refused.status, close
-        if not close and refused.faulty and proxy.throttle.active:
-            self._wait_refused(data)
-            return
-        self.bytes_out += len(data)
-        client.transport.write(data)
-        self._end()
-
-    def _wait_refused(self, data: bytes) -> None:
-        """Who goes on and on with faulty requests gets no more bandwidth than who sends good ones.
-
-        Refusals for want of something neither wait nor are charged for: they are to spare bandwidth.
-        """
-        client, throttle = self.client, self.client.proxy.throttle
-        size = client.bytes_in + len(data)
         self.pieces.append(data)
-        if throttle.pay(size):
-            self._paid()
-        else:
+        # Who goes on and on with faulty requests gets no more bandwidth than who sends good ones.
+        # Refusals for want of something neither wait nor are charged for: they are to spare bandwidth.
+        size = client.bytes_in + len(data)
+        if not close and refused.faulty and not proxy.throttle.pay(size):
             client.state = HELD
-            self.toll = throttle.wait(size, self._paid)
+            self.toll = proxy.throttle.wait(size, self._paid)
+        else:
+            self._paid()
 
     # ------------------------------------------------------------------ an answer that flows
 
@@ -187,7 +176,7 @@ class Reply:
         if self.pieces:
             self.pieces.append(data)
             self._hold_back(len(data))
-        elif throttle.active and not throttle.pay(len(data)):
+        elif not throttle.pay(len(data)):
             self._wait(data)
         else:
             self.bytes_out += len(data)

@@ -131,7 +131,7 @@ class Steward:
             maximum=self.limits.maximum,
             members=[member.entry() for member in self.census.members.values()],
             certificate_expires=self._certificate_expires(),
-            reloads_refused=memory.Refusals(self.shared).read(),
+            reloads_refused=memory.RefusedReloads(self.shared).read(),
         )
 
     def _certificate_expires(self) -> int:

@@ -239,7 +239,7 @@ class Supervisor:
         self._become(settings)
 
     def _refuse(self, why: str) -> None:
-        memory.Refusals(self.estate.shared).add(why)
+        memory.RefusedReloads(self.estate.shared).add(why)
         self.announce("error", f"not reloaded, and nothing has changed: {why}")
 
     def _become(self, settings: str) -> None:

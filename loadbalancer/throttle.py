@@ -24,7 +24,7 @@ MOST_ECHO = 100.0
 
 
 class Throttle:
-    """`active`: there is a limit. `quantum`: bytes that one flow may pass in a turn.
+    """`quantum`: bytes that one flow may pass in a turn.
 
     `free`: bytes that may pass without a word, while nobody waits. pay() is spelt out where calls cost
     too much: whoever takes no more than `free`, or gets it by fill(), subtracts it and goes.
@@ -48,7 +48,7 @@ class Throttle:
         self.held = 0  # bytes of answers behind those of their pieces that wait
         self._answers = self._others = 0.0  # bytes that have waited, of late
         self.echo = 0.0  # bytes of answers that follow each other byte
-        self.active = False
+        self._limited = False
         self.free = 0
         self.quantum = MOST_QUANTUM
         self.tick()
@@ -77,7 +77,7 @@ class Throttle:
 
     def _gather(self) -> None:
         """The meter has all of the lease again."""
-        if self.active:
+        if self._limited:
             self._meter.take_back(self.free)
             self.free = 0
 
@@ -125,19 +125,19 @@ class Throttle:
         self._gather()
         self._meter.settle(len(self._shaper), self._ahead())
         rate = self._meter.rate
-        self.active = rate > 0
-        self.free = 0 if self.active else UNLIMITED
+        self._limited = rate > 0
+        self.free = 0 if self._limited else UNLIMITED
         self.quantum = self._shaper.quantum = quantum(rate) if rate else MOST_QUANTUM
         self._answers *= KEEP
         self._others *= KEEP
-        if self._shaper.queued and not self.active:
+        if self._shaper.queued and not self._limited:
             self._serve()
 
     def _serve(self) -> None:
         if self._timer is not None:
             self._timer.cancel()  # it may not be the one that calls
             self._timer = None
-        paid = self._shaper.serve(self._meter.spend if self.active else _free)
+        paid = self._shaper.serve(self._meter.spend if self._limited else _free)
         now = self._clock()
         for toll in paid:
             self._waited((now - toll.since) // 1000)

@@ -47,7 +47,8 @@ class Transport(asyncio.Transport):
         self._watched = 0
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.set_protocol(protocol)
+        self._protocol: asyncio.Protocol | None = protocol
+        self.data_received = protocol.data_received
         self._watch(EPOLLIN)
         protocol.connection_made(self)
 
@@ -62,11 +63,6 @@ class Transport(asyncio.Transport):
         except OSError:  # it has been reset
             return default
         return default
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        assert isinstance(protocol, asyncio.Protocol)
-        self._protocol: asyncio.Protocol | None = protocol
-        self.data_received = protocol.data_received
 
     def is_closing(self) -> bool:
         return self._closing

@@ -75,13 +75,7 @@ class Balancer:
     def look(self) -> mmap:
         """Its memory, mapped here."""
         if self.shared is None:
-            folder = Path(f"/proc/{self.process.pid}/fd")
-            for entry in folder.iterdir():
-                if os.readlink(entry).startswith(MEMFD):
-                    self.memory_fd = os.open(entry, os.O_RDWR)
-                    self.shared = memory.attach(self.memory_fd)
-                    break
-        assert self.shared is not None
+            self.memory_fd, self.shared = memory_of(self.process.pid)
         return self.shared
 
     def total(self, cell: int) -> int:
@@ -179,6 +173,15 @@ class Balancer:
             surplus = sum(now.values()) - sum(self.spare_fds.values())
             counts["descriptors"] = surplus - totals[memory.UPSTREAM_OPEN]
         return {name: count for name, count in counts.items() if count}
+
+
+def memory_of(pid: int) -> tuple[int, mmap]:
+    """(fd, mapping) of a load balancer's memory, opened here."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        if os.readlink(entry).startswith(MEMFD):
+            fd = os.open(entry, os.O_RDWR)
+            return fd, memory.attach(fd)
+    raise AssertionError(f"process {pid} has no such memory")
 
 
 def _open_fds(pid: int) -> int:

@@ -69,6 +69,40 @@ def test_what_the_instance_needed_is_noted_whichever_way_its_answer_takes(tmp_pa
     act(scenario())
 
 
+def test_a_large_answer_behind_a_small_one_that_waited_is_read_no_faster_than_it_goes_out(
+    tmp_path: Path,
+) -> None:
+    sent = 0
+
+    async def play(exchange: Exchange) -> None:
+        nonlocal sent
+        await exchange.whole()
+        if exchange.target != "/large":
+            exchange.send(answer(b"z" * 3000))
+            return
+        exchange.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (1 << 30))
+        while not exchange.gone and sent < 100_000_000:
+            if not exchange.connection.transport.get_write_buffer_size():
+                exchange.send(b"z" * 65536)
+                sent += 65536
+            await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        async with behind(Origin(play), tmp_path, "--bandwidth-mbps", "4") as lb:
+            before = lb.rss()
+            async with Caller(lb.port) as caller:
+                for _ in range(40):  # 64 KiB are there at first; then they wait
+                    assert (await caller.ask(post())).status == 200
+                assert lb.total(memory.THROTTLE + memory.SUM) > 0
+                caller.send(post(target=b"/large"))
+                await asyncio.sleep(1.5)
+                assert 0 < sent < 20_000_000  # what kernels hold, at most
+                assert lb.rss() - before < 8 << 10
+            await lb.settled()
+
+    act(scenario())
+
+
 def test_faulty_requests_get_no_more_bandwidth_than_good_ones(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with behind(Origin(echo), tmp_path, "--bandwidth-mbps", "1") as lb:
@@ -96,18 +130,25 @@ def test_faulty_requests_get_no_more_bandwidth_than_good_ones(tmp_path: Path) ->
     act(scenario())
 
 
-def test_a_refusal_does_not_follow_half_of_another_answer(tmp_path: Path) -> None:
-    """An interim answer waits for bandwidth when the time of its request is over."""
+def test_nothing_follows_a_refusal_that_belongs_before_it(tmp_path: Path) -> None:
+    """Interim answers wait for bandwidth when the time of their request is over."""
 
     async def play(exchange: Exchange) -> None:
         exchange.send(b"HTTP/1.1 103 Hints\r\nlink: %b\r\n\r\n" % (b"z" * 3000) * 40)
         await exchange.abandoned()
 
     async def scenario() -> None:
-        options = ("--bandwidth-mbps", "0.1", "--predict-timeout", "1")
-        async with behind(Origin(play), tmp_path, *options) as lb:
-            made = await once(lb.port, post())
-            assert made.status == 504 and set(made.interim) == {103}
+        options, origin = (
+            ("--bandwidth-mbps", "0.1", "--predict-timeout", "1", "--delay-budget", "9"),
+            Origin(play),
+        )
+        async with behind(origin, tmp_path, *options) as lb:
+            async with Caller(lb.port) as caller:
+                made = await caller.ask(post())
+                assert made.status == 504 and set(made.interim) == {103}
+                origin.play = echo
+                made = await caller.ask(post(b"[7]"))
+                assert not made.interim and made.body == b"[7]"
             await lb.settled()
 
     act(scenario())

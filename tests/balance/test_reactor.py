@@ -356,6 +356,6 @@ def test_without_descriptors_a_newcomer_waits_until_there_are_some() -> None:
         async with asyncio.timeout(5):
             while not any(one.data for one in made):
                 await asyncio.sleep(0.02)
-        scene.reactor.stop_listening(listener)
+        scene.reactor.stop_listening()
 
     play(part)

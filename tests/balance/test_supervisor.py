@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from balancer import memory_of
 
 from loadbalancer import memory
 
@@ -58,15 +59,10 @@ class Balancer:
 
     def refused(self) -> tuple[int, str]:
         """Reloads, and why the last one was."""
-        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            if os.readlink(entry).startswith("/memfd:twofold-balance"):
-                fd = os.open(entry, os.O_RDWR)
-                try:
-                    with memory.attach(fd) as shared:
-                        return memory.Refusals(shared).read()
-                finally:
-                    os.close(fd)
-        raise AssertionError("it has no memory")
+        fd, shared = memory_of(self.process.pid)
+        with shared:
+            os.close(fd)
+            return memory.RefusedReloads(shared).read()
 
     def says(self, text: str, times: int = 1, seconds: float = 8.0) -> None:
         eventually(lambda: len(re.findall(text, self.output())) >= times, f"{text!r} x {times}", seconds)

@@ -115,7 +115,7 @@ class Elephant:
 
     def go(self) -> None:
         size = self.piece or self.throttle.quantum
-        if not self.throttle.active or self.throttle.pay(size):
+        if self.throttle.pay(size):
             self._passed(size)
         else:
             self.throttle.wait(size, partial(self._passed, size))
@@ -187,7 +187,7 @@ class Predicts:
             self.balancer.passed.append((self.balancer.loop.now, size))
             go()
 
-        if not self.throttle.active or self.throttle.pay(size):
+        if self.throttle.pay(size):
             passed()
             return None
         return self.throttle.wait(size, passed, urgent)
