@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 IDLE, HEAD, SMALL, HELD, QUEUED, FLOW, ASKED, LINGER, CLOSED = range(9)
 
 # Why reading is paused; any of them is enough.
-BANDWIDTH, INSTANCE, PRESSURE, BACKLOG, CHOKED = 1, 2, 4, 8, 16
+BANDWIDTH, INSTANCE, PRESSURE, BACKLOG, CHOKED, OTHERS = 1, 2, 4, 8, 16, 32
 
 MAX_BACKLOG = 131072  # pipelined bytes held for later
+MOST_STEPS = 4  # refused requests in a row, before others have their turn
 LINGER_SECONDS = 2.0
 DRAIN_IDLE = 1.0  # seconds of silence after which no request is on its way, most likely
 BODY_SECONDS = 30.0  # and so much longer as the body takes at this rate
@@ -50,10 +51,9 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 class Client(asyncio.Protocol):
     __slots__ = (
-        "advancing", "bytes_in", "due", "expected", "head", "left", "link",
-        "message", "partial", "paused", "peer", "plan", "progress", "proxy",
-        "raw", "reply", "retried", "searched", "since", "started", "state",
-        "toll", "transport", "upstream",
+        "advancing", "bytes_in", "due", "expected", "head", "left", "link", "message", "partial", "paused",
+        "peer", "plan", "progress", "proxy", "raw", "reply", "retried", "searched", "since", "started",
+        "state", "toll", "transport", "upstream",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy) -> None:
@@ -121,14 +121,19 @@ class Client(asyncio.Protocol):
 
     def advance(self) -> None:
         """Take as many steps as `partial` allows: a loop, since a refusal ends in here again."""
-        if self.advancing:
+        if self.advancing or not self.partial:
             return
         self.advancing = True
-        while self.partial and self.state in (IDLE, HEAD, SMALL) and not self.paused & CHOKED:
+        for _ in range(MOST_STEPS):
+            if not self.partial or self.paused or self.state not in (IDLE, HEAD, SMALL):
+                break
             if self.state != SMALL and not self._read_head():
                 break
             if self.state == SMALL and not self._read_small():
                 break
+        else:
+            self.pause(OTHERS)
+            asyncio.get_running_loop().call_soon(self.resume, OTHERS)
         self.advancing = False
 
     def _read_head(self) -> bool:
@@ -182,8 +187,6 @@ class Client(asyncio.Protocol):
             self.reply.bytes_out += len(CONTINUE)
         if plan.gathered:
             self.state = SMALL
-            if not plan.length:
-                self._read_small()
             return
         self.state, self.left, self.message = FLOW, plan.length, self.head
         self.proxy.throttle.announced += plan.length
@@ -292,12 +295,13 @@ class Client(asyncio.Protocol):
         self.paused |= reason
 
     def resume(self, reason: int) -> None:
-        if not self.paused or self.paused & ~reason:
-            self.paused &= ~reason
+        before, self.paused = self.paused, self.paused & ~reason
+        if self.paused or not before:
             return
-        self.paused = 0
         if self.state == FLOW:
             self._flow()
+        else:
+            self.advance()
         if not self.paused and not self.transport.is_closing():
             self.transport.resume_reading()
 
@@ -309,8 +313,6 @@ class Client(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.reply.go_on(PRESSURE)
         self.resume(CHOKED)
-        if self.state in (IDLE, HEAD, SMALL):
-            self.advance()
 
     # ------------------------------------------------------------------ endings
 
@@ -345,16 +347,16 @@ class Client(asyncio.Protocol):
             self.transport.close()
         else:
             self.state, self.since = IDLE, self.proxy.now
-            self.resume(self.paused & ~CHOKED)
-            if not self.paused:
+            if self.paused:
+                self.resume(self.paused & ~CHOKED)
+            else:
                 self.advance()
 
     def _linger(self) -> None:
         """Close, but let the client read the answer first: a body unread would turn it into a reset."""
         self.state, self.since, self.progress = LINGER, self.proxy.now, 0
         self.partial.clear()
-        if self.paused:
-            self.resume(self.paused)
+        self.resume(self.paused)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         else:  # TLS has no half-close

@@ -9,9 +9,11 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
+from balancer import Balancer
 from caller import Broken, Caller, Load, Outcome, get, once, post
 from http1_corpus import cases
 from origin import Exchange, Play, answer
@@ -223,6 +225,40 @@ def test_13_a_client_that_asks_and_asks_and_never_reads(tmp_path: Path) -> None:
                         client.send(faulty * refused + get(b"/huge"))
                 await asyncio.sleep(1.5)
                 assert stage.lb.rss() - before <= 48 << 10
+            await stage.lb.settled(10)
+
+    act(scenario())
+
+
+def test_13_clients_that_are_refused_and_refused_and_never_read(tmp_path: Path) -> None:
+    """A refusal is ten times as long as what it refuses, and made at once. Others go in between."""
+    waits: list[float] = []
+
+    async def idle(lb: Balancer) -> bool:
+        before = lb.cpu()
+        await asyncio.sleep(0.2)
+        return lb.cpu() - before <= 0.05
+
+    async def scenario() -> None:
+        faulty = b"POST / HTTP/1.1\r\nhost: a\r\n\r\n" * 20000
+        async with scene(tmp_path) as stage:
+            before = stage.lb.rss()
+            with ExitStack() as clients:
+                for _ in range(20):
+                    client = clients.enter_context(socket.socket())
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                    client.connect(("127.0.0.1", stage.lb.port))
+                    client.setblocking(False)
+                    with suppress(BlockingIOError):
+                        client.send(faulty)
+                async with Caller(stage.lb.port) as other, asyncio.timeout(20):
+                    while not await idle(stage.lb):
+                        start = monotonic()
+                        assert (await other.ask(post())).status == 200
+                        waits.append(monotonic() - start)
+                grown = stage.lb.rss() - before
+                assert grown <= 10 << 10
+                assert max(waits) < 0.5, waits
             await stage.lb.settled(10)
 
     act(scenario())
