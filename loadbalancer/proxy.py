@@ -206,7 +206,10 @@ class Proxy:
     async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(TICK)
-            self.tick()
+            try:
+                self.tick()
+            except Exception as error:  # without a tick there would be no deadlines, logs, counts, timeouts
+                self.warn(f"a bug in the proxy's tick: {type(error).__name__}: {error}")
 
 
 def _meter(shared: mmap.mmap, place: ProxyPlace) -> Meter:

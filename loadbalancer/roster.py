@@ -79,7 +79,8 @@ class Roster:
                 return
             client = self.waiting.pop()
             if client is not None:
-                waited(self.proxy.cells, memory.QUEUE, (now - self.waiting.since) // 1000)
+                # It may have come since `now`: the next of a pipeline, when the last has ended.
+                waited(self.proxy.cells, memory.QUEUE, max(0, now - self.waiting.since) // 1000)
                 instance.link.hand(client, now)
 
     def retry(self, client: Client, failed: Instance, now: int) -> None:

@@ -71,7 +71,8 @@ class Steward:
         self.sources = Sources.of(pool.upstream, pool.upstream_file, known)
         self._question = Question(pool.probe_path, pool.probe_timeout, pool.proxy_protocol_out)
         self._watches: dict[str, asyncio.Task[None]] = {}
-        self._resolving: asyncio.Future[None] | None = None
+        self._resolving: asyncio.Task[None] | None = None
+        self._failed: asyncio.Future[None]
         self._booted = False
 
     def _inherit(self) -> dict[str, Any]:
@@ -170,8 +171,20 @@ class Steward:
             self._watches.pop(name).cancel()
         for name, member in members.items():
             if name not in self._watches:
-                self._watches[name] = asyncio.get_running_loop().create_task(self._watch(member))
+                self._watches[name] = self._alongside(self._watch(member))
         self.publish()
+
+    def _alongside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that may end; if it fails, so does the steward, and a new one takes its place."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            failure = None if task.cancelled() else task.exception()
+            if failure is not None and not self._failed.done():
+                self._failed.set_exception(failure)
+
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(ended)
+        return task
 
     def _reconcile(self) -> None:
         self.census.reconcile(self.sources.wanted(), self.sources.certain)
@@ -233,8 +246,9 @@ class Steward:
 
     async def serve(self) -> None:
         """Until told to stop; raises what ends one of its tasks."""
-        stopping = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+        stopping, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        self._failed = loop.create_future()
         await self._boot()
         os.write(self.place.ready, b"r")
         # Only now, when the proxies have their board: it takes longer to import than all before it.
@@ -249,7 +263,7 @@ class Steward:
         stop: asyncio.Future[Any] = asyncio.ensure_future(stopping.wait())
         services = admin.Services(self)
         serving = asyncio.ensure_future(services.serve())
-        until: list[asyncio.Future[Any]] = [stop, serving, *tasks]
+        until: list[asyncio.Future[Any]] = [stop, serving, self._failed, *tasks]
         done, _ = await asyncio.wait(until, return_when=asyncio.FIRST_COMPLETED)
         services.stop()
         await serving
@@ -262,7 +276,7 @@ class Steward:
         """Proxies should not hear of instances of whom nobody knows yet whether they are well."""
         if self.sources.file is not None:
             self.sources.file.look()
-        self._resolving = asyncio.ensure_future(self._resolve())
+        self._resolving = self._alongside(self._resolve())
         await asyncio.wait([self._resolving], timeout=FIRST_ROUND)
         self._reconcile()
         waited = 0.0

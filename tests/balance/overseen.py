@@ -1,6 +1,7 @@
 """A real steward in a process of its own, and a pretended proxy that fills counters and cells as one does.
 
 Run as a program it is the steward: `overseen.py MEMORY READY STATUS OPTIONS`, descriptors and JSON.
+A file `trap` beside its admin socket makes its probes raise what nobody expects.
 """
 
 from __future__ import annotations
@@ -159,12 +160,20 @@ def overseen(folder: Path, **options: object) -> Iterator[Overseen]:
 
 
 def main() -> int:
-    from loadbalancer import config, steward
+    from loadbalancer import config, probe, steward
     from loadbalancer.place import StewardPlace
 
     shared, ready, status = map(int, sys.argv[1:4])
     settings = config.load(None, {}, json.loads(sys.argv[4]))
     listener = socket.socket(fileno=status)
+    trap, put = settings.admin_path().with_name("trap"), probe.Question.put
+
+    async def trapped(self: Any, where: Any) -> Any:
+        if trap.exists():
+            raise RuntimeError("trapped")
+        return await put(self, where)
+
+    probe.Question.put = trapped  # type: ignore[method-assign]
     return steward.run(StewardPlace(shared, settings, os.getppid(), listener, ready))
 
 

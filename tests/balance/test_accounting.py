@@ -45,6 +45,23 @@ def test_bytes_and_what_waited_for_bandwidth(tmp_path: Path) -> None:
     act(scenario())
 
 
+def test_the_next_of_a_pipeline_has_not_waited_since_before_it_came(tmp_path: Path) -> None:
+    """It comes when the last one ends, and takes its place: a wait of less than nothing."""
+
+    async def scenario() -> None:
+        async with behind(Origin(echo), tmp_path, "--credits", "1") as lb, Caller(lb.port) as caller:
+            await caller.ask(post())
+            caller.send(post() * 10)
+            for _ in range(10):
+                assert (await caller.answer()).status == 200
+            await eventually(lambda: lb.total(0) == 11, "the tick goes on")
+            assert sum(lb.total(memory.QUEUE + bucket) for bucket in range(memory.BUCKETS)) == 9
+            assert lb.total(memory.QUEUE + memory.SUM) == 0
+            assert "bug" not in lb.printed()
+
+    act(scenario())
+
+
 def test_what_the_instance_needed_is_noted_whichever_way_its_answer_takes(tmp_path: Path) -> None:
     """The first answer of a connection, one in pieces, one that waits for bandwidth, and the usual one."""
 

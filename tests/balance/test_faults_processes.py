@@ -73,6 +73,24 @@ def test_3_a_killed_proxy_is_followed_by_another(tmp_path: Path) -> None:
     act(scenario())
 
 
+def test_a_tick_that_fails_is_said_and_followed_by_others(tmp_path: Path) -> None:
+    """There would be no timeouts, counters and access log without them."""
+
+    async def scenario() -> None:
+        async with scene(tmp_path, "--head-timeout", "1") as stage:
+            lb = stage.lb
+            board = memory.Board(lb.look())
+            board.publish({**board.read(), "instances": [{"name": "no instance is described like this"}]})
+            await eventually(lambda: "bug in the proxy's tick: KeyError" in lb.printed(), lb.printed)
+            assert (await once(lb.port, post())).status == 200
+            await eventually(lambda: lb.total(0) == 1, "it is counted")
+            async with Caller(lb.port) as slow:
+                slow.send(b"POST /predict HTTP/1.1\r\n")
+                assert (await slow.answer()).status == 408
+
+    act(scenario())
+
+
 @pytest.mark.soak
 def test_3_it_is_back_within_300_ms(tmp_path: Path) -> None:
     async def scenario() -> None:

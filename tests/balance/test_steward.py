@@ -146,6 +146,14 @@ def test_a_board_that_cannot_be_read_is_replaced(tmp_path: Path, instances: Inst
         assert steward.said("the settings hold") and steward.states() == {one.url: "up"}
 
 
+def test_a_steward_ends_when_it_can_no_longer_watch(tmp_path: Path, instances: Instances) -> None:
+    """The supervisor starts another; one that probes nobody would be worse than none."""
+    with overseen(tmp_path, upstream=[instances.make().url]) as steward:
+        assert steward.process is not None
+        (tmp_path / "trap").touch()
+        assert steward.process.wait(5) == 1 and steward.said("RuntimeError: trapped")
+
+
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
     os.kill(pid, signal.SIGSTOP)
