@@ -29,6 +29,8 @@ _HEAD = re.compile(
     rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: (" + _VALUE + rb"))?\r\n"
     rb"((?:" + _TOKEN + rb":" + _VALUE + rb"\r\n)*)\r\n"
 )
+_ID = rb"[!#-\[\]-~]+"  # needs no escape in the JSON of the access log; another one is replaced by ours
+_IS_ID = re.compile(_ID)
 _FIELD = re.compile(rb"([^:]+):([^\r]*)\r\n")
 _BEGINNING = b"HTTP/1."
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
@@ -82,6 +84,8 @@ def parse(raw: bytes, to_head: bool = False) -> AnswerHead:
         framing, length = NOTHING, 0
     keep = _keep_alive(named.get(b"connection", b""), modern) and framing != TO_THE_END and sound
     request_id = named.get(b"opc-request-id", b"")
+    if not _IS_ID.fullmatch(request_id):
+        request_id = b""
     return AnswerHead(status, reason, int(minor), fields, framing, length, keep, request_id)
 
 
@@ -121,9 +125,15 @@ class Template:
     such a head; where not, match() is for all of it, and has another `start` from then on.
     Group `length` is Content-Length's number, group `request_id` the id; `kept` are the numbers of
     the groups to join for the client, and none if all of it is sent on; `has_id`: an id is in it.
+
+    Servers that give no id often send the same head again.  An answer of `total` bytes that begins
+    with the head `same` needs no match: the client gets `opening`, the id, and what follows `cut`.
     """
 
-    __slots__ = ("_whole", "has_id", "holes", "kept", "lines", "rest", "size", "start", "status")
+    __slots__ = (
+        "_before", "_whole", "cut", "has_id", "holes", "kept", "lines", "opening", "rest", "same", "size",
+        "start", "status", "total",
+    )  # fmt: skip
 
     def __init__(self, raw: bytes, head: AnswerHead, holes: frozenset[bytes]) -> None:
         self.status = head.status
@@ -131,6 +141,8 @@ class Template:
         self.has_id = bool(head.request_id)
         self.lines = raw.split(b"\r\n")[:-2]
         self.start, self.size = b"", 0
+        self.same = self.opening = b""
+        self.total = self.cut = self._before = 0
         dropped = {name for name, _ in head.fields} - {name for name, _ in answer_fields(head.fields)}
         if dropped:
             pattern, self.kept = _pattern_of_pieces(self.lines, dropped, holes)
@@ -155,10 +167,15 @@ class Template:
 
     def edit(self, data: bytes, match: re.Match[bytes], request_id: bytes) -> bytes:
         """The whole answer for the client, of one that is not to be sent on as it came."""
-        end = match.end() - 2
-        pieces = [match[number] for number in self.kept] or [data[:end]]
-        named = b"" if self.has_id else b"opc-request-id: %b\r\n" % request_id
-        return b"".join([*pieces, named, data[end:]])
+        end = match.end()
+        kept = b"".join([match[number] for number in self.kept]) or data[: end - 2]
+        if self.has_id:
+            return kept + data[end - 2 :]
+        opening, cut = kept + b"opc-request-id: ", end - 4
+        if len(data) == self._before:  # heads with a length that changes are hardly worth remembering
+            self.same, self.total, self.opening, self.cut = data[:end], len(data), opening, cut
+        self._before = len(data)
+        return opening + request_id + data[cut:]
 
 
 def _name(line: bytes) -> bytes:
@@ -188,13 +205,15 @@ def _pattern_of_pieces(
 
 def _line(line: bytes, name: bytes, holes: frozenset[bytes]) -> tuple[bytes, int]:
     """(pattern of one line that is sent on, groups in it)."""
-    label = re.escape(line[: len(name) + 1])
+    value = line[len(name) + 1 :]
+    start = len(line) - len(value.lstrip(b" \t"))
+    label, end = re.escape(line[:start]), re.escape(line[len(line.rstrip(b" \t")) :]) + rb"\r\n"
     if name == b"content-length":
-        return label + rb"[ \t]*(?P<length>[0-9]{1,18})[ \t]*\r\n", 1
+        return label + rb"(?P<length>[0-9]{1,18}+)" + end, 1
     if name == b"opc-request-id":
-        return label + rb"[ \t]*(?P<request_id>[\x21-\x7e]+)[ \t]*\r\n", 1
+        return label + rb"(?P<request_id>" + _ID + b"+)" + end, 1
     if name in holes:
-        return label + _VALUE + rb"\r\n", 0
+        return re.escape(line[: len(name) + 1]) + _VALUE + rb"+\r\n", 0
     return re.escape(line) + rb"\r\n", 0
 
 

@@ -138,6 +138,11 @@ def test_an_answer_without_an_id_gets_one(dropped: bytes) -> None:
     sent = template.edit(raw + b"body", match, b"X/Y/Z")
     assert parse(sent[: sent.index(b"body")]).request_id == b"X/Y/Z" and sent.count(b"opc-request-id") == 1
     assert sent.replace(b"opc-request-id: X/Y/Z\r\n", b"") == raw.replace(dropped, b"") + b"body"
+    assert template.total == 0, "one alone says nothing of the next"
+    assert template.edit(raw + b"yadb", match, b"Z") == sent.replace(b"X/Y/Z", b"Z").replace(b"body", b"yadb")
+    assert (template.same, template.total) == (raw, len(raw + b"body"))
+    again = template.opening + b"X/Y/Z" + (raw + b"body")[template.cut :]
+    assert again == sent
 
 
 @pytest.mark.parametrize(
@@ -181,7 +186,8 @@ def test_a_match_says_what_parsing_says(
         a, b, c = values
         return (
             b"HTTP/1.1 200 OK\r\nX-A: %b\r\n%bX-B: %b\r\nopc-request-id: %b/\r\n"
-            b"Content-Length: %d\r\n\r\n" % (a, b"connection: keep-alive\r\n" * cut, b, c, size)
+            b"Content-Length: %d\r\n\r\n"
+            % (a, b"connection: keep-alive\r\n" * cut, b, c.translate(None, b'"\\'), size)
         )
 
     templates = Templates()

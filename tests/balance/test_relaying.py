@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,8 +56,11 @@ def test_an_answer_is_written_anew(stage: Stage) -> None:
     stage.run(read())
 
 
-@pytest.mark.parametrize("fields", [b"", b"keep-alive: timeout=9\r\n", b"opc-request-id: \r\n"])
-def test_an_answer_without_an_id_is_given_one(stage: Stage, fields: bytes) -> None:
+BAD_IDS = [b"opc-request-id: \r\n", b'opc-request-id: a","status":"200\r\n', b"opc-request-id: a\\\r\n"]
+
+
+@pytest.mark.parametrize("fields", [b"", b"keep-alive: timeout=9\r\n", *BAD_IDS])
+def test_an_answer_without_a_plain_id_is_given_one(stage: Stage, fields: bytes) -> None:
     stage.on(saying(answer(b"[1]", fields=fields).replace(b"opc-request-id: A/B/C\r\n", b"")))
 
     async def read() -> None:
@@ -69,6 +73,43 @@ def test_an_answer_without_an_id_is_given_one(stage: Stage, fields: bytes) -> No
                 assert made.fields["opc-request-id"].startswith("MINE/") == bool(named)
                 assert "," not in made.fields["opc-request-id"]
             assert len(ids) == 4
+            await eventually(
+                lambda: ids <= {one["data"]["opcRequestId"] for one in stage.balancer.access()}, "in the log"
+            )
+
+    stage.run(read())
+
+
+@pytest.mark.parametrize("fields", [b"", b"keep-alive: timeout=9\r\n"])
+def test_answers_that_begin_as_the_last_one_did(stage: Stage, fields: bytes) -> None:
+    """Those are not looked at field by field. Same sizes, other heads and bodies, and the other way round."""
+    dice = random.Random(20261123)
+    bodies = [bytes(dice.choices(b"[]0123456789\r\n", k=dice.choice((9, 10, 10, 10)))) for _ in range(100)]
+    made = [
+        answer(body, 200, fields + b"x-kind: %d\r\n" % dice.choice((1, 1, 1, 2))).replace(
+            b"opc-request-id: A/B/C\r\n", b""
+        )
+        for body in bodies
+    ]
+    left = iter(made)
+
+    async def play(exchange: Exchange) -> None:
+        data = next(left)
+        pieces = (data[:-4], data[-4:]) if dice.random() < 0.2 else (data,)
+        for piece in pieces:
+            exchange.send(piece)
+            await asyncio.sleep(0.003 * (len(pieces) - 1))
+
+    async def read() -> None:
+        stage.on(play)
+        ids = set()
+        async with Caller(stage.port) as caller:
+            for body, sent in zip(bodies, made, strict=True):
+                got = await caller.ask(post())
+                assert got.body == body and b"x-kind: %b\r\n" % got.fields["x-kind"].encode() in sent
+                assert "keep-alive" not in got.fields
+                ids.add(got.fields["opc-request-id"])
+        assert len(ids) == len(made)
 
     stage.run(read())
 
