@@ -21,6 +21,7 @@ from typing import Any
 from loadbalancer.transport import Transport
 
 MOST_EVENTS = 64  # connections in one turn: the longest that a timer waits for it is 2 ms or so
+MOST_TURNS = 4
 MOST_ACCEPTED = 64
 READ_SIZE = 65536  # bytes; a buffer of more than 128 KiB would be mapped and unmapped for each read
 # What is missing here when a connection cannot be accepted. It waits in the kernel for so long.
@@ -39,12 +40,20 @@ class Reactor:
         self._poll = self._epoll.poll
         self._turning = False
         self._listeners: set[socket.socket] = set()
-        loop.add_reader(self._epoll.fileno(), self.turn)
+        loop.add_reader(self._epoll.fileno(), self.turns)
 
-    def turn(self) -> None:
+    def turns(self) -> None:
+        """While one follows the other there is no need to ask the event loop in between."""
+        for _ in range(MOST_TURNS):
+            happened = self._poll(0, MOST_EVENTS)
+            if not happened:
+                return
+            self._turn(happened)
+
+    def _turn(self, happened: list[tuple[int, int]]) -> None:
         transports, received, writable = self._transports, [], []
         self._turning = True
-        for fd, events in self._poll(0, MOST_EVENTS):
+        for fd, events in happened:
             transport = transports[fd]  # nobody leaves before all is read
             if events != EPOLLIN and transport.out:
                 writable.append(transport)

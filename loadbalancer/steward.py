@@ -30,10 +30,9 @@ from server.errors import ConfigError
 from server.log import say
 
 FIRST_ROUND = 1.0  # seconds at most that the first board waits for the resolver, and for the first probes
-PART_INTERVAL = 0.1
 JITTER = 0.1
 SOON = 0.2  # part of the interval after which an instance that answered unexpectedly is asked again
-BEAT = 0.05
+BEAT = 0.1
 LATE = 0.2  # seconds by which a beat may be late before what a probe says of others says more of us
 
 
@@ -43,13 +42,9 @@ class Pulse:
     def __init__(self) -> None:
         self.faltered = -1.0  # on the loop's clock
 
-    async def beat(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + BEAT
-            await asyncio.sleep(BEAT)
-            if loop.time() - due > LATE:
-                self.faltered = loop.time()
+    def beat(self, due: float, now: float) -> None:
+        if now - due > LATE:
+            self.faltered = now
 
 
 class Steward:
@@ -223,9 +218,12 @@ class Steward:
             if await self.sources.names.resolve_all(self.sources.dns()):
                 self._reconcile()
 
-    async def _watch_leaving(self) -> None:
+    async def _beat(self) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(PART_INTERVAL)
+            due = clock() + BEAT
+            await asyncio.sleep(BEAT)
+            self.pulse.beat(due, clock())
             gone = self.census.part(monotonic_ns())
             for member in gone:
                 say("info", f"{member.name} has left")
@@ -254,9 +252,7 @@ class Steward:
         # Only now, when the proxies have their board: it takes longer to import than all before it.
         from loadbalancer import admin
 
-        works: list[Coroutine[Any, Any, None]] = [
-            self.pulse.beat(), self._watch_leaving(), self._watch_names(), self._sample(),
-        ]  # fmt: skip
+        works: list[Coroutine[Any, Any, None]] = [self._beat(), self._watch_names(), self._sample()]
         if self.sources.file is not None:
             works.append(self._watch_file(self.sources.file))
         tasks = [asyncio.ensure_future(work) for work in works]
