@@ -190,7 +190,7 @@ class Client(asyncio.Protocol):
             return
         self.state, self.left, self.message = FLOW, plan.length, self.head
         self.proxy.throttle.announced += plan.length
-        self.proxy.roster.assign(self, self.started)
+        self.proxy.roster.assign_upload(self, self.started)
         self._flow()
 
     def _read_small(self) -> bool:

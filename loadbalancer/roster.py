@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadbalancer import memory
 from loadbalancer.budget import RetryBudget
-from loadbalancer.client import ASKED, QUEUED
+from loadbalancer.client import ASKED
 from loadbalancer.instance import Instance
 from loadbalancer.journal import waited
 from loadbalancer.link import Link
@@ -39,26 +39,34 @@ class Roster:
         self.deadline_ns = int(proxy.config.timeouts.predict_timeout * 1e9)
         self.may_retry = proxy.config.pool.retry == "once"
         self.queued = self.waiting.entries  # empty or not, without a call
+        self._settles = False
         self._trying: dict[str, asyncio.Task[None]] = {}
 
     def assign(self, client: Client, now: int) -> None:
         """To the best instance that has room, otherwise into the queue, otherwise 503."""
         self.budget.requests += 1
-        if not self.queued:
-            instance = self.pool.choose() if client.state == QUEUED else self.pool.choose_for_upload()
-            if instance is not None:
-                link = instance.link
-                idle = link.idle
-                if not idle or not idle[-1].transport.reading or client.state != QUEUED or link.line:
-                    link.hand(client, now)
-                    return
-                # The hot path: Pool.started, Link.hand, Upstream.ask and Client.hand_over at once.
-                instance.load += instance.step
-                instance.requests += 1
-                client.link, client.upstream, client.state = link, idle.pop(), ASKED
-                client.upstream.take(client, now)
-                return
-        self._enqueue(client, now)
+        instance = None if self.queued else self.pool.choose()
+        if instance is None:
+            self._enqueue(client, now)
+            return
+        link = instance.link
+        if not link.idle or not link.idle[-1].transport.reading or link.line:
+            link.hand(client, now)
+            return
+        # The hot path: Pool.started, Link.hand, Upstream.ask and Client.hand_over at once.
+        instance.load += instance.step
+        instance.requests += 1
+        client.link, client.upstream, client.state = link, link.idle.pop(), ASKED
+        client.upstream.take(client, now)
+
+    def assign_upload(self, client: Client, now: int) -> None:
+        """Likewise, while its body is still to come."""
+        self.budget.requests += 1
+        instance = None if self.queued else self.pool.choose_for_upload()
+        if instance is None:
+            self._enqueue(client, now)
+        else:
+            instance.link.hand(client, now)
 
     def _enqueue(self, client: Client, now: int) -> None:
         cells = self.proxy.cells
@@ -124,8 +132,12 @@ class Roster:
         self.dispatch(now)
 
     def tick(self, now: int) -> None:
-        """Every 20 ms."""
-        self.pool.tick(now)
+        """Every 20 ms; what only needs to follow the load, every other time."""
+        self._settles = not self._settles
+        if self._settles:
+            self.pool.tick(now)
+            for instance in self.pool.instances.values():
+                instance.show(self.proxy.cell(instance.cell))
         self.budget.tick(now)
         for client in self.waiting.tick(now):
             self.proxy.cells[memory.REFUSED_QUEUE] += 1
@@ -136,8 +148,6 @@ class Roster:
             if gone is not None:
                 gone.cut_off(down())
         self.dispatch(now)
-        for instance in self.pool.instances.values():
-            instance.show(self.proxy.cell(instance.cell))
 
     def try_unreachable(self) -> None:
         """Every 250 ms: a bare connect tells whether an instance is back, and risks no request."""
