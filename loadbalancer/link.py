@@ -85,7 +85,7 @@ class Link:
     async def _connect_once(self) -> Upstream:
         sock = await dial(self.instance.entry, self.proxy.config.pool.unix)
         upstream = Upstream(self.proxy, self)
-        Transport(self.proxy.reactor, sock, upstream)
+        Transport(self.proxy.reactor, sock, upstream, first=True)
         self.connections.add(upstream)
         self.proxy.cells[memory.UPSTREAM_OPENED] += 1
         self.proxy.cells[memory.UPSTREAM_OPEN] += 1
@@ -103,7 +103,6 @@ class Link:
     def keep(self, upstream: Upstream) -> None:
         """For a request to come."""
         upstream.since = self.proxy.now
-        upstream.transport.unasked = True
         self.idle.append(upstream)
 
     # ------------------------------------------------------------------ what became of a request

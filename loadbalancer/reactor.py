@@ -28,6 +28,8 @@ READ_SIZE = 65536  # bytes; a buffer of more than 128 KiB would be mapped and un
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 PAUSE = 0.1  # seconds
 
+Read = tuple[Transport, bytes]
+
 
 class Reactor:
     """`dirty`: the transports that have something to send."""
@@ -51,8 +53,34 @@ class Reactor:
             self._turn(happened)
 
     def _turn(self, happened: list[tuple[int, int]]) -> None:
-        transports, received, writable = self._transports, [], []
+        """Instances first: what their answers free is free for this turn's requests."""
         self._turning = True
+        answers, requests, writable = self._read(happened)
+        # Two loops, each of one class: the interpreter remembers at each call what it has found there.
+        for transport, data in answers:
+            if data and transport.reading:
+                try:
+                    transport.protocol.data_received(data)
+                except Exception as error:
+                    self._broken(transport, error)
+            else:
+                self._call(transport, transport.received, data)
+        for transport, data in requests:
+            if data and transport.reading:
+                try:
+                    transport.protocol.data_received(data)
+                except Exception as error:
+                    self._broken(transport, error)
+            else:
+                self._call(transport, transport.received, data)
+        for transport in writable:
+            self._call(transport, transport.writable)
+        self._turning = False
+        self.flush()
+
+    def _read(self, happened: list[tuple[int, int]]) -> tuple[list[Read], list[Read], list[Transport]]:
+        """(what instances have sent, what clients have, who can write again)"""
+        transports, answers, requests, writable = self._transports, [], [], []
         for fd, events in happened:
             transport = transports[fd]  # nobody leaves before all is read
             if events != EPOLLIN and transport.out:
@@ -65,26 +93,15 @@ class Reactor:
                 except OSError as error:
                     transport.lose(error)
                     continue
-                if transport.unasked:
-                    self.deliver(transport, data)
+                if transport.first:
+                    answers.append((transport, data))
                 else:
-                    received.append((transport, data))
-        for transport, data in received:
-            if data and transport.reading:
-                try:
-                    transport.data_received(data)
-                except Exception as error:
-                    self._broken(transport, error)
-            else:
-                self._call(transport, transport.received, data)
-        for transport in writable:
-            self._call(transport, transport.writable)
-        self._turning = False
-        self.flush()
+                    requests.append((transport, data))
+        return answers, requests, writable
 
     def deliver(self, transport: Transport, data: bytes) -> None:
-        """What is not to wait for others of its turn."""
-        self._call(transport, transport.data_received if data else transport.received, data)
+        """What was read in an earlier turn."""
+        self._call(transport, transport.protocol.data_received if data else transport.received, data)
 
     def _call(self, transport: Transport, what: Callable[..., None], *arguments: Any) -> None:
         """Nobody's failure must keep the others from being served."""

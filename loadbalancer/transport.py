@@ -17,27 +17,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loadbalancer.reactor import Reactor
 
+NOBODY = asyncio.Protocol()  # is told what happens after the end
+
 
 class Transport(asyncio.Transport):
     """`reading`: the protocol wants data, and there is a connection. `out`: bytes that have not been sent.
 
-    `unasked`: whatever comes is not expected, and is told before anything else is done in a turn. Or a
-    request of the same turn could be given to a connection whose end, or rubbish, has been read already.
+    `first`: it goes to an instance, and what it reads is told before anything else of a turn. Or a request
+    of the same turn could be given to a connection whose end, or rubbish, has been read already.
     """
 
     __slots__ = (
-        "_choked", "_closing", "_dirty", "_eof", "_high", "_late", "_low", "_protocol", "_reactor",
-        "_sock", "_wanted", "_watched", "data_received", "out", "plain", "reading", "recv", "send", "unasked",
+        "_choked", "_closing", "_dirty", "_eof", "_high", "_late", "_low", "_reactor", "_sock",
+        "_wanted", "_watched", "first", "out", "plain", "protocol", "reading", "recv", "send",
     )  # fmt: skip
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, protocol: asyncio.Protocol) -> None:
+    def __init__(
+        self, reactor: Reactor, sock: socket.socket, protocol: asyncio.Protocol, first: bool = False
+    ) -> None:
         """Begin to read; `sock` does not block and belongs to the transport from now on."""
         self._reactor = reactor
         self._dirty = reactor.dirty
         self._sock = sock
         self.recv, self.send = sock.recv, sock.send
         self.reading = True
-        self.unasked = False
+        self.first = first
         self.out: bytes | bytearray = b""
         self.plain = True  # when all is sent, there is nothing else to do
         self._wanted = True
@@ -47,8 +51,7 @@ class Transport(asyncio.Transport):
         self._watched = 0
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._protocol: asyncio.Protocol | None = protocol
-        self.data_received = protocol.data_received
+        self.protocol = protocol
         self._watch(EPOLLIN)
         protocol.connection_made(self)
 
@@ -95,8 +98,8 @@ class Transport(asyncio.Transport):
         """What is not simply data for a protocol that wants it."""
         if not self.reading:  # since it was read, in this turn
             self._late += data
-        elif self._protocol is not None:  # the other side sends no more, and neither of ours goes on alone
-            self._protocol.eof_received()
+        else:  # the other side sends no more, and neither of ours goes on alone
+            self.protocol.eof_received()
             self.close()
 
     # ------------------------------------------------------------------ writing
@@ -139,8 +142,7 @@ class Transport(asyncio.Transport):
             self._choke()
         elif self._choked and len(self.out) <= self._low:
             self._choked = False
-            if self._protocol is not None:
-                self._protocol.resume_writing()
+            self.protocol.resume_writing()
         # Last, for the protocol may have written, and be held back again.
         self.plain = not (self._choked or self._closing or (self._eof and self.out))
 
@@ -148,8 +150,7 @@ class Transport(asyncio.Transport):
         self.plain = False
         if not self._choked:
             self._choked = True
-            if self._protocol is not None:
-                self._protocol.pause_writing()
+            self.protocol.pause_writing()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self._high = 65536 if high is None else high
@@ -197,9 +198,9 @@ class Transport(asyncio.Transport):
         self.out = self._late = b""
         self.reading, self._wanted, self._closing, self.plain = False, False, True, True
         self._watch(0)
-        if self._protocol is not None:
-            self._reactor.loop.call_soon(self._lost, self._protocol, error)
-            self._protocol = None
+        if self.protocol is not NOBODY:
+            self._reactor.loop.call_soon(self._lost, self.protocol, error)
+            self.protocol = NOBODY
 
     def _lost(self, protocol: asyncio.Protocol, error: OSError | None) -> None:
         try:
@@ -207,7 +208,7 @@ class Transport(asyncio.Transport):
         finally:
             self._sock.close()
             # No cycle must wait for the collector, which is rare here.
-            del self.data_received, self.recv, self.send
+            del self.recv, self.send
 
     def _watch(self, events: int) -> None:
         """Without any, the socket leaves the epoll: it would tell of a hang-up again and again."""

@@ -86,7 +86,6 @@ class Upstream(asyncio.Protocol):
         self.client, self.state, self.asked_at = client, ASKED, now
         self.uses += 1
         self.whole = True
-        self.transport.unasked = False
         if self.link.line:
             self.transport.write(proxyline.render(self.link.line, _endpoints(client)))
         self.transport.write(client.hand_over(self))
@@ -100,9 +99,7 @@ class Upstream(asyncio.Protocol):
         self.client, self.state, self.asked_at = client, ASKED, now
         self.uses += 1
         self.whole = True
-        transport = self.transport
-        transport.unasked = False
-        transport.write(client.message)
+        self.transport.write(client.message)
 
     def sent(self) -> None:
         """The last byte of a body that took its time is on its way: work begins."""
@@ -179,7 +176,6 @@ class Upstream(asyncio.Protocol):
             if instance.suspected and not instance.record.out:
                 proxy.pool.acquit(instance, now)
             self.since = proxy.now
-            self.transport.unasked = True
             link.idle.append(self)  # Link.keep
             if proxy.roster.queued:
                 proxy.roster.dispatch(now)

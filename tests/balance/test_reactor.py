@@ -57,7 +57,7 @@ class Scene:
         self.ours: list[Recorder] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
 
-    def pair(self, local: bool = False) -> tuple[Recorder, socket.socket]:
+    def pair(self, local: bool = False, first: bool = False) -> tuple[Recorder, socket.socket]:
         if local:
             ours, theirs = socket.socketpair()
         else:
@@ -68,7 +68,7 @@ class Scene:
         self.theirs.append(theirs)
         recorder = Recorder()
         self.ours.append(recorder)
-        Transport(self.reactor, ours, recorder)
+        Transport(self.reactor, ours, recorder, first)
         return recorder, theirs
 
     def close(self) -> None:
@@ -187,22 +187,21 @@ def test_what_was_read_before_a_pause_waits_for_the_end_of_it() -> None:
     play(part)
 
 
-@pytest.mark.parametrize("first", [0, 1])
-def test_what_is_unasked_is_told_before_all_else_of_its_turn(first: int) -> None:
+@pytest.mark.parametrize("early", [0, 1])
+def test_what_instances_send_is_told_before_all_else_of_its_turn(early: int) -> None:
     """The end of an idle connection must be known before a request is given to it."""
 
     async def part(scene: Scene) -> None:
         order: list[str] = []
-        (client, their_client), (idle, their_idle) = scene.pair(), scene.pair()
+        (client, their_client), (idle, their_idle) = scene.pair(), scene.pair(first=True)
         client.on_data = lambda data: order.append("request")
         idle.on_data = lambda data: order.append("rubbish")
-        idle.transport.unasked = True  # type: ignore[attr-defined]
-        for theirs in ((their_client, their_idle), (their_idle, their_client))[first]:
+        for theirs in ((their_client, their_idle), (their_idle, their_client))[early]:
             theirs.send(b"x")
         await asyncio.sleep(0.05)
         assert order == ["rubbish", "request"]
         client.on_data = lambda data: order.append("closing" if idle.transport.is_closing() else "open")
-        for step in (their_client.send, lambda _: their_idle.close())[:: 1 - 2 * first]:
+        for step in (their_client.send, lambda _: their_idle.close())[:: 1 - 2 * early]:
             step(b"x")
         await asyncio.sleep(0.05)
         assert order[2:] == ["closing"]
