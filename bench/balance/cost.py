@@ -30,6 +30,7 @@ BODY_BYTES = 1024
 ECHO = PROJECT / "examples" / "echo"
 CONTEST = (proxies.OURS, proxies.NGINX_PLAIN, proxies.NGINX_BUFFERED, proxies.HAPROXY_PLAIN)
 MORE = ("ours-unlimited", "ours-local")  # ours in other settings, before the instance of ours only
+DUELLISTS = ("ours", "nginx", "ours-local")
 PEERS = ("mosec", "uvicorn", "gunicorn")
 HALF_CONNECTIONS = 64
 OFFERED = 20_000.0  # requests/s: more than any of them can do beside the generator
@@ -39,13 +40,14 @@ OFFERED_SECONDS = 2.0
 @dataclass(frozen=True)
 class Plan:
     rounds: int
+    duels: int  # more rounds, of ours and nginx: one tells the two apart to a tenth, and they are closer
     seconds: float  # of a round
     half_seconds: float  # of a round at half load
     peers: tuple[str, ...]
 
 
-QUICK = Plan(3, 1, 1.5, ("mosec",))
-FULL = Plan(9, 1, 2, PEERS)
+QUICK = Plan(3, 0, 1, 1.5, ("mosec",))
+FULL = Plan(9, 27, 1, 2, PEERS)
 
 
 def body() -> Body:
@@ -141,6 +143,7 @@ class Cost:
                 found for one in contest if (found := self._subject(stack, one, upstream, answer)) is not None
             ]
             self._rounds(title, subjects)
+            self._duels([one for one in subjects if one.name in DUELLISTS])
             rate = 0.0
             if half and subjects:
                 rate = self._half_load([one for one in subjects if one.name not in MORE])
@@ -166,15 +169,24 @@ class Cost:
     def _rounds(self, title: str, subjects: list[Subject]) -> None:
         for one in subjects:  # warm up
             run_round(one.tree, self._target(one), 8, 1)
-        for number in range(self.plan.rounds):
-            for one in turned(subjects, number):
-                wait_until_quiet(one.tree)
-                one.rounds.append(run_round(one.tree, self._target(one), CONNECTIONS, self.plan.seconds))
+        self._play(subjects, self.plan.rounds)
         print(f"\n{title}: 1 KB, {CONNECTIONS} connections", flush=True)
         for one in subjects:
             print(
                 f"  {one.name:20} {median(one, 'cpu_us'):6.1f} us  {median(one, 'rate'):8,.0f}/s", flush=True
             )
+
+    def _duels(self, subjects: list[Subject]) -> None:
+        self._play(subjects, self.plan.duels)
+        if self.plan.duels and len(subjects) > 1:
+            part = {one.name: f"{median(one, 'cpu_us'):.1f} us" for one in subjects}
+            print(f"  after {self.plan.duels} more rounds: {part}", flush=True)
+
+    def _play(self, subjects: list[Subject], rounds: int) -> None:
+        for number in range(rounds):
+            for one in turned(subjects, number):
+                wait_until_quiet(one.tree)
+                one.rounds.append(run_round(one.tree, self._target(one), CONNECTIONS, self.plan.seconds))
 
     def _half_load(self, subjects: list[Subject]) -> float:
         """At half of what nginx can do beside the same generator, which takes its part of the cores.

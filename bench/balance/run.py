@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench balance", description="Measure the load balancer.")
-    parser.add_argument("--quick", action="store_true", help="about 6 minutes instead of 15")
+    parser.add_argument("--quick", action="store_true", help="about 6 minutes instead of 25")
     parser.add_argument("--only", default=",".join(PARTS), help=f"these parts only: {','.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args(arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -22,8 +23,19 @@ def paired(one: dict[str, Any], other: dict[str, Any], figure: str, rounds: str 
 
     A shared machine is fast in one round and slow in the next; two proxies in one round meet the same.
     """
-    both = zip(one[rounds], other[rounds], strict=True)
-    return float(statistics.median(mine[figure] / theirs[figure] for mine, theirs in both))
+    return statistics.median(_parts(one, other, figure, rounds))
+
+
+def uncertainty(one: dict[str, Any], other: dict[str, Any], figure: str) -> float:
+    """The standard error of what paired() finds; 1.2533 is the median's in units of the mean's."""
+    parts = _parts(one, other, figure, "rounds")
+    return 1.2533 * statistics.stdev(parts) / math.sqrt(len(parts)) if len(parts) > 1 else math.inf
+
+
+def _parts(one: dict[str, Any], other: dict[str, Any], figure: str, rounds: str) -> list[float]:
+    """Of rounds that only one of them had, nothing is said."""
+    both = zip(one[rounds], other[rounds], strict=False)
+    return [float(mine[figure] / theirs[figure]) for mine, theirs in both]
 
 
 # ---------------------------------------------------------------------- cost
