@@ -13,6 +13,7 @@ import select
 import stat
 import sys
 import time
+from collections.abc import Callable
 from json.encoder import encode_basestring_ascii as quoted
 
 # time of the answer (Unix time in ns), "<METHOD> <path> <HTTP version>", status, predict() in us,
@@ -22,12 +23,11 @@ AccessRecord = tuple[int, "bytes | str", int, int, bytes, int, int]
 TYPE = "com.oraclecloud.datascience.modeldeployment."
 MAX_MESSAGE = 1024  # characters of a request line that are logged
 REMEMBERED_MESSAGES = 512
+REMEMBERED_NUMBERS = 4096
 MAX_SAY = 4096  # bytes; PIPE_BUF, so that lines of several processes do not mix
 
-# Rendering a float or a hexadecimal number costs a third of a microsecond; looking it up, nothing.
-_FRACTIONS = tuple(f".{thousandth:03d}" for thousandth in range(1000))
-_BELOW_ONE = tuple("0" + fraction for fraction in _FRACTIONS)
-_LAST_DIGITS = tuple(f"{byte:02x}" for byte in range(256))
+# Rendering a number costs a third of a microsecond; looking it up, nothing.
+_LAST_DIGITS = tuple(b"%02x" % byte for byte in range(256))
 
 
 def record_ids() -> str:
@@ -41,7 +41,7 @@ def record_ids() -> str:
 
 def stamp(milliseconds: int) -> str:
     """RFC 3339 in UTC, from Unix time in milliseconds."""
-    return f"{_second(milliseconds // 1000)}{_FRACTIONS[milliseconds % 1000]}Z"
+    return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
 
 
 @functools.lru_cache(maxsize=4)
@@ -49,56 +49,71 @@ def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
+class _Rendered(dict[int, bytes]):
+    """Numbers that were made into text, for they come again."""
+
+    def __init__(self, render: Callable[[int], bytes]) -> None:
+        self._render = render
+
+    def __missing__(self, number: int) -> bytes:
+        if len(self) >= REMEMBERED_NUMBERS:
+            self.clear()
+        text = self[number] = self._render(number)
+        return text
+
+
+def _milliseconds(microseconds: int) -> str:
+    return f"{microseconds // 1000}.{microseconds % 1000:03d}"
+
+
 class AccessLog:
     """Turns batches of calls into lines. Formatting in batches keeps it off the path of a request."""
 
-    __slots__ = ("_head", "_messages", "_next", "_tail")
+    __slots__ = ("_ends", "_head", "_messages", "_next", "_predicts", "_statuses", "_tail", "_totals")
 
     def __init__(self, source: str) -> None:
-        self._head = '{"id":"' + record_ids()
+        self._head = f'{{"id":"{record_ids()}'.encode()
         self._tail = f'"type":"{TYPE}access","source":{quoted(source)},"specversion":"1.0","data":'
         self._next = 1
-        self._messages: dict[bytes | str, str] = {}
+        self._messages: dict[bytes | str, bytes] = {}
+        self._predicts = _Rendered(lambda spent: f'{_milliseconds(spent)},"opcRequestId":"'.encode())
+        self._statuses = _Rendered(lambda status: f'","status":{status},"totalLatency":'.encode())
+        self._totals = _Rendered(lambda spent: _milliseconds(spent).encode())
+        self._ends = _Rendered(lambda sent: f',"bytes":{sent}}}}}\n'.encode())
 
     def format(self, batch: list[AccessRecord]) -> bytes:
         """One line for each record; latencies in ms.
 
-        Times hardly differ within a batch and callers repeat themselves, so both are rendered once.
+        Times hardly differ within a batch, callers and numbers repeat themselves: nearly all is joined
+        from pieces that are there already, and every byte is copied once.
         """
-        tail, number, messages = self._tail, self._next, self._messages
-        below_one, fractions, last_digits = _BELOW_ONE, _FRACTIONS, _LAST_DIGITS
-        head = f"{self._head}{number >> 8:010x}"
-        rendered, times = -1, ""
-        lines: list[str] = []
-        append = lines.append
+        number, messages, last_digits = self._next, self._messages, _LAST_DIGITS
+        predicts, statuses, totals, ends = self._predicts, self._statuses, self._totals, self._ends
+        head = b"%b%010x" % (self._head, number >> 8)
+        rendered, times = -1, b""
+        pieces: list[bytes] = []
         for at, message, status, predict_us, request_id, sent, total_us in batch:
             millisecond = at // 1000000
             if millisecond != rendered:
-                rendered, moment = millisecond, stamp(millisecond)
-                times = f'","time":"{moment}",{tail}{{"logEmissionTime":"{moment}","message":'
-            text = messages.get(message) or self._render(message)
-            predict = (
-                below_one[predict_us]
-                if predict_us < 1000
-                else f"{predict_us // 1000}{fractions[predict_us % 1000]}"
-            )
-            total = (
-                below_one[total_us] if total_us < 1000 else f"{total_us // 1000}{fractions[total_us % 1000]}"
-            )
-            append(
-                f'{head}{last_digits[number & 255]}{times}{text},"modelLatency":{predict},"opcRequestId":"'
-                f'{request_id.decode("latin-1")}","status":{status},"totalLatency":{total},"bytes":{sent}}}}}\n'
-            )
+                rendered, times = millisecond, self._times(millisecond)
+            pieces += (
+                head, last_digits[number & 255], times, messages.get(message) or self._message(message),
+                predicts[predict_us], request_id, statuses[status], totals[total_us], ends[sent],
+            )  # fmt: skip
             number += 1
             if not number & 255:
-                head = f"{self._head}{number >> 8:010x}"
+                head = b"%b%010x" % (self._head, number >> 8)
         self._next = number
-        return "".join(lines).encode("latin-1")
+        return b"".join(pieces)
 
-    def _render(self, message: bytes | str) -> str:
+    def _times(self, millisecond: int) -> bytes:
+        moment = stamp(millisecond)
+        return f'","time":"{moment}",{self._tail}{{"logEmissionTime":"{moment}","message":'.encode()
+
+    def _message(self, message: bytes | str) -> bytes:
         """JSON of a request line. What callers invent is cut, and kept only so long."""
         text = message.decode("utf-8", "replace") if isinstance(message, bytes) else message
-        rendered = quoted(text[:MAX_MESSAGE])
+        rendered = f'{quoted(text[:MAX_MESSAGE])},"modelLatency":'.encode()
         if len(text) <= MAX_MESSAGE:
             if len(self._messages) >= REMEMBERED_MESSAGES:
                 self._messages.clear()

@@ -128,7 +128,21 @@ class Lines:
 
     def feed(self, chunk: bytes) -> bytes:
         """The whole lines that are complete with `chunk`."""
-        data = self._begun + chunk if self._begun else chunk
+        if self._skipping or (CANCEL in chunk and not self._raw):
+            return self._pick(self._begun + chunk)
+        end = chunk.rfind(b"\n") + 1
+        whole = self._begun + memoryview(chunk)[:end] if end else b""
+        self._begin(chunk[end:] if end else self._begun + chunk)
+        return whole
+
+    def _begin(self, line: bytes) -> None:
+        self._begun = line
+        if len(line) > MAX_LINE:
+            self._begun, self._skipping = b"", True
+            self.torn += 1
+
+    def _pick(self, data: bytes) -> bytes:
+        """Likewise, where not all is to be kept."""
         if CANCEL in data and not self._raw:
             data = self._called_off(data)
         end = data.rfind(b"\n") + 1
@@ -136,10 +150,7 @@ class Lines:
         if self._skipping:
             start = data.find(b"\n") + 1
             self._skipping = not start
-        self._begun = b"" if self._skipping else data[end:]
-        if len(self._begun) > MAX_LINE:
-            self._begun, self._skipping = b"", True
-            self.torn += 1
+        self._begin(b"" if self._skipping else data[end:])
         return data[start:end]
 
     def rest(self) -> bytes:
