@@ -14,7 +14,7 @@ from loadbalancer import memory
 from loadbalancer.dial import dial
 from loadbalancer.refusal import BAD_ANSWER, CROWDED, LOST
 from loadbalancer.transport import Transport
-from loadbalancer.upstream import FREE, MAX_USES, Upstream
+from loadbalancer.upstream import FREE, Upstream
 
 if TYPE_CHECKING:
     from loadbalancer.client import Client
@@ -38,9 +38,9 @@ class Link:
         self.idle: list[Upstream] = []  # LIFO: the few that are used stay warm
         self.connections: set[Upstream] = set()
         self.opening: dict[Client, asyncio.Task[None]] = {}
-        self.gone = False  # no more in the pool
         self.line = proxy.config.pool.proxy_protocol_out  # said first of all, of one client: no reuse
         self.line = "" if self.line == "off" else self.line
+        self.keeps = not self.line  # connections, for the next requests; not once it has left the pool
 
     def hand(self, client: Client, now: int) -> None:
         """The request goes to this instance: over an idle connection, or a new one."""
@@ -48,7 +48,7 @@ class Link:
         client.link = self
         while self.idle and not self.idle[-1].transport.reading:  # it is closing
             self.idle.pop()
-        if self.idle and not self.line:
+        if self.idle:
             self.idle.pop().ask(client, now)
         else:
             self.opening[client] = asyncio.get_running_loop().create_task(self._open(client))
@@ -62,7 +62,7 @@ class Link:
                 self._failed_to_open(client, error)
             return
         if self.opening.pop(client, None) is None:  # the client has left in the very last moment
-            self.keep(upstream)
+            self._keep_or_close(upstream)
         else:
             upstream.ask(client, monotonic_ns())
 
@@ -95,15 +95,18 @@ class Link:
         """Whether it takes a connection, which is kept."""
         try:
             async with asyncio.timeout(self.proxy.config.timeouts.connect_timeout):
-                self.keep(await self._connect())
+                self._keep_or_close(await self._connect())
         except (OSError, TimeoutError):
             return False
         return True
 
-    def keep(self, upstream: Upstream) -> None:
-        """For a request to come."""
-        upstream.since = self.proxy.now
-        self.idle.append(upstream)
+    def _keep_or_close(self, upstream: Upstream) -> None:
+        """For a request to come, if it may."""
+        if self.keeps:
+            upstream.since = self.proxy.now
+            self.idle.append(upstream)
+        else:
+            upstream.transport.close()
 
     # ------------------------------------------------------------------ what became of a request
 
@@ -112,8 +115,8 @@ class Link:
         upstream.rejoin()
         until, upstream.heard_at = upstream.heard_at or now, 0
         self.pool.finished(self.instance, now, (until - upstream.asked_at) // 1000, status)
-        if upstream.state == FREE and upstream.uses < MAX_USES and not self.gone and not self.line:
-            self.keep(upstream)
+        if upstream.state == FREE:
+            self._keep_or_close(upstream)
         else:
             upstream.transport.close()
             if upstream.said_close:  # it is about to stop: its other connections would end under our requests
@@ -200,7 +203,7 @@ class Link:
 
     def close(self) -> None:
         """The instance is no more in the pool: nothing of it stays but what is being answered."""
-        self.gone = True
+        self.keeps = False
         self._close_idle()
 
     def _close_idle(self) -> None:

@@ -50,14 +50,16 @@ class Roster:
             self._enqueue(client, now)
             return
         link = instance.link
-        if not link.idle or not link.idle[-1].transport.reading or link.line:
+        idle = link.idle
+        if not idle or not idle[-1].transport.reading:
             link.hand(client, now)
             return
         # The hot path: Pool.started, Link.hand, Upstream.ask and Client.hand_over at once.
         instance.load += instance.step
         instance.requests += 1
-        client.link, client.upstream, client.state = link, link.idle.pop(), ASKED
-        client.upstream.take(client, now)
+        client.link, client.state = link, ASKED
+        client.upstream = upstream = idle.pop()
+        upstream.take(client, now)
 
     def assign_upload(self, client: Client, now: int) -> None:
         """Likewise, while its body is still to come."""

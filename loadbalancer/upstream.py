@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 FREE, ASKED, HEAD, BODY, CLOSED = range(5)
 IDLE, INSTANCE, PRESSURE = 0, 2, 4  # of a client: see client.py
 BYTES_IN = memory.BYTES_IN
-MAX_USES = 100_000  # requests on one connection
 
 HIGH_WATER = 131072  # bytes that wait for the other side to take them
 LOW_WATER = 32768
@@ -53,7 +52,6 @@ class Upstream(asyncio.Protocol):
         "state",
         "template",
         "transport",
-        "uses",
         "whole",
     )
 
@@ -64,7 +62,6 @@ class Upstream(asyncio.Protocol):
         self.client: Client | None = None
         self.template: Template | None = None
         self.opened = self.since = proxy.now
-        self.uses = 0
         self.said_close = False
         # The answer in hand
         self.state = FREE
@@ -84,7 +81,6 @@ class Upstream(asyncio.Protocol):
     def ask(self, client: Client, now: int) -> None:
         """Carry the client's request: its head, and of its body what is there."""
         self.client, self.state, self.asked_at = client, ASKED, now
-        self.uses += 1
         self.whole = True
         if self.link.line:
             self.transport.write(proxyline.render(self.link.line, _endpoints(client)))
@@ -97,7 +93,6 @@ class Upstream(asyncio.Protocol):
     def take(self, client: Client, now: int) -> None:
         """As `ask`, for a request that is here whole."""
         self.client, self.state, self.asked_at = client, ASKED, now
-        self.uses += 1
         self.whole = True
         self.transport.write(client.message)
 
@@ -168,7 +163,7 @@ class Upstream(asyncio.Protocol):
             else:
                 client.state, client.since, client.message = IDLE, proxy.now, b""
                 client.link = client.upstream = None
-        if status < 500 and self.uses < MAX_USES and not link.gone and not link.line:
+        if status < 500 and link.keeps:
             instance = link.instance  # Pool.finished
             instance.load -= instance.step
             instance.latency_sum_us += spent_us
@@ -176,7 +171,7 @@ class Upstream(asyncio.Protocol):
             if instance.suspected and not instance.record.out:
                 proxy.pool.acquit(instance, now)
             self.since = proxy.now
-            link.idle.append(self)  # Link.keep
+            link.idle.append(self)
             if proxy.roster.queued:
                 proxy.roster.dispatch(now)
         else:
