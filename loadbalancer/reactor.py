@@ -93,14 +93,16 @@ class Reactor:
                 except OSError as error:
                     transport.lose(error)
                     continue
-                if transport.first:
-                    answers.append((transport, data))
-                else:
+                if not transport.first:
                     requests.append((transport, data))
+                elif transport.protocol.client is not None:
+                    answers.append((transport, data))
+                else:  # before an answer makes room, and somebody is given to a connection that is at its end
+                    self.deliver(transport, data)
         return answers, requests, writable
 
     def deliver(self, transport: Transport, data: bytes) -> None:
-        """What was read in an earlier turn."""
+        """What is not to wait for others of its turn."""
         self._call(transport, transport.protocol.data_received if data else transport.received, data)
 
     def _call(self, transport: Transport, what: Callable[..., None], *arguments: Any) -> None:

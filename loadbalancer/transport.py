@@ -23,8 +23,9 @@ NOBODY = asyncio.Protocol()  # is told what happens after the end
 class Transport(asyncio.Transport):
     """`reading`: the protocol wants data, and there is a connection. `out`: bytes that have not been sent.
 
-    `first`: it goes to an instance, and what it reads is told before anything else of a turn. Or a request
-    of the same turn could be given to a connection whose end, or rubbish, has been read already.
+    `first`: it goes to an instance, and what it reads is told before what clients sent in the same turn; and
+    before all else when its protocol has no `client`. Or a request could be given to a connection whose end,
+    or rubbish, has been read already.
     """
 
     __slots__ = (
@@ -32,10 +33,8 @@ class Transport(asyncio.Transport):
         "_wanted", "_watched", "first", "out", "plain", "protocol", "reading", "recv", "send",
     )  # fmt: skip
 
-    def __init__(
-        self, reactor: Reactor, sock: socket.socket, protocol: asyncio.Protocol, first: bool = False
-    ) -> None:
-        """Begin to read; `sock` does not block and belongs to the transport from now on."""
+    def __init__(self, reactor: Reactor, sock: socket.socket, protocol: Any, first: bool = False) -> None:
+        """Begin to read, for an asyncio.Protocol; `sock` does not block, and is the transport's now."""
         self._reactor = reactor
         self._dirty = reactor.dirty
         self._sock = sock

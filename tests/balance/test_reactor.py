@@ -26,6 +26,7 @@ class Recorder(asyncio.Protocol):
     def __init__(self) -> None:
         self.events: list[str] = []
         self.data = b""
+        self.client: object = None  # as of an instance's connection that waits for an answer
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self.on_data: Callable[[bytes], None] = lambda data: None
@@ -183,6 +184,29 @@ def test_what_was_read_before_a_pause_waits_for_the_end_of_it() -> None:
         late.transport.resume_reading()
         await asyncio.sleep(0.05)
         assert late.data in (b"134", b"234")
+
+    play(part)
+
+
+@pytest.mark.parametrize("early", [0, 1])
+def test_what_nobody_asked_for_is_told_before_an_answer(early: int) -> None:
+    """An answer makes room, and the next request may be given to the connection that is at its end."""
+
+    async def part(scene: Scene) -> None:
+        order: list[str] = []
+        (asked, their_asked), (idle, their_idle) = scene.pair(first=True), scene.pair(first=True)
+        asked.client = object()
+        asked.on_data = lambda data: order.append("answer")
+        idle.on_data = lambda data: order.append("rubbish")
+        for theirs in ((their_asked, their_idle), (their_idle, their_asked))[early]:
+            theirs.send(b"x")
+        await asyncio.sleep(0.05)
+        assert order == ["rubbish", "answer"]
+        asked.on_data = lambda data: order.append("closing" if idle.transport.is_closing() else "open")
+        for step in (their_asked.send, lambda _: their_idle.close())[:: 1 - 2 * early]:
+            step(b"x")
+        await asyncio.sleep(0.05)
+        assert order[2:] == ["closing"]
 
     play(part)
 
