@@ -218,9 +218,12 @@ class Reply:
             self.go_on(BANDWIDTH)
 
     def hold(self, reason: int) -> None:
-        """A reason that comes before there is an instance is looked for again when its answer begins."""
+        """A reason that comes before there is an instance is looked for again when its answer begins.
+
+        One that comes with the last of an answer is none for its instance, which is already others'.
+        """
         upstream = self.client.upstream
-        if upstream is None:
+        if upstream is None or upstream.client is not self.client:
             return
         if not self.held and not upstream.transport.is_closing():
             upstream.transport.pause_reading()

@@ -14,6 +14,8 @@ from caller import Broken, Caller, get, once, post
 from origin import STREAM, Exchange, Play, answer, chunk, echo, saying, saying_and_closing
 from stage import Stage
 
+from loadbalancer import memory
+
 JSON = b"content-type: application/json\r\n"
 
 
@@ -303,6 +305,28 @@ def test_a_slow_reader_slows_the_instance_down(stage: Stage) -> None:
     stage.run(read())
 
 
+def test_a_slow_reader_keeps_no_connection_to_the_instance(stage: Stage) -> None:
+    """The answer that is too much for it is whole, and its connection others' from then on."""
+    requests, size = 600, 40_000
+
+    async def play(exchange: Exchange) -> None:
+        exchange.send(answer(b"x" * size))
+
+    async def read() -> None:
+        stage.on(play)
+        before = stage.balancer.total(memory.UPSTREAM_OPENED)
+        async with Caller(stage.port) as caller:
+            caller.send(get() * requests)
+            for number in range(requests):
+                if number % 100 == 0:
+                    await asyncio.sleep(0.3)  # meanwhile all fills up
+                assert (await caller.answer("GET")).body == b"x" * size
+        opened = stage.balancer.total(memory.UPSTREAM_OPENED) - before
+        assert opened <= 2, opened  # for the next request is there before the last one's is free
+
+    stage.run(read())
+
+
 # ---------------------------------------------------------------------- what is no answer
 
 GARBAGE = [
@@ -329,14 +353,14 @@ def test_garbage_is_502_and_its_connection_is_never_used_again(stage: Stage, sai
     origin = stage.on(saying(said))
 
     async def read() -> None:
-        accepted = origin.accepted
         async with Caller(stage.port) as caller:
             made = await caller.ask(post())
             assert made.status == 502 and b"BadGateway" in made.body
-            await eventually(lambda: origin.asked[0].gone, "the end of that connection")
+            spoilt = origin.asked[0].connection
             stage.on(echo)
             assert (await caller.ask(post(b"[3]"))).body == b"[3]"  # the client keeps its own
-        assert origin.accepted > accepted
+            assert origin.asked[0].connection is not spoilt
+            await eventually(lambda: spoilt.lost, "the end of that connection")
 
     stage.run(read())
 
