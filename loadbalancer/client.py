@@ -298,11 +298,10 @@ class Client(asyncio.Protocol):
         before, self.paused = self.paused, self.paused & ~reason
         if self.paused or not before:
             return
-        if self.state == FLOW:
-            self._flow()
-        else:
-            self.advance()
-        if not self.paused and not self.transport.is_closing():
+        (self._flow if self.state == FLOW else self.advance)()
+        if len(self.partial) > MAX_BACKLOG and self.state in (HELD, QUEUED, FLOW, ASKED) and not self.left:
+            self.paused |= BACKLOG  # what is held is enough for now
+        elif not self.paused and not self.transport.is_closing():
             self.transport.resume_reading()
 
     def pause_writing(self) -> None:

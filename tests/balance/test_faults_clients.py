@@ -230,6 +230,30 @@ def test_13_a_client_that_asks_and_asks_and_never_reads(tmp_path: Path) -> None:
     act(scenario())
 
 
+def test_13_a_client_that_asks_faster_than_it_is_answered(tmp_path: Path) -> None:
+    """What it asks for waits in the kernel, and not here, however many answers it takes."""
+    request = post(b"[1]")
+
+    async def play(exchange: Exchange) -> None:
+        await asyncio.sleep(0.002)
+        exchange.send(answer(await exchange.whole()))
+
+    async def scenario() -> None:
+        async with scene(tmp_path) as stage:
+            for origin in stage.origins:
+                origin.play = play
+            before = stage.lb.rss()
+            async with Caller(stage.lb.port) as caller:
+                caller.send(request * ((32 << 20) // len(request)))
+                for _ in range(400):
+                    assert (await caller.answer()).body == b"[1]"
+                grown = stage.lb.rss() - before
+            assert grown <= 4 << 10, grown
+            await stage.lb.settled(10)
+
+    act(scenario())
+
+
 def test_13_clients_that_are_refused_and_refused_and_never_read(tmp_path: Path) -> None:
     """A refusal is ten times as long as what it refuses, and made at once. Others go in between."""
     waits: list[float] = []
