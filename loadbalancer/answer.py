@@ -248,6 +248,8 @@ class Templates:
             if changed & (_DECISIVE - {b"content-length", b"opc-request-id"}):
                 return None
             holes = known.holes | (changed - _DECISIVE)
+            if holes == known.holes and known.match(raw):
+                return known
         self._learnt += 1
         self._by_shape[shape] = made = Template(raw, head, holes)
         return made

@@ -160,6 +160,17 @@ def test_what_a_template_cannot_say_is_parsed_each_time(raw: bytes) -> None:
     assert Templates().learn(raw, parse(raw)) is None
 
 
+def test_what_is_known_is_not_learnt_again() -> None:
+    """Each connection learns for itself, and there is no end of connections."""
+    templates = Templates()
+    first = learn(templates, OK)
+    for second in range(1000):
+        date = b"05:%02d:%02d" % divmod(second, 60)
+        assert learn(templates, OK.replace(b"05:20:00", date).replace(b": 20", b": %d" % second)) is first
+    odd = OK.replace(b"date", b"Date")  # which it does not match
+    assert learn(templates, odd).match(odd)
+
+
 def test_learning_is_bounded() -> None:
     templates = Templates()
     made = [
