@@ -272,11 +272,11 @@ class Reply:
     def _reset_connection(self) -> None:
         """A plain close would leave to the kernel what the client does not take, for minutes."""
         transport = self.client.transport
-        duplicate = os.dup(transport.get_extra_info("socket").fileno())
-        with socket.socket(fileno=duplicate) as connection:
-            with contextlib.suppress(OSError):  # a Unix socket has no such option
+        with contextlib.suppress(OSError):  # a Unix socket has no such option; or no descriptor is left
+            duplicate = os.dup(transport.get_extra_info("socket").fileno())
+            with socket.socket(fileno=duplicate) as connection:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            transport.abort()
+        transport.abort()
 
     def check(self, now: float) -> None:
         """A deadline for the answer to begin, and for the client to take it."""
