@@ -34,10 +34,11 @@ class Plan:
     mixed: tuple[Proxy, ...]
     slow: tuple[Proxy, ...]
     seconds: float
+    mixed_seconds: float  # its p99 is among the tenth that takes long: fewer say little
 
 
-QUICK = Plan((0.5, 0.7, 0.9, 0.95), CONTEST[:3], (proxies.OURS, proxies.NGINX_BLIND), (proxies.OURS,), 4)
-FULL = Plan((0.5, 0.7, 0.9, 0.95), CONTEST, (*CONTEST[:3], proxies.NGINX_BLIND), CONTEST[:3], 8)
+QUICK = Plan((0.5, 0.7, 0.9, 0.95), CONTEST[:3], (proxies.OURS, proxies.NGINX_BLIND), (proxies.OURS,), 4, 12)
+FULL = Plan((0.5, 0.7, 0.9, 0.95), CONTEST, (*CONTEST[:3], proxies.NGINX_BLIND), CONTEST[:3], 8, 40)
 
 
 def load_of(load: float, work: Work, seconds: float) -> Spec:
@@ -63,7 +64,12 @@ class Pool:
 
     def measure(self) -> dict[str, Any]:
         plan = self.plan
-        found: dict[str, Any] = {"instances": INSTANCES, "workers": WORKERS, "seconds": plan.seconds}
+        found: dict[str, Any] = {
+            "instances": INSTANCES,
+            "workers": WORKERS,
+            "seconds": plan.seconds,
+            "mixed_seconds": plan.mixed_seconds,
+        }
         with contextlib.ExitStack() as stack:
             known = self._started(stack, {*plan.contest, *plan.mixed}, 1.0)
             found["loads"] = [
@@ -71,7 +77,7 @@ class Pool:
                 | {"load": load}
                 for load in plan.loads
             ]
-            mixed = load_of(MIXED_LOAD, MIXED, plan.seconds)
+            mixed = load_of(MIXED_LOAD, MIXED, plan.mixed_seconds)
             found["mixed"] = self._cell("1 ms and 100 ms", mixed, known, plan.mixed)
         with contextlib.ExitStack() as stack:
             known = self._started(stack, set(plan.slow), float(SLOW))

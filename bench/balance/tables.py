@@ -180,6 +180,7 @@ def pool(result: dict[str, Any]) -> list[str]:
         "",
         f"{found['instances']} instances of {found['workers']} workers, exponential sleeps of 10 ms as work,",
         "Poisson arrivals, the same for all; latency from the intended time. `central queue` is computed.",
+        f"{found['seconds']:g} s each; mixed work, every tenth a long one, {found['mixed_seconds']:g} s.",
         "",
     ]
     for cell in (*found["loads"], found["mixed"], found["slow"]):
