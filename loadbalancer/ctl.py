@@ -5,9 +5,11 @@ Touches that socket, and standard output.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 PROGRAM = "twofold balance-ctl"
 PATIENCE = 10.0  # seconds with the steward
 LOOK = 0.2  # seconds between looks at what was asked for
-HANDOVER = 1.0  # seconds in which nobody may answer, between two stewards
+HANDOVER = 1.0  # seconds in which nobody may answer: between two stewards, and before the first
 COLUMNS = ("instance", "state", "in hand", "requests/s", "share", "latency", "failures")
 
 SOCKET = typer.Option(
@@ -65,7 +67,7 @@ class _Connection(http.client.HTTPConnection):
             try:
                 self.sock.connect(self._path)
                 return
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, FileNotFoundError):
                 self.sock.close()
                 if time.monotonic() > until:
                     raise
@@ -123,7 +125,11 @@ def watch(socket: str = SOCKET) -> None:
     from rich.live import Live
 
     admin = Admin(socket)
-    with Live(_picture(admin.state()), console=_console(), auto_refresh=False) as screen:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is how it is meant to end
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Live(_picture(admin.state()), console=_console(), auto_refresh=False) as screen,
+    ):
         while True:
             time.sleep(0.5)
             screen.update(_picture(admin.state()), refresh=True)
@@ -274,8 +280,6 @@ def run(arguments: list[str]) -> int:
         code = app(arguments, prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
-    except typer.Abort:  # what typer makes of a KeyboardInterrupt
-        return int(ExitCode.OK)
     except Exception as error:
         # typer's complaints about a command line share no public class across its versions, but this method.
         if isinstance(error, TwofoldError) or not hasattr(error, "format_message"):
