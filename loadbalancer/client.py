@@ -377,6 +377,7 @@ class Client(asyncio.Protocol):
         if state in (SMALL, HELD, QUEUED, FLOW, ASKED):
             self.reply.note(499)
         self.proxy.disconnected(self)
+        del self.reply  # which holds us: no cycle must wait for the collector, which is rare here
 
     def check(self, now: float) -> None:
         """Once a second: has this connection been silent for too long?"""

@@ -298,3 +298,27 @@ def either(usual: Play) -> Play:
             await usual(exchange)
 
     return play
+
+
+def test_13_what_a_client_leaves_behind_is_free_at_once(tmp_path: Path) -> None:
+    """The collector is rare in a proxy: what one holds of many that have left must not wait for it."""
+
+    async def never(exchange: Exchange) -> None:
+        await exchange.news()
+
+    async def scenario() -> None:
+        async with scene(tmp_path) as stage:
+            for origin in stage.origins:
+                origin.play = never
+            grown = []
+            for _ in range(2):
+                before = stage.lb.rss()
+                for _ in range(200):
+                    async with Caller(stage.lb.port) as caller:
+                        caller.send(get() + post(b"x" * 60_000)[:-1])
+                        await asyncio.sleep(0.005)
+                await stage.lb.settled(10)
+                grown.append(stage.lb.rss() - before)
+            assert grown[1] <= 4 << 10, grown  # of 12 MB that were held
+
+    act(scenario())
