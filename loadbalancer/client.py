@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from loadbalancer import guard
 from loadbalancer.plan import NEVER
-from loadbalancer.refusal import LATE_BODY, LATE_HEAD, Refusal
+from loadbalancer.refusal import Refusal
 from loadbalancer.reply import Reply
 from loadbalancer.upstream import HIGH_WATER, LOW_WATER, Upstream
 from server import http1
@@ -41,8 +41,6 @@ BANDWIDTH, INSTANCE, PRESSURE, BACKLOG, CHOKED, OTHERS = 1, 2, 4, 8, 16, 32
 
 MAX_BACKLOG = 131072  # pipelined bytes held for later
 MOST_STEPS = 4  # refused requests in a row, before others have their turn
-LINGER_SECONDS = 2.0
-DRAIN_IDLE = 1.0  # seconds of silence after which no request is on its way, most likely
 BODY_SECONDS = 30.0  # and so much longer as the body takes at this rate
 MIN_BODY_RATE = 8000  # bytes per second
 MAX_LINGER = 4 << 20  # bytes of a refused body that are read and dropped
@@ -252,8 +250,14 @@ class Client(asyncio.Protocol):
 
     def _flow_on(self, piece: bytes) -> None:
         self.toll = None
+        self._excuse()
         self._pass(piece)
         self.resume(BANDWIDTH)
+
+    def _excuse(self) -> None:
+        """It was kept from sending since its last piece: that is no time of its own."""
+        self.due += self.proxy.now - self.since
+        self.since = self.proxy.now
 
     def _pass(self, piece: bytes) -> None:
         upstream = self.upstream
@@ -264,13 +268,14 @@ class Client(asyncio.Protocol):
         if upstream.transport.is_closing():
             return
         upstream.transport.write(piece)
-        self._sent_whole(upstream)
+        self._has(upstream)
 
-    def _sent_whole(self, upstream: Upstream) -> None:
-        upstream.whole = not self.left and self.toll is None
-        if upstream.whole and self.state == FLOW:
+    def _has(self, upstream: Upstream) -> None:
+        """The instance has what is there of the request."""
+        whole = not self.left and self.toll is None
+        if whole and self.state == FLOW:
             self.state = ASKED
-            upstream.sent()
+        upstream.given(whole)
 
     def hand_over(self, upstream: Upstream) -> bytes:
         """The bytes for the instance that takes the request: its head, and what is there of the body."""
@@ -280,7 +285,7 @@ class Client(asyncio.Protocol):
             self.state = ASKED
         else:
             self.message = b""
-            self._sent_whole(upstream)
+            self._has(upstream)
         return data
 
     def can_replay(self) -> bool:
@@ -298,7 +303,11 @@ class Client(asyncio.Protocol):
         before, self.paused = self.paused, self.paused & ~reason
         if self.paused or not before:
             return
-        (self._flow if self.state == FLOW else self.advance)()
+        if self.state == FLOW:
+            self._excuse()
+            self._flow()
+        else:
+            self.advance()
         if len(self.partial) > MAX_BACKLOG and self.state in (HELD, QUEUED, FLOW, ASKED) and not self.left:
             self.paused |= BACKLOG  # what is held is enough for now
         elif not self.paused and not self.transport.is_closing():
@@ -378,23 +387,3 @@ class Client(asyncio.Protocol):
             self.reply.note(499)
         self.proxy.disconnected(self)
         del self.reply  # which holds us: no cycle must wait for the collector, which is rare here
-
-    def check(self, now: float) -> None:
-        """Once a second: has this connection been silent for too long?"""
-        timeouts, silent = self.proxy.config.timeouts, now - self.since
-        if self.state == IDLE:
-            if silent > (DRAIN_IDLE if self.proxy.draining else timeouts.idle_timeout):
-                self.transport.close()
-        elif self.state == HEAD and silent > timeouts.head_timeout:
-            self.plan = self.proxy.no_plan
-            self.refuse(LATE_HEAD, close=True)
-        elif (self.state == SMALL or (self.state == FLOW and self.left and not self.paused & ~INSTANCE)) and (
-            silent > timeouts.body_timeout or now > self.due
-        ):
-            self.proxy.roster.give_up(self, LATE_BODY)
-        elif self.state == LINGER and silent > LINGER_SECONDS:
-            self.transport.abort()
-        elif self.state in (QUEUED, FLOW, ASKED):
-            self.reply.check(now)
-        if self.state in (IDLE, FLOW, ASKED, CLOSED):
-            self.reply.check_taken(now)

@@ -22,7 +22,7 @@ from random import Random
 
 import uvloop
 
-from loadbalancer import memory, plan
+from loadbalancer import deadlines, memory, plan
 from loadbalancer.admission import Admission
 from loadbalancer.answer import Templates
 from loadbalancer.client import Client
@@ -140,7 +140,7 @@ class Proxy:
         if self.certificates is not None:
             self.certificates.renew()
         for client in list(self.clients):
-            client.check(self.now)
+            deadlines.check(client, self.now)
 
     def _gauges(self) -> None:
         cells = self.cells
@@ -197,7 +197,7 @@ class Proxy:
         await asyncio.sleep(GRACE)  # what the kernel had already accepted for us is still served
         while self.clients and self.now < deadline:
             for client in list(self.clients):
-                client.check(self.now)
+                deadlines.check(client, self.now)
             await asyncio.sleep(TICK)
         for client in list(self.clients):
             client.transport.abort()

@@ -18,7 +18,7 @@ from loadbalancer import answer, chunked, memory, refusal
 from loadbalancer.answer import AnswerHead, BadAnswer
 from loadbalancer.drr import LEAST_QUANTUM
 from loadbalancer.forwarded import answer_fields
-from loadbalancer.refusal import TOO_LATE, Refusal
+from loadbalancer.refusal import Refusal
 from server.http1 import STATUS_LINES
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Reply:
         "ending",
         "heard",
         "held",
+        "held_at",
         "held_back",
         "interims",
         "pieces",
@@ -61,6 +62,7 @@ class Reply:
         self.held_back = 0  # bytes of `pieces` that do not take their turn yet
         self.progress = -1
         self.since = self.heard = 0.0  # when the client last took something, when the instance last sent
+        self.held_at = 0  # since when (ns) the instance's answer is not being read
         self._reset()
 
     def _reset(self) -> None:
@@ -159,10 +161,10 @@ class Reply:
             self._send(chunked.last_chunk(trailers))
         self.ending = True
         upstream = self.client.upstream
+        if self.held:
+            self._release()  # it will carry other answers
         if upstream is not None:
             self.spent_us = ((upstream.heard_at or monotonic_ns()) - upstream.asked_at) // 1000
-        if self.held and upstream is not None and not upstream.transport.is_closing():
-            upstream.transport.resume_reading()  # it will carry other answers
         self.held = 0
         self.client.link = self.client.upstream = None  # they are free for others, while pieces wait here
         if not self.pieces:
@@ -227,13 +229,20 @@ class Reply:
             return
         if not self.held and not upstream.transport.is_closing():
             upstream.transport.pause_reading()
+            self.held_at = monotonic_ns()
         self.held |= reason
 
     def go_on(self, reason: int) -> None:
-        upstream = self.client.upstream
-        if self.held == reason and upstream is not None and not upstream.transport.is_closing():
-            upstream.transport.resume_reading()
+        if self.held == reason:
+            self._release()
         self.held &= ~reason
+
+    def _release(self) -> None:
+        upstream = self.client.upstream
+        if upstream is not None and not upstream.transport.is_closing():
+            upstream.transport.resume_reading()
+            upstream.excuse(monotonic_ns() - self.held_at)
+            self.heard = self.client.proxy.now
 
     # ------------------------------------------------------------------ endings
 
@@ -267,9 +276,9 @@ class Reply:
     def break_off(self) -> None:
         """What was begun and cannot be ended gets a reset: an end of stream could look like its end."""
         self.note(self.status)
-        self._reset_connection()
+        self.reset_connection()
 
-    def _reset_connection(self) -> None:
+    def reset_connection(self) -> None:
         """A plain close would leave to the kernel what the client does not take, for minutes."""
         transport = self.client.transport
         with contextlib.suppress(OSError):  # a Unix socket has no such option; or no descriptor is left
@@ -277,33 +286,3 @@ class Reply:
             with socket.socket(fileno=duplicate) as connection:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
-
-    def check(self, now: float) -> None:
-        """A deadline for the answer to begin, and for the client to take it."""
-        client, timeouts = self.client, self.client.proxy.config.timeouts
-        if not self.begun:
-            if self._is_late(now, timeouts.predict_timeout):
-                client.proxy.roster.give_up(client, TOO_LATE)
-            return
-        upstream = client.upstream
-        if upstream is not None and not self.held and now - self.heard > timeouts.predict_timeout:
-            upstream.fail("it stopped within an answer")
-            return
-
-    def _is_late(self, now: float, limit: float) -> bool:
-        """While a large body flows, its last piece counts, and then its end; otherwise the head."""
-        client, upstream = self.client, self.client.upstream
-        if client.left:
-            return now - client.since > limit
-        flowed = upstream is not None and not client.plan.gathered
-        asked = upstream.asked_at if flowed and upstream is not None else client.started
-        return bool(asked) and monotonic_ns() - asked > limit * 1e9
-
-    def check_taken(self, now: float) -> None:
-        """Whoever takes nothing of what is written for it is cut off, also when that is all there was."""
-        client = self.client
-        waiting = client.transport.get_write_buffer_size()
-        if waiting != self.progress or self.toll is not None or not waiting:
-            self.progress, self.since = waiting, now
-        elif now - self.since > client.proxy.config.timeouts.body_timeout:
-            self._reset_connection()

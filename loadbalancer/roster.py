@@ -114,10 +114,10 @@ class Roster:
         """The client has left while it waited."""
         self.waiting.cancel(client)
 
-    def give_up(self, client: Client, refusal: Refusal) -> None:
-        """Its time is over, wherever it is."""
+    def give_up(self, client: Client, refusal: Refusal, blamed: bool = False) -> None:
+        """Its time is over, wherever it is; is its instance to blame?"""
         if client.link is not None:
-            client.link.cancel(client, late=True)
+            client.link.cancel(client, late=blamed)
         else:
             self.forget(client)
         client.cut_off(refusal)

@@ -96,11 +96,18 @@ class Upstream(asyncio.Protocol):
         self.whole = True
         self.transport.write(client.message)
 
-    def sent(self) -> None:
-        """The last byte of a body that took its time is on its way: work begins."""
-        if self.state == ASKED:
+    def given(self, whole: bool) -> None:
+        """Another piece of a body that takes its time is on its way; with the last one, work begins."""
+        self.whole = whole
+        if not self.heard_at:
             self.asked_at = monotonic_ns()
+        if whole and self.state == ASKED:
             self.rejoin()
+
+    def excuse(self, spell: int) -> None:
+        """A spell (ns) that its client, or bandwidth, took: it could neither work nor answer."""
+        if not self.heard_at:
+            self.asked_at += spell
 
     def rejoin(self) -> None:
         """Before the end of the request is counted, or when there is work to do."""
