@@ -6,7 +6,8 @@ path; everything else is settled once per tick.
 *Load* is the requests in hand, each counted as UNIT // workers: equal loads are equally busy
 instances, whatever their size.  *Credits* are how many requests it may have in hand at once: one for
 each worker, and what it completes in PREFETCH_NS, so that no worker waits for the way to the proxy
-and back; any more would be bound to this instance while another one may become free.
+and back; any more would be bound to this instance while another one may become free.  Where that is
+no whole number, the last credit is for a queue so long that each instance gets one of it soon.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Instance:
         "credits",
         "entry",
         "failures",
+        "full",
         "hot",
         "latency_sum_us",
         "latency_us",
@@ -83,7 +85,8 @@ class Instance:
         self.link: Any = None
         self.way_ns = 0  # to it and back, where that is long; set by the proxy from the time of a connect
         # Counted for each request
-        self.limit = self.step  # the load at which it takes no more
+        self.limit = self.step  # the load at which it takes no more, but from a long queue,
+        self.full = self.step  # and then no more either
         self.requests = 0
         self.latency_us = 0.0
         self.latency_sum_us = 0
@@ -184,19 +187,19 @@ class Instance:
     def grant(self, fixed: int, proxies: int, ramp: float) -> None:
         """Settle the credits: `fixed` ones if not 0, this proxy's part of them, 0 < ramp <= 1 of those."""
         if fixed:
-            full = fixed
+            most = float(fixed)
         elif not self.workers:  # nobody knows how much it does at once: only the fewest in hand decide
-            full = MAX_CREDITS
+            most = MAX_CREDITS
         else:
-            ahead = math.ceil(self.rate * (PREFETCH_NS + self.way_ns) / 1e9) if self.rate else self.workers
-            full = min(MAX_CREDITS, self.workers + ahead)
-        full = -(-full // proxies)
-        self.credits = max(1, int(1 + (full - 1) * ramp))
-        self.limit = self.credits * self.step
+            ahead = self.rate * (PREFETCH_NS + self.way_ns) / 1e9 if self.rate else self.workers
+            most = min(MAX_CREDITS, self.workers + ahead)
+        usual, full = (-(-part // proxies) for part in (math.floor(most), math.ceil(most)))
+        self.allow(*(max(1, int(1 + (part - 1) * ramp)) for part in (full, usual)))
 
-    def allow_one(self) -> None:
-        """A trial: one request at a time."""
-        self.credits, self.limit = 1, self.step
+    def allow(self, credits: int, usual: int = 0) -> None:
+        """So many requests at once; as a rule only the usual ones, if that is less."""
+        self.credits = credits
+        self.limit, self.full = (usual or credits) * self.step, credits * self.step
 
     def show(self, words: memoryview) -> None:
         """Write the figures into the cell that this proxy has for it (memory.cell)."""

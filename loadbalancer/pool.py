@@ -88,10 +88,16 @@ class Pool:
                 if not load:
                     return instance
                 best, least = instance, load
-        if best is None and waiting >= self._patience:
+        return best or self._choose_for_queue(waiting)
+
+    def _choose_for_queue(self, waiting: int) -> Instance | None:
+        """Nobody has room as a rule; a queue may be so long that waiting for them is no better."""
+        roomy: list[Instance] = []
+        if waiting >= len(self._ready):
+            roomy = [one for one in self._ready if one.load < one.full]
+        if not roomy and waiting >= self._patience:
             roomy = [one for one in self._hot if one.load < one.limit]
-            return min(roomy, key=lambda one: one.load, default=None)
-        return best
+        return min(roomy, key=lambda one: one.load, default=None)
 
     def choose_for_upload(self) -> Instance | None:
         """Likewise, for a request whose body is still to come: it will be a while before it is work."""
@@ -262,9 +268,9 @@ class Pool:
             ramp = (now - one.ramp_from) / settings.slow_start if one.ramp_from else 1.0
             one.grant(settings.credits, settings.proxies, min(1.0, max(ramp, 0.0)))
             if not spared and one.credits < one.workers:
-                one.credits, one.limit = one.workers, one.workers * one.step
+                one.allow(one.workers)
             if one.record.on_trial:
-                one.allow_one()
+                one.allow(1)
 
     def _try(self, hot: Instance, now: int) -> bool:
         """Whether the hot one gets a request before others until the next tick, one at a time."""
@@ -274,5 +280,5 @@ class Pool:
         if since < LONGEST_TRIAL and self._requests - hot.tried_requests < TRIAL_REQUESTS:
             return False
         hot.tried_at, hot.tried_requests = now, self._requests
-        hot.allow_one()
+        hot.allow(1)
         return True

@@ -44,6 +44,20 @@ def test_credits_cover_the_workers_and_two_milliseconds() -> None:
     assert one.credits == 4 + 14
 
 
+def test_what_is_less_than_a_request_in_two_milliseconds_is_for_a_long_queue() -> None:
+    one = instance(workers=4)
+    one.rate = 400.0
+    one.grant(0, 1, 1.0)
+    assert (one.credits, one.limit, one.full) == (5, 4 * one.step, 5 * one.step)
+    one.rate = 700.0
+    one.grant(0, 1, 1.0)
+    assert (one.credits, one.limit, one.full) == (6, 5 * one.step, 6 * one.step)
+    one.grant(0, 2, 1.0)  # two proxies share them
+    assert (one.credits, one.limit, one.full) == (3, 3 * one.step, 3 * one.step)
+    one.allow(1)
+    assert (one.credits, one.limit, one.full) == (1, one.step, one.step)
+
+
 def test_pace_is_measured_only_while_every_worker_is_busy() -> None:
     one = instance(workers=4)
     one.load, one.requests = 3 * one.step, 3

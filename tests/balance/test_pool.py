@@ -87,6 +87,18 @@ def test_nobody_is_chosen_beyond_its_credits() -> None:
     assert take(made).name == "a"
 
 
+def test_the_last_credit_waits_for_a_queue_as_long_as_the_pool() -> None:
+    made = pool("a", "b")
+    for one in made.instances.values():
+        one.rate = 200.0  # less than one request in 2 ms
+    made.tick(START + TICK)
+    for _ in range(4):  # two workers each
+        take(made)
+    assert made.choose() is None and made.choose(1) is None
+    assert {take(made, 2).name, take(made, 2).name} == {"a", "b"}
+    assert made.choose(2) is None
+
+
 def test_a_drained_or_removed_instance_gets_nothing_and_finishes_what_it_has() -> None:
     made = pool("a", "b")
     a = made.instances["a"]
@@ -299,7 +311,7 @@ def test_counts_are_exact_whatever_happens(steps: list[tuple[str, int]], seed: i
     for action, value in steps:
         now += value * 10_000
         if action == "choose" and (one := made.choose(value % 40)):
-            assert one.load < one.limit and one.state != "drain"
+            assert one.load < one.full and one.state != "drain"
             made.started(one)
             inside.append(one)
         elif action == "another" and inside and (one := made.another(inside[-1])):

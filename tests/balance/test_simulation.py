@@ -19,6 +19,13 @@ from simulation import (
 
 MS = 0.001
 SEED = 1
+EQUAL = [
+    (1, 10 * MS),
+    (2, 1 * MS),
+    (2, 10 * MS),
+    (4, 1 * MS),
+    (4, 100 * MS),
+]  # workers of each, and their work
 
 
 def p99(latencies: list[float]) -> float:
@@ -44,7 +51,7 @@ def alike(number: int, workers: int) -> list[Server]:
 
 
 @pytest.mark.parametrize("load", [0.7, 0.9, 0.95])
-@pytest.mark.parametrize(("workers", "work"), [(2, 1 * MS), (2, 10 * MS), (4, 1 * MS), (4, 100 * MS)])
+@pytest.mark.parametrize(("workers", "work"), EQUAL)
 def test_p99_is_that_of_a_central_queue(load: float, workers: int, work: float) -> None:
     requests = poisson(load * 4 * workers / work, 10_000, exponential(work), SEED)
     _, outcome = run(alike(4, workers), requests)
