@@ -38,7 +38,7 @@ class Plan:
 
 
 QUICK = Plan((0.5, 0.7, 0.9, 0.95), CONTEST[:3], (proxies.OURS, proxies.NGINX_BLIND), (proxies.OURS,), 4, 12)
-FULL = Plan((0.5, 0.7, 0.9, 0.95), CONTEST, (*CONTEST[:3], proxies.NGINX_BLIND), CONTEST[:3], 8, 40)
+FULL = Plan((0.5, 0.7, 0.9, 0.95), CONTEST, (*CONTEST[:3], proxies.NGINX_BLIND), CONTEST[:3], 16, 40)
 
 
 def load_of(load: float, work: Work, seconds: float) -> Spec:

@@ -47,28 +47,31 @@ def _cost_bars(cost: dict[str, Any]) -> Iterator[Bar]:
         ours = known["ours"]
         if "ours-local" in known and "nginx" in known:
             asked = "CPU per request: each as it asks an instance here by default, of nginx's"
-            yield _cpu(asked, known["ours-local"], known["nginx"])
+            yield _compared(asked, known["ours-local"], known["nginx"], "cpu_us")
         for peer in ("nginx", "haproxy"):
             if peer not in known:
                 continue
             other, where = known[peer], f"{peer}'s, {cell['title']}"
-            yield _cpu(f"CPU per request: at most {where}", ours, other)
+            yield _compared(f"CPU per request: at most {where}", ours, other, "cpu_us")
             if peer == "nginx":
                 asked = f"requests/s: at least 95 % of {where}"
                 part = paired(ours, other, "rate")
                 yield asked, f"{part:.0%}", part >= 0.95
             if peer == "nginx" and ours["half"]:
                 asked = f"p99 at half load: at most 1.1 times {where}"
-                yield _part(asked, paired(ours, other, "p99_us", "half"), most=1.1)
+                yield _compared(asked, ours, other, "p99_us", "half", most=1.1)
 
 
-def _cpu(asked: str, ours: dict[str, Any], other: dict[str, Any]) -> Bar:
-    found, error = paired(ours, other, "cpu_us"), uncertainty(ours, other, "cpu_us")
-    return asked, f"{found:.0%} ± {error:.0%}", found <= 1.0
-
-
-def _part(asked: str, found: float, most: float) -> Bar:
-    return asked, f"{found:.0%}", found <= most
+def _compared(
+    asked: str,
+    ours: dict[str, Any],
+    other: dict[str, Any],
+    figure: str,
+    rounds: str = "rounds",
+    most: float = 1.0,
+) -> Bar:
+    found, error = paired(ours, other, figure, rounds), uncertainty(ours, other, figure, rounds)
+    return asked, f"{found:.0%} ± {error:.0%}", found <= most
 
 
 def _at_most(asked: str, found: float, limit: float, unit: str) -> Bar:

@@ -26,9 +26,9 @@ def paired(one: dict[str, Any], other: dict[str, Any], figure: str, rounds: str 
     return statistics.median(_parts(one, other, figure, rounds))
 
 
-def uncertainty(one: dict[str, Any], other: dict[str, Any], figure: str) -> float:
+def uncertainty(one: dict[str, Any], other: dict[str, Any], figure: str, rounds: str = "rounds") -> float:
     """The standard error of what paired() finds; 1.2533 is the median's in units of the mean's."""
-    parts = _parts(one, other, figure, "rounds")
+    parts = _parts(one, other, figure, rounds)
     return 1.2533 * statistics.stdev(parts) / math.sqrt(len(parts)) if len(parts) > 1 else math.inf
 
 

@@ -19,13 +19,8 @@ from simulation import (
 
 MS = 0.001
 SEED = 1
-EQUAL = [
-    (1, 10 * MS),
-    (2, 1 * MS),
-    (2, 10 * MS),
-    (4, 1 * MS),
-    (4, 100 * MS),
-]  # workers of each, and their work
+# Four instances of so many workers, and how long a request takes them.
+EQUAL = [(1, 10 * MS), (2, 1 * MS), (2, 10 * MS), (4, 1 * MS), (4, 100 * MS)]
 
 
 def p99(latencies: list[float]) -> float:
