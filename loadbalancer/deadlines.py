@@ -1,4 +1,4 @@
-"""What is late on one client connection, looked at once a second, and whose fault that is.
+"""What is late on one client connection, looked at now and then, and whose fault that is.
 
 Touches the connection only through what it does when its time is over.  A client that takes its time
 over a body, and bandwidth that lets it pass slowly, must never count against the instance that waits
@@ -15,9 +15,20 @@ from loadbalancer.refusal import LATE_BODY, LATE_HEAD, TOO_LATE
 
 if TYPE_CHECKING:
     from loadbalancer.client import Client
+    from loadbalancer.config import TimeoutSettings
 
 LINGER_SECONDS = 2.0
 DRAIN_IDLE = 1.0  # seconds of silence after which no request is on its way, most likely
+RARELY = 1.0  # seconds between two looks, unless that would stretch the shortest timeout
+STRETCH = 0.1  # by more than this part of it
+
+
+def pause(timeouts: TimeoutSettings) -> float:
+    """Seconds between two looks at every connection: what is late is found late by so much at most."""
+    shortest = min(
+        timeouts.head_timeout, timeouts.body_timeout, timeouts.predict_timeout, timeouts.idle_timeout
+    )
+    return min(RARELY, STRETCH * shortest)
 
 
 def check(client: Client, now: float) -> None:

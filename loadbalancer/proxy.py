@@ -85,6 +85,8 @@ class Proxy:
         self._sequence = 0
         self._second = 0
         self._quarter = 0
+        self._check_at = 0.0
+        self._check_pause = deadlines.pause(config.timeouts)
 
     def connected(self, client: Client) -> None:
         cells = self.cells
@@ -131,6 +133,8 @@ class Proxy:
         if wall != self._second:
             self._second = wall
             self._every_second(wall)
+        if self.now >= self._check_at:
+            self._check_deadlines()
 
     def _every_second(self, wall: int) -> None:
         self.date = formatdate(wall, usegmt=True).encode()
@@ -139,6 +143,9 @@ class Proxy:
         self.crowd.forget()
         if self.certificates is not None:
             self.certificates.renew()
+
+    def _check_deadlines(self) -> None:
+        self._check_at = self.now + self._check_pause
         for client in list(self.clients):
             deadlines.check(client, self.now)
 

@@ -15,7 +15,8 @@ from caller import Caller, once, post
 from origin import STREAM, Exchange, Origin, Play, answer, chunk, echo, saying
 from stage import act
 
-from loadbalancer import memory
+from loadbalancer import deadlines, memory
+from loadbalancer.config import TimeoutSettings
 
 BODY = b"u" * 100_000  # more than is gathered
 LAST = b"0\r\n\r\n"
@@ -155,3 +156,9 @@ def test_an_instance_that_stops_reading_a_body_is_to_blame(tmp_path: Path) -> No
             assert scene.blamed() == [1, 0, 0, 0]
 
     act(scenario())
+
+
+def test_connections_are_looked_at_rarely_unless_a_timeout_is_short() -> None:
+    assert deadlines.pause(TimeoutSettings()) == 1.0
+    assert deadlines.pause(TimeoutSettings(predict_timeout=0.5)) == 0.05
+    assert deadlines.pause(TimeoutSettings(head_timeout=2.0, idle_timeout=30.0)) == 0.2
