@@ -6,6 +6,8 @@ Touches that socket and the resolver; names are looked up each time.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -20,15 +22,11 @@ async def dial(entry: Mapping[str, Any], local: bool) -> socket.socket:
         return _connect_unix(entry["path"])
     loop = asyncio.get_running_loop()
     failure = OSError(f"{entry['host']} has no address")
-    try:
-        found = await loop.getaddrinfo(entry["host"], entry["port"], type=socket.SOCK_STREAM)
-    except UnicodeError as error:  # of the resolver: no name can be like that
-        raise OSError(f"{entry['host']} is no host name: {error}") from None
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in await _resolve(loop, entry["host"], entry["port"]):
         sock = socket.socket(family, kind, protocol)
         sock.setblocking(False)
         try:
-            await loop.sock_connect(sock, address)
+            await _connect(loop, sock, address)
         except OSError as error:
             sock.close()
             failure = error
@@ -38,6 +36,37 @@ async def dial(entry: Mapping[str, Any], local: bool) -> socket.socket:
         else:
             return sock
     raise failure
+
+
+async def _resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[Any]:
+    """What getaddrinfo() says of it.
+
+    An address needs no resolver, which would be a thread: beside any, even an idle one, each malloc()
+    of the process takes a lock, and each send() and recv() more time.
+    """
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (socket.gaierror, UnicodeError):
+        pass
+    try:
+        return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # of the resolver: no name can be like that
+        raise OSError(f"{host} is no host name: {error}") from None
+
+
+async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Any) -> None:
+    """As loop.sock_connect() does; but uvloop's takes a thread, to resolve the address."""
+    failure = sock.connect_ex(address)
+    if failure == errno.EINPROGRESS:
+        writable = asyncio.Event()
+        loop.add_writer(sock.fileno(), writable.set)
+        try:
+            await writable.wait()
+        finally:
+            loop.remove_writer(sock.fileno())
+        failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if failure:
+        raise OSError(failure, os.strerror(failure))
 
 
 def _at(path: str) -> socket.socket | None:

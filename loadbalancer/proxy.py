@@ -30,6 +30,7 @@ from loadbalancer.config import Config
 from loadbalancer.crowd import Crowd
 from loadbalancer.journal import Journal, waited
 from loadbalancer.ledger import Ledger, Meter, http_bits, wire_bits
+from loadbalancer.loop import Loop
 from loadbalancer.place import ProxyPlace
 from loadbalancer.pool import Pool, PoolSettings
 from loadbalancer.preface import Preface
@@ -235,5 +236,9 @@ def run(place: ProxyPlace) -> int:
     """Be a proxy until told to stop; the exit code."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    uvloop.run(Proxy(place).serve())
+    proxy = Proxy(place)
+    listen = place.config.listen
+    foreign = proxy.certificates is not None or listen.proxy_protocol != "off"
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if foreign else Loop) as runner:
+        runner.run(proxy.serve())
     return 0

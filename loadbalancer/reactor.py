@@ -1,6 +1,7 @@
 """The sockets of plain connections, in turns: read all that is there, think, send all that came of it.
 
-Touches an epoll of its own, which the event loop watches as one descriptor, and the listeners.
+Touches an epoll and the listeners.  The epoll is that of a Loop, which waits there and calls turn(); or it is
+one of its own, which uvloop watches as one descriptor where it is needed for TLS.
 
 uvloop reads from a connection, calls its protocol, reads from the next.  Each way through the kernel
 costs the interpreter its place in the processor's caches, and those who get their answers one by one
@@ -18,10 +19,10 @@ from collections.abc import Callable
 from select import EPOLLIN
 from typing import Any
 
+from loadbalancer.loop import MOST_EVENTS, Events, Loop
 from loadbalancer.transport import Transport
 
-MOST_EVENTS = 64  # connections in one turn: the longest that a timer waits for it is 2 ms or so
-MOST_TURNS = 4
+MOST_TURNS = 4  # before uvloop is asked again
 MOST_ACCEPTED = 64
 READ_SIZE = 65536  # bytes; a buffer of more than 128 KiB would be mapped and unmapped for each read
 # What is missing here when a connection cannot be accepted. It waits in the kernel for so long.
@@ -38,24 +39,30 @@ class Reactor:
         self.loop = loop
         self.dirty: list[Transport] = []
         self._transports: dict[int, Transport] = {}
-        self._epoll = select.epoll()
-        self._poll = self._epoll.poll
         self._turning = False
         self._listeners: set[socket.socket] = set()
-        loop.add_reader(self._epoll.fileno(), self.turns)
+        if isinstance(loop, Loop):
+            self._epoll = loop.waiter.epoll
+            loop.waiter.turn = self.turn
+        else:
+            self._epoll = select.epoll()
+            loop.add_reader(self._epoll.fileno(), self._turns)
 
-    def turns(self) -> None:
+    def _turns(self) -> None:
         """While one follows the other there is no need to ask the event loop in between."""
         for _ in range(MOST_TURNS):
-            happened = self._poll(0, MOST_EVENTS)
+            happened = self._epoll.poll(0, MOST_EVENTS)
             if not happened:
                 return
-            self._turn(happened)
+            self.turn(happened)
 
-    def _turn(self, happened: list[tuple[int, int]]) -> None:
-        """Instances first: what their answers free is free for this turn's requests."""
+    def turn(self, happened: Events) -> Events:
+        """Instances first: what their answers free is free for this turn's requests.
+
+        Returns what happened to descriptors that are not its transports'.
+        """
         self._turning = True
-        answers, requests, writable = self._read(happened)
+        answers, requests, writable, others = self._read(happened)
         # Two loops, each of one class: the interpreter remembers at each call what it has found there.
         for transport, data in answers:
             if data and transport.reading:
@@ -77,12 +84,17 @@ class Reactor:
             self._call(transport, transport.writable)
         self._turning = False
         self.flush()
+        return others
 
-    def _read(self, happened: list[tuple[int, int]]) -> tuple[list[Read], list[Read], list[Transport]]:
-        """(what instances have sent, what clients have, who can write again)"""
-        transports, answers, requests, writable = self._transports, [], [], []
+    def _read(self, happened: Events) -> tuple[list[Read], list[Read], list[Transport], Events]:
+        """(what instances have sent, what clients have, who can write again, what is nobody's here)"""
+        transports, answers, requests, writable, others = self._transports, [], [], [], []
         for fd, events in happened:
-            transport = transports[fd]  # nobody leaves before all is read
+            try:
+                transport = transports[fd]  # nobody leaves before all is read
+            except KeyError:
+                others.append((fd, events))
+                continue
             if events != EPOLLIN and transport.out:
                 writable.append(transport)
             if transport.reading:
@@ -99,7 +111,7 @@ class Reactor:
                     answers.append((transport, data))
                 else:  # before an answer makes room, and somebody is given to a connection that is at its end
                     self.deliver(transport, data)
-        return answers, requests, writable
+        return answers, requests, writable, others
 
     def deliver(self, transport: Transport, data: bytes) -> None:
         """What is not to wait for others of its turn."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import signal
 from pathlib import Path
@@ -66,6 +67,22 @@ def test_the_port_is_what_remains(tmp_path: Path, options: tuple[str, ...], over
                 await lb.settled()
                 if server is not None:
                     server.close()
+        finally:
+            await origin.stop()
+
+    act(scenario())
+
+
+def test_addresses_are_connected_to_without_a_thread(tmp_path: Path) -> None:
+    """Beside one thread, even an idle one, every malloc() of the proxy would take a lock."""
+
+    async def scenario() -> None:
+        origin = await Origin(echo).start()
+        try:
+            async with balance(tmp_path, "--no-unix", instances=[origin.url]) as lb:
+                assert (await once(lb.port, post(b"[3]"))).body == b"[3]"
+                for pid in lb.proxies():
+                    assert len(os.listdir(f"/proc/{pid}/task")) == 1
         finally:
             await origin.stop()
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import uvloop
 
+from loadbalancer.loop import Loop
 from loadbalancer.reactor import Reactor
 from loadbalancer.transport import Transport
 
@@ -90,11 +91,15 @@ async def scene() -> AsyncIterator[Scene]:
 
 
 def play(part: Callable[[Scene], Awaitable[None]]) -> None:
+    """On the loop that waits in the reactor's epoll, and on one that watches it."""
+
     async def whole() -> None:
         async with scene() as made, asyncio.timeout(20):
             await part(made)
 
-    uvloop.run(whole())
+    for factory in (Loop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(whole())
 
 
 async def take(theirs: socket.socket, size: int) -> bytes:
