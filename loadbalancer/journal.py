@@ -1,19 +1,21 @@
 """What a proxy writes down of its requests: counters and the access log, made in batches.
 
 Touches the counters' block and the pipe of the scribe, and neither ever makes a request wait.
-A batch costs a third of what the same work costs call by call.
+A batch costs a third of what the same work costs call by call; but half a millisecond of it at once would
+be the p99 of those that come meanwhile, so it is done in pieces, and requests go in between.
 """
 
 from __future__ import annotations
 
 import asyncio
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from loadbalancer import memory
 from server import log, scribe
 
-PIECE = 200  # entries made into lines at a time: about half a millisecond
+PIECE = 30  # entries made into lines at a time: 50 us, when nothing of it is in the caches
+MOST_PIECES = 8  # where there are more entries, requests wait longer for each other than for a piece
 
 
 class Journal:
@@ -23,28 +25,44 @@ class Journal:
         self.cells = self.counters.cells
         self._lines = log.AccessLog(source)
         self._pipe = scribe.PipeWriter(pipe) if pipe >= 0 else None
+        self._work: Iterator[None] | None = None  # what is left to do of the last flush
 
     def flush(self) -> None:
-        """Turn entries into counters and lines, a piece at a time: requests go in between."""
-        piece, self.entries[:PIECE] = self.entries[:PIECE], ()
-        self._write_down(piece)
-        if self.entries:
-            asyncio.get_running_loop().call_soon(self.flush)
-        else:
-            self.counters.flush()
+        """Begin to turn entries into counters and lines, unless that is under way."""
+        if self._work is None:
+            self._work = self._write_down()
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        work, self._work = self._work, None
+        if work is not None and next(work, self) is not self:
+            self._work = work
+            asyncio.get_running_loop().call_soon(self._go_on)
 
     def close(self) -> None:
-        self._write_down(self.entries)
-        self.entries.clear()
+        for work in (self._work or (), self._write_down()):
+            for _ in work:
+                pass
+        self._work = None
+
+    def _write_down(self) -> Iterator[None]:
+        """Piece by piece: what was there when it began."""
+        batch, self.entries[:] = self.entries[:], ()
+        if self._pipe is not None and batch:
+            size = max(PIECE, -(-len(batch) // MOST_PIECES))
+            lines = []
+            for start in range(0, len(batch), size):
+                lines.append(self._lines.format(batch[start : start + size]))
+                yield
+            self._send(self._pipe, b"".join(lines))
+            yield
+        count(self.cells, batch)
         self.counters.flush()
 
-    def _write_down(self, piece: list[log.AccessRecord]) -> None:
-        count(self.cells, piece)
-        if self._pipe is None or not piece:
-            return
-        self.cells[memory.ACCESS_DROPPED] += self._pipe.write(self._lines.format(piece))
-        if self._pipe.pending:
-            asyncio.get_running_loop().add_writer(self._pipe.fileno(), self._flush_pipe)
+    def _send(self, pipe: scribe.PipeWriter, lines: bytes) -> None:
+        self.cells[memory.ACCESS_DROPPED] += pipe.write(lines)
+        if pipe.pending:
+            asyncio.get_running_loop().add_writer(pipe.fileno(), self._flush_pipe)
 
     def _flush_pipe(self) -> None:
         """The scribe has made room for lines that did not fit at once."""

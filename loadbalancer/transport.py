@@ -10,6 +10,7 @@ socket does not take waits here, and the protocol is told beyond `high` bytes of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from loadbalancer.reactor import Reactor
 
 NOBODY = asyncio.Protocol()  # is told what happens after the end
+PLAIN_CONTROL = b"reno"  # of congestion: every kernel has it, and as a rule lets everybody choose it
 
 
 class Transport(asyncio.Transport):
@@ -48,8 +50,7 @@ class Transport(asyncio.Transport):
         self._closing = self._eof = self._choked = False
         self._high, self._low = 65536, 16384
         self._watched = 0
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _prepare(sock)
         self.protocol = protocol
         self._watch(EPOLLIN)
         protocol.connection_made(self)
@@ -214,3 +215,18 @@ class Transport(asyncio.Transport):
         if events != self._watched:
             self._reactor.watch(self, self._sock.fileno(), self._watched, events)
             self._watched = events
+
+
+def _prepare(sock: socket.socket) -> None:
+    """Whatever is sent goes at once.
+
+    Within one machine there is no congestion to control.  A system's choice that paces, as BBR does,
+    would set a timer with each answer: half a microsecond.
+    """
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    here = sock.getsockname()[0].removeprefix("::ffff:")
+    if here.startswith("127.") or here == "::1":
+        with contextlib.suppress(OSError):  # somebody has found a way to forbid it
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, PLAIN_CONTROL)

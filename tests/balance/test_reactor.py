@@ -339,6 +339,17 @@ def test_a_protocol_that_fails_loses_its_own_connection_only() -> None:
     play(part)
 
 
+def test_nobody_paces_what_stays_on_this_machine() -> None:
+    async def part(scene: Scene) -> None:
+        ours, _ = scene.pair()
+        sock = ours.transport.get_extra_info("socket")
+        control = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        assert control.rstrip(b"\0") == b"reno"
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    play(part)
+
+
 def test_nothing_is_left_of_those_who_have_gone() -> None:
     async def part(scene: Scene) -> None:
         for _ in range(100):
