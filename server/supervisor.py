@@ -120,6 +120,9 @@ class Supervisor:
             self._restart(now)
             self.pool.step(now)
         self._publish(now)
+        if not self.announced and self.pool.settled():  # the fronts know of it: who hears it may ask
+            self.announced = True
+            self._announce_ready()
 
     # ------------------------------------------------------------------ what woke us
 
@@ -142,9 +145,6 @@ class Supervisor:
         *lines, self._reports = self._reports.split(b"\n")
         for line in lines:
             self.pool.hear(json.loads(line), now)
-        if not self.announced and self.pool.settled():
-            self.announced = True
-            self._announce_ready()
 
     def _announce_ready(self) -> None:
         self.pool.note_sharing()
