@@ -47,9 +47,9 @@ class Census:
 
     def add(self, text: str) -> Member:
         """ValueError if it is no instance, or one too many."""
-        found = address.upstream(text)
+        found = address.upstream(f"http://{text}" if address.tcp(text) else text)
         if found is None or found.dns:
-            raise ValueError(f"{text!r} is no instance; write http://HOST:PORT or unix:/PATH")
+            raise ValueError(f"{text!r} is no instance; write HOST:PORT or unix:/PATH")
         self.removed.discard(found.name)
         known = self.members.get(found.name)
         if known is None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import cast
 
 from loadbalancer import address
-from server.errors import TwofoldError
+from server.errors import ConfigError, TwofoldError
 from server.settings import Catalogue, Checked, Value, apart, fault, from_options, parse, setting
 
 LEAST_MBPS = 0.001
@@ -246,6 +246,11 @@ def load(file: Path | None, environ: Mapping[str, str], options: Mapping[str, ob
     made = Config(sources=sources, **CATALOGUE.build(values))
     for name, complaint, remedy in _contradictions(made):
         raise _fault(made, name, complaint, remedy)
+    for name, value, _, _ in settings(made):
+        if name in FILES and value and (why := _unreadable(Path(str(value)))):
+            # Wherever it was named: the command line is well, what it names is not.
+            place = made.sources.get(name, name)
+            raise ConfigError(f"{name}: {value} {why}", "it must be a file that this user may read", place)
     return made
 
 
@@ -296,9 +301,6 @@ def _contradictions(config: Config) -> Iterable[tuple[str, str, str]]:
         yield "status", "status is an address of listen, too", "give it another port"
     if not config.pool.upstream and not config.pool.upstream_file:
         yield "upstream", "no instance is named", "name one with --upstream http://HOST:PORT"
-    for name, value, _, _ in settings(config):
-        if name in FILES and value and (why := _unreadable(Path(str(value)))):
-            yield name, f"{name}: {value} {why}", "it must be a file that this user may read"
 
 
 def _unreadable(path: Path) -> str:

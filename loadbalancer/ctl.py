@@ -150,10 +150,12 @@ def bandwidth(
 
 @app.command()
 def add(
-    url: str = typer.Argument(help="http://HOST:PORT or unix:/PATH.", metavar="URL"), socket: str = SOCKET
+    url: str = typer.Argument(help="HOST:PORT or unix:/PATH.", metavar="URL"), socket: str = SOCKET
 ) -> None:
     """Add an instance, or let a drained one take requests again."""
-    print(_sentence(Admin(socket).call("POST", "/instances", {"url": url})))
+    found = Admin(socket).call("POST", "/instances", {"url": url})
+    joins = found["state"] == "down"  # it was asked nothing yet
+    print(f"{found['name']} gets requests once a probe finds it well" if joins else _sentence(found))
 
 
 @app.command()
@@ -250,7 +252,8 @@ def _picture(found: dict[str, Any]) -> Group:
 
     band, asked, latency = found["bandwidth"], found["requests"], found["latency_ms"]
     used = f"{band['in_mbps']:.3g} in, {band['out_mbps']:.3g} out"
-    refused = ", ".join(f"{count} {reason}" for reason, count in asked["refused"].items() if count)
+    reasons = {**asked["refused"], "unauthorised": asked["unauthorised"]}
+    refused = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
     share = f", {band['utilisation']:.0%} used" if band["mbps"] else ""
     pace = f"{asked['per_second']:g} requests/s, p50 {_ms(latency['p50'])}, p99 {_ms(latency['p99'])}"
     lines = [

@@ -89,6 +89,9 @@ def _build(listen: ListenSettings) -> ssl.SSLContext:
     try:
         context.load_cert_chain(certificate, key, password=_no_passphrase)
     except (OSError, ValueError) as error:
+        if key is None and getattr(error, "reason", None) is None and isinstance(error, ssl.SSLError):
+            complaint = "tls_certificate: it is no PEM file with a certificate and its key"
+            raise ConfigError(complaint, "name the key with tls_key", certificate) from None
         raise _fault("tls_key" if key else "tls_certificate", key or certificate, error) from None
     if listen.tls_client_ca:
         context.verify_mode = ssl.CERT_REQUIRED

@@ -1,8 +1,7 @@
 """The supervisor: makes the plumbing, starts the processes, replaces whatever dies, stops in order.
 
-No event loop and no framework: one poll() over two fds, and a turn of the loop for whatever woke
-it.  Signal handlers only write their number into a pipe.  It is the subreaper of everything below
-it, so every end arrives here, and everything below it dies with it.
+No event loop, no framework: one poll(), and a turn for whatever woke it.  Signal handlers only write
+into a pipe.  It is the subreaper of all below it: every end arrives here, and all dies with it.
 
     turn:  signals -> the dead -> reports of replicas -> replicas that hang or are due -> board
 """
@@ -119,9 +118,10 @@ class Supervisor:
         if not self.stop.requested_at:
             self._restart(now)
             self.pool.step(now)
+        if serves := not self.announced and self.pool.settled():
+            self.pool.note_sharing()
         self._publish(now)
-        if not self.announced and self.pool.settled():  # the fronts know of it: who hears it may ask
-            self.announced = True
+        if serves:  # and the fronts know of it: who hears it may ask
             self._announce_ready()
 
     # ------------------------------------------------------------------ what woke us
@@ -147,7 +147,7 @@ class Supervisor:
             self.pool.hear(json.loads(line), now)
 
     def _announce_ready(self) -> None:
-        self.pool.note_sharing()
+        self.announced = True
         self.announce(
             "ready",
             url=self.listeners.url if self.listeners else "",
@@ -391,8 +391,8 @@ def _reap() -> list[tuple[int, int]]:
 
 
 def _how(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    ended = os.waitstatus_to_exitcode(status)
+    return f"signal {signal.Signals(-ended).name}" if ended < 0 else f"exit code {ended}"
 
 
 def _send_plumbing(guest: socket.socket, pipes: Plumbing) -> None:

@@ -211,6 +211,11 @@ def test_the_admin_socket_is_in_a_folder_of_ones_own() -> None:
 # ---------------------------------------------------------------------- before anything starts
 
 
+def test_a_file_that_is_missing_is_no_fault_of_the_command_line() -> None:
+    with pytest.raises(ConfigError, match="^--tls-certificate: tls_certificate: /nowhere does not exist"):
+        config.load(None, {}, ONE | {"tls_certificate": "/nowhere"})
+
+
 def test_preflight_reads_the_files_that_settings_name(tmp_path: Path) -> None:
     members = tmp_path / "members"
     members.write_text("http://a:1\nhttp//b:2\n")
@@ -218,7 +223,7 @@ def test_preflight_reads_the_files_that_settings_name(tmp_path: Path) -> None:
         preflight.verify(config.load(None, {}, {"upstream_file": str(members)}))
     pem = tmp_path / "cert.pem"
     pem.write_text("no certificate")
-    with pytest.raises(ConfigError, match=str(pem)):
+    with pytest.raises(ConfigError, match=f"{pem}: .*its key .name the key with tls_key"):
         preflight.verify(config.load(None, {}, ONE | {"tls_certificate": str(pem)}))
     token = tmp_path / "token"
     token.write_text("")

@@ -152,10 +152,14 @@ def test_a_pool_of_the_longest_names_fits_on_the_board(census: Census) -> None:
     memory.Board(census._shared).publish(census.board())
 
 
-@pytest.mark.parametrize("text", ["ftp://host", "dns+http://models:9001", "", "http://", "127.0.0.1:9001"])
+@pytest.mark.parametrize("text", ["ftp://host", "dns+http://models:9001", "", "http://", "models", ":9001"])
 def test_what_is_no_instance(census: Census, text: str) -> None:
     with pytest.raises(ValueError, match="is no instance"):
         census.add(text)
+
+
+def test_an_instance_may_be_added_by_what_drain_and_remove_know_it_by(census: Census) -> None:
+    assert census.add("127.0.0.1:9001") is census.find("http://127.0.0.1:9001")
 
 
 # ---------------------------------------------------------------------- the next steward
