@@ -48,16 +48,16 @@ class Journal:
     def _write_down(self) -> Iterator[None]:
         """Piece by piece: what was there when it began."""
         batch, self.entries[:] = self.entries[:], ()
+        count(self.cells, batch)
+        self.counters.flush()
         if self._pipe is not None and batch:
+            yield
             size = max(PIECE, -(-len(batch) // MOST_PIECES))
             lines = []
             for start in range(0, len(batch), size):
                 lines.append(self._lines.format(batch[start : start + size]))
                 yield
             self._send(self._pipe, b"".join(lines))
-            yield
-        count(self.cells, batch)
-        self.counters.flush()
 
     def _send(self, pipe: scribe.PipeWriter, lines: bytes) -> None:
         self.cells[memory.ACCESS_DROPPED] += pipe.write(lines)

@@ -92,6 +92,9 @@ class Waiter(selectors.BaseSelector):
             self.epoll.unregister(key.fd)
         return key
 
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._keys[_number(fileobj)]
+
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
         return self._keys
 
@@ -115,6 +118,10 @@ class Loop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self.waiter = Waiter()
         super().__init__(self.waiter)
+
+    def stop(self) -> None:
+        self.waiter.asked = True
+        super().stop()
 
     def call_soon(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None

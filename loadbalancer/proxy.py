@@ -15,10 +15,13 @@ import resource
 import signal
 import socket
 import time
+import traceback
 from dataclasses import replace
 from email.utils import formatdate
 from functools import partial
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import uvloop
 
@@ -110,6 +113,14 @@ class Proxy:
             self._warned = self.now
             say("warning", message)
 
+    def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A defect of ours, in a callback or a protocol: said in one line, which waits for nobody."""
+        error = context.get("exception")
+        where = traceback.extract_tb(error.__traceback__)[-1:] if error is not None else []
+        at = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in where)
+        what = f"{type(error).__name__}: {error}" if error is not None else ""
+        self.warn(f"a bug in the proxy: {context.get('message', '')}: {what}{at}")
+
     # ------------------------------------------------------------------ the tick
 
     def tick(self) -> None:
@@ -163,6 +174,7 @@ class Proxy:
         loop = asyncio.get_running_loop()
         stopping = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        loop.set_exception_handler(self._unexpected)
         self.reactor = Reactor(loop)
         self.throttle.start(loop)
         self.tick()

@@ -108,6 +108,29 @@ def test_what_a_protocol_asks_of_the_loop_is_done_at_once() -> None:
     play(part)
 
 
+def test_a_protocol_may_stop_the_loop() -> None:
+    """Which is not to wait for the next timer."""
+    loop = Loop()
+
+    async def begin() -> Rally:
+        rally = Rally()
+        rally.ends[1].on_data = loop.stop
+        rally.ends[0].on_data = rally.ends[0].transport.pause_reading
+        rally.serve()
+        return rally
+
+    try:
+        rally = loop.run_until_complete(begin())
+        loop.call_later(5.0, lambda: None)
+        began = loop.time()
+        loop.run_forever()
+        assert loop.time() - began < 2.0
+        rally.close()
+        loop.run_until_complete(asyncio.sleep(0.01))
+    finally:
+        loop.close()
+
+
 def test_a_timer_that_is_asked_for_first_is_not_held_back_by_a_later_one() -> None:
     async def part(rally: Rally) -> None:
         loop = asyncio.get_running_loop()
@@ -199,6 +222,7 @@ def test_a_descriptor_is_registered_once_and_may_be_closed_before_it_is_given_up
         with pytest.raises(KeyError):
             loop.waiter.modify(theirs, 1)
         number = ours.fileno()
+        assert loop.waiter.get_key(ours) == loop.waiter.get_key(number)
         ours.close()
         theirs.close()
         assert loop.waiter.unregister(number).fd == number
