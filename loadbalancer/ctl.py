@@ -154,8 +154,8 @@ def add(
 ) -> None:
     """Add an instance, or let a drained one take requests again."""
     found = Admin(socket).call("POST", "/instances", {"url": url})
-    joins = found["state"] == "down"  # it was asked nothing yet
-    print(f"{found['name']} gets requests once a probe finds it well" if joins else _sentence(found))
+    hope = "; it gets requests once a probe finds it well" if found["state"] == "down" else ""
+    print(_sentence(found) + hope)
 
 
 @app.command()

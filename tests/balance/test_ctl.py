@@ -21,6 +21,7 @@ from instance import alive
 from origin import Exchange, Origin, answer, echo
 from stage import act
 
+from loadbalancer import memory
 from loadbalancer.ctl import Admin
 from server.errors import ExitCode
 
@@ -60,6 +61,27 @@ def play(folder: Path, scenario: Scenario, *options: str, named: int = 2) -> Non
             await scenario(lb, origins)
 
     act(whole())
+
+
+def test_the_state_counts_who_was_not_let_in(tmp_path: Path) -> None:
+    async def scenario(lb: Balancer, origins: list[Origin]) -> None:
+        assert "refused: none" in await told(lb, "state")
+        for _ in range(3):
+            with pytest.raises(OSError):
+                await asyncio.wait_for(knock(lb.port), 5)
+        await eventually(lambda: lb.total(memory.UNAUTHORISED) == 3, "three of them")
+        await asyncio.sleep(0.6)  # the steward reads the counters twice a second
+        assert "3 unauthorised" in await told(lb, "state")
+
+    async def knock(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            if not await reader.read():
+                raise ConnectionResetError
+        finally:
+            writer.close()
+
+    play(tmp_path, scenario, "--allow", "10.0.0.0/8")
 
 
 def test_the_state_in_words_and_as_json(tmp_path: Path) -> None:
@@ -103,7 +125,8 @@ def test_an_instance_comes_drains_and_leaves(tmp_path: Path) -> None:
         first.play = held
         asked = asyncio.ensure_future(once(lb.port, post(b"[7]")))
         await eventually(lambda: first.asked, "the request")
-        assert second.url in await told(lb, "add", second.url)
+        added = await told(lb, "add", second.url.removeprefix("http://"))
+        assert second.url in added and "once a probe finds it well" in added
         await eventually(lambda: lb.state(second.url) == "up", "the second one up")
         assert await told(lb, "drain", first.url) == f"{first.url} drains, 1 in hand\n"
         for _ in range(5):
