@@ -13,14 +13,7 @@ from typing import IO
 from server.tree import CHUNK, BadArchive, Source
 
 BLOCK = 512
-MAX_HEADER = 1 << 20
-HEADERS = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
+MAX_READ = CHUNK
 
 
 def decompressed(raw: IO[bytes]) -> Source:
@@ -62,12 +55,12 @@ class _Lzma:
 
 
 class Header(tarfile.TarInfo):
-    """A tar header that may not make tarfile read any amount into memory, nor step backwards."""
+    """A tar header that may not step backwards, which tarfile itself refuses in later versions of Python."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
         header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in HEADERS and header.size > MAX_HEADER):
+        if header.size < 0:
             raise BadArchive(f"a header of {header.size} bytes")
         return header
 
@@ -75,7 +68,8 @@ class Header(tarfile.TarInfo):
 class Tape:
     """The decompressed bytes as a file for tarfile, which reads forward, but looks back at one byte.
 
-    To step back, a decompressor would start again at the beginning; here the last block is kept.
+    To step back, a decompressor would start again at the beginning; here the last block is kept.  What a
+    header of extended fields says of its own size is not believed: tarfile would read all of it into memory.
     """
 
     def __init__(self, source: Source, tick: Callable[[], None]) -> None:
@@ -100,6 +94,8 @@ class Tape:
         return self.tell()
 
     def read(self, size: int) -> bytes:
+        if size > MAX_READ:  # as much as the header says; contents are read in chunks
+            raise BadArchive(f"a header of {size} bytes")
         result = b""
         if self._back:
             start = len(self._last) - self._back

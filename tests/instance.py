@@ -58,7 +58,8 @@ class Instance:
             with urllib.request.urlopen(request, timeout=timeout) as response:
                 return Answer(response.status, dict(response.headers), response.read())
         except urllib.error.HTTPError as error:
-            return Answer(error.code, dict(error.headers), error.read())
+            with error:
+                return Answer(error.code, dict(error.headers), error.read())
 
     def predict(self, value: Any, timeout: float = 30.0) -> Answer:
         return self.call("/predict", json.dumps(value).encode(), timeout)

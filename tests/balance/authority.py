@@ -58,6 +58,17 @@ class Authority:
     def _certificate(
         self, name: str, key: ec.EllipticCurvePrivateKey, lasting: datetime.timedelta, authority: bool
     ) -> x509.Certificate:
+        usage = x509.KeyUsage(  # later versions of Python ask for it (VERIFY_X509_STRICT)
+            digital_signature=not authority,
+            key_cert_sign=authority,
+            crl_sign=authority,
+            content_commitment=False,
+            key_encipherment=False,
+            data_encipherment=False,
+            key_agreement=False,
+            encipher_only=False,
+            decipher_only=False,
+        )
         identifier = x509.SubjectKeyIdentifier.from_public_key(self.key.public_key())
         builder = (
             x509.CertificateBuilder()
@@ -73,5 +84,6 @@ class Authority:
                 x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False
             )
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(usage, critical=True)
         )
         return builder.sign(self.key, SHA256())
