@@ -20,6 +20,13 @@ COPY server server
 COPY loadbalancer loadbalancer
 RUN /opt/twofold/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --force-reinstall . \
     && /opt/twofold/bin/python -m compileall -q /opt/twofold/lib
+# Machine code for the load balancer's hot path. Where no compiler can be had it is interpreted.
+RUN (headers=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))') \
+    && apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev $([ -e "$headers/Python.h" ] || echo python3-dev) \
+    && /opt/twofold/bin/pip install --no-cache-dir --target /tmp/compile 'mypy>=1.15' 'setuptools>=66' \
+    && cd / && PYTHONPATH=/tmp/compile /opt/twofold/bin/python -m loadbalancer.compiling) \
+    || echo 'the load balancer stays interpreted' >&2
 
 FROM ${BASE}
 RUN useradd --create-home --uid 10001 datascience && mkdir -p /opt/ds/model/deployed_model

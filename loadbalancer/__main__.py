@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import sys
 
+from loadbalancer import compiled
 from server.errors import ExitCode, TwofoldError
-from server.log import say
 
 INTERRUPTED = 130  # what a shell reports for a process that a Ctrl-C ended
 
 
 def balance(arguments: list[str]) -> int:
     """`twofold balance ARGUMENTS`. Raises TwofoldError."""
+    compiled.prefer()  # before anything is imported that is there in both forms
     from loadbalancer import handover
+    from server.log import say
 
     if handover.pending(os.environ):  # we are what a reload made of ourselves: the settings are settled
         from loadbalancer import supervisor

@@ -16,7 +16,7 @@ and only the rest by an expression, which takes half the time.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from loadbalancer.forwarded import HOP_BY_HOP, answer_fields
 from server.http1 import MAX_FIELDS, MAX_HEAD
@@ -31,6 +31,12 @@ _HEAD = re.compile(
 )
 _ID = rb"[!#-\[\]-~]+"  # needs no escape in the JSON of the access log; another one is replaced by ours
 _IS_ID = re.compile(_ID)
+_ID_LABEL: Final = b"\r\nopc-request-id: "
+# For bytes.translate(), which says faster than a pattern that all bytes are of a kind: others are changed.
+_OF_VALUE, _OF_ID = (
+    bytes(byte if re.fullmatch(kind, bytes([byte])) else byte ^ 1 for byte in range(256))
+    for kind in (_VALUE, _ID)
+)
 _FIELD = re.compile(rb"([^:]+):([^\r]*)\r\n")
 _BEGINNING = b"HTTP/1."
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
@@ -128,11 +134,13 @@ class Template:
 
     Servers that give no id often send the same head again.  An answer of `total` bytes that begins
     with the head `same` needs no match: the client gets `opening`, the id, and what follows `cut`.
+    Those that give one often send the same but for the id, of `id_size` bytes, and the field before
+    it, such as Server-Timing: twin() is for them.
     """
 
     __slots__ = (
-        "_before", "_whole", "cut", "has_id", "holes", "kept", "lines", "opening", "rest", "same", "size",
-        "start", "status", "total",
+        "_before", "_behind", "_front", "_front_size", "_tail", "_tail_size", "_whole", "cut", "has_id",
+        "holes", "id_size", "kept", "lines", "opening", "rest", "same", "size", "start", "status", "total",
     )  # fmt: skip
 
     def __init__(self, raw: bytes, head: AnswerHead, holes: frozenset[bytes]) -> None:
@@ -143,6 +151,8 @@ class Template:
         self.start, self.size = b"", 0
         self.same = self.opening = b""
         self.total = self.cut = self._before = 0
+        self._front = self._tail = b""
+        self._front_size = self._tail_size = self._behind = self.id_size = 0
         dropped = {name for name, _ in head.fields} - {name for name, _ in answer_fields(head.fields)}
         if dropped:
             pattern, self.kept = _pattern_of_pieces(self.lines, dropped, holes)
@@ -165,8 +175,44 @@ class Template:
             self.size = len(self.start)
         return found
 
+    def twin(self, data: bytes) -> bytes:
+        """The id in a whole answer that is as the last one, but for it and one field; b"" if it is not so.
+
+        What it accepts, the pattern accepts, at a third of the cost.
+        """
+        end = len(data) - self._behind
+        begin = end - self.id_size
+        label = begin - len(_ID_LABEL)
+        if (
+            label >= self._front_size
+            and data.startswith(self._front)
+            and data[label:begin] == _ID_LABEL
+            and data[end : end + self._tail_size] == self._tail
+        ):
+            request_id, value = data[begin:end], data[self._front_size : label]
+            if request_id.translate(_OF_ID) == request_id and value.translate(_OF_VALUE) == value:
+                return request_id
+        return b""
+
+    def _remember(self, data: bytes, match: re.Match[bytes]) -> None:
+        """Expect twins of the answer that has matched, if what follows its id is the same again."""
+        begin, end = match.span("request_id")
+        tail = data[end : match.end()]
+        label = data.rfind(_ID_LABEL, 0, begin)
+        if tail != self._tail or label + len(_ID_LABEL) != begin:
+            self._tail, self.id_size = tail, 0
+            return
+        line = data.rfind(b"\r\n", 0, label) + 2
+        name = _name(data[line:label])
+        self._front_size = line + len(name) + 1 if name in self.holes else label
+        self._front = data[: self._front_size]
+        self._tail_size, self._behind, self.id_size = len(tail), len(data) - end, end - begin
+
     def edit(self, data: bytes, match: re.Match[bytes], request_id: bytes) -> bytes:
-        """The whole answer for the client, of one that is not to be sent on as it came."""
+        """The whole answer for the client, of one that has matched."""
+        if self.has_id and not self.kept:
+            self._remember(data, match)
+            return data
         end = match.end()
         kept = b"".join([match[number] for number in self.kept]) or data[: end - 2]
         if self.has_id:

@@ -19,12 +19,13 @@ import asyncio
 import functools
 import hashlib
 from time import monotonic_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from loadbalancer import guard
 from loadbalancer.plan import NEVER
 from loadbalancer.refusal import Refusal
 from loadbalancer.reply import Reply
+from loadbalancer.transport import Protocol, Transport
 from loadbalancer.upstream import HIGH_WATER, LOW_WATER, Upstream
 from server import http1
 
@@ -34,7 +35,16 @@ if TYPE_CHECKING:
     from loadbalancer.plan import Plan
     from loadbalancer.proxy import Proxy
 
-IDLE, HEAD, SMALL, HELD, QUEUED, FLOW, ASKED, LINGER, CLOSED = range(9)
+# States. What is Final costs a compiled module no look for its value.
+IDLE: Final = 0
+HEAD: Final = 1
+SMALL: Final = 2
+HELD: Final = 3
+QUEUED: Final = 4
+FLOW: Final = 5
+ASKED: Final = 6
+LINGER: Final = 7
+CLOSED: Final = 8
 
 # Why reading is paused; any of them is enough.
 BANDWIDTH, INSTANCE, PRESSURE, BACKLOG, CHOKED, OTHERS = 1, 2, 4, 8, 16, 32
@@ -47,7 +57,8 @@ MAX_LINGER = 4 << 20  # bytes of a refused body that are read and dropped
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Client(asyncio.Protocol):
+class Client(Protocol):
+    __deletable__ = ("reply",)
     __slots__ = (
         "advancing", "bytes_in", "due", "expected", "head", "left", "link", "message", "partial", "paused",
         "peer", "plan", "progress", "proxy", "raw", "reply", "retried", "searched", "since", "started",
@@ -56,7 +67,7 @@ class Client(asyncio.Protocol):
 
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.transport: Transport | asyncio.Transport = None  # type: ignore[assignment]
         self.peer = ""
         self.state = IDLE
         self.since = proxy.now
@@ -81,8 +92,8 @@ class Client(asyncio.Protocol):
         self.link: Link | None = None
         self.upstream: Upstream | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
         self.transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
         self.proxy.connected(self)
 

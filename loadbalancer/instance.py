@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from loadbalancer import memory
 from loadbalancer.outlier import Failure, Record
@@ -26,7 +26,7 @@ UNIT = 720720  # has every number of workers up to 16 as a divisor
 PREFETCH_NS = 2_000_000
 MAX_CREDITS = 256
 MAX_APART = 1024  # and more take credits: an instance has memory for so many
-WEIGHT = 1 / 64  # of the newest request in the latency
+WEIGHT: Final = 1 / 64  # of the newest request in the latency
 KNOWN = 8  # requests served before a latency means anything
 RATE_SMOOTHING = 200_000_000  # ns
 STALENESS = 10_000_000_000  # ns over which the latency of an instance without traffic becomes typical again
@@ -189,10 +189,10 @@ class Instance:
         if fixed:
             most = float(fixed)
         elif not self.workers:  # nobody knows how much it does at once: only the fewest in hand decide
-            most = MAX_CREDITS
+            most = float(MAX_CREDITS)
         else:
             ahead = self.rate * (PREFETCH_NS + self.way_ns) / 1e9 if self.rate else self.workers
-            most = min(MAX_CREDITS, self.workers + ahead)
+            most = min(float(MAX_CREDITS), self.workers + ahead)
         usual, full = (-(-part // proxies) for part in (math.floor(most), math.ceil(most)))
         self.allow(*(max(1, int(1 + (part - 1) * ramp)) for part in (full, usual)))
 

@@ -24,13 +24,13 @@ import mmap
 import os
 import struct
 from array import array
-from typing import Any
+from typing import Any, Final
 
 PAGE = 4096
 MAX_PROXIES = 32  # two generations side by side
 MAX_INSTANCES = 256
 
-BUCKET_OFFSET = PAGE
+BUCKET_OFFSET: int = PAGE
 BOARD_OFFSET = 2 * PAGE
 BOARD_SIZE = 524288  # for as many instances with names as long as they can be
 COUNTERS_OFFSET = BOARD_OFFSET + 2 * BOARD_SIZE
@@ -53,7 +53,7 @@ STATUSES = (200, 400, 404, 405, 408, 411, 413, 417, 429, 431, 499, 500, 501, 502
 STATUS_CELL = {status: cell for cell, status in enumerate(STATUSES)}
 OTHER_STATUS = 17
 
-BYTES_IN = 20  # every HTTP byte received from clients
+BYTES_IN: Final = 20  # every HTTP byte received from clients
 BYTES_OUT = 21  # every HTTP byte sent to clients
 REFUSED_BANDWIDTH = 22  # 429: the predicted delay was above the budget
 REFUSED_RATE = 23  # 429: requests per second

@@ -29,13 +29,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 from loadbalancer.instance import WEIGHT, Instance
 from loadbalancer.outlier import Failure, may_eject
 
 SECOND = 1_000_000_000
-FULL = 1 << 62  # more than any load
+FULL: Final = 1 << 62  # more than any load
 HOT, COLD = 2.0, 1.5  # times the median: above the first one becomes hot, below the other cold again
 SCATTER_US = 500  # differences below say nothing
 PENALTY = 8  # times what is typical: how slow a failure counts

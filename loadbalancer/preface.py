@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from loadbalancer import memory, proxyline
 from loadbalancer.client import Client
@@ -74,13 +74,13 @@ class Preface(asyncio.BufferedProtocol):
             self.transport.pause_reading()
             self._task = asyncio.get_running_loop().create_task(self._secure(client, self.context))
             return
-        self.transport.set_protocol(client)
+        self.transport.set_protocol(cast("asyncio.Protocol", client))
         client.connection_made(self.transport)
 
     async def _secure(self, client: Client, context: ssl.SSLContext) -> None:
         try:
             made = await asyncio.get_running_loop().start_tls(
-                self.transport, client, context,
+                self.transport, cast("asyncio.Protocol", client), context,
                 server_side=True, ssl_handshake_timeout=self.proxy.config.timeouts.head_timeout,
             )  # fmt: skip
         except (OSError, ssl.SSLError):  # garbage, or a certificate that is not ours to accept

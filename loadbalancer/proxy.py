@@ -21,7 +21,7 @@ from email.utils import formatdate
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -204,12 +204,15 @@ class Proxy:
         elif context is not None:
             patience = self.config.timeouts.head_timeout
             server = await loop.create_server(
-                lambda: Client(self), sock=listener, ssl=context, ssl_handshake_timeout=patience
+                self._client, sock=listener, ssl=context, ssl_handshake_timeout=patience
             )
         else:
             self.reactor.listen(listener, lambda: Client(self))
             return
         self._servers.append(server)
+
+    def _client(self) -> asyncio.Protocol:
+        return cast("asyncio.Protocol", Client(self))
 
     async def _drain(self) -> None:
         self.draining = True

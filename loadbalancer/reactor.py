@@ -17,14 +17,14 @@ import select
 import socket
 from collections.abc import Callable
 from select import EPOLLIN
-from typing import Any
+from typing import Any, Final
 
 from loadbalancer.loop import MOST_EVENTS, Events, Loop
-from loadbalancer.transport import Transport
+from loadbalancer.transport import Protocol, Transport
 
 MOST_TURNS = 4  # before uvloop is asked again
 MOST_ACCEPTED = 64
-READ_SIZE = 65536  # bytes; a buffer of more than 128 KiB would be mapped and unmapped for each read
+READ_SIZE: Final = 65536  # bytes; a buffer of more than 128 KiB would be mapped and unmapped for each read
 # What is missing here when a connection cannot be accepted. It waits in the kernel for so long.
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 PAUSE = 0.1  # seconds
@@ -88,14 +88,15 @@ class Reactor:
 
     def _read(self, happened: Events) -> tuple[list[Read], list[Read], list[Transport], Events]:
         """(what instances have sent, what clients have, who can write again, what is nobody's here)"""
-        transports, answers, requests, writable, others = self._transports, [], [], [], []
+        transports, readable = self._transports, EPOLLIN
+        answers, requests, writable, others = [], [], [], []
         for fd, events in happened:
             try:
                 transport = transports[fd]  # nobody leaves before all is read
             except KeyError:
                 others.append((fd, events))
                 continue
-            if events != EPOLLIN and transport.out:
+            if events != readable and transport.out:
                 writable.append(transport)
             if transport.reading:
                 try:
@@ -107,7 +108,7 @@ class Reactor:
                     continue
                 if not transport.first:
                     requests.append((transport, data))
-                elif transport.protocol.client is not None:
+                elif transport.protocol.expects():
                     answers.append((transport, data))
                 else:  # before an answer makes room, and somebody is given to a connection that is at its end
                     self.deliver(transport, data)
@@ -166,12 +167,12 @@ class Reactor:
 
     # ------------------------------------------------------------------ listening
 
-    def listen(self, listener: socket.socket, made: Callable[[], asyncio.Protocol]) -> None:
+    def listen(self, listener: socket.socket, made: Callable[[], Protocol]) -> None:
         listener.setblocking(False)
         self._listeners.add(listener)
         self._listen_on(listener, made)
 
-    def _listen_on(self, listener: socket.socket, made: Callable[[], asyncio.Protocol]) -> None:
+    def _listen_on(self, listener: socket.socket, made: Callable[[], Protocol]) -> None:
         if listener in self._listeners:
             self.loop.add_reader(listener.fileno(), self._accept, listener, made)
 
@@ -179,7 +180,7 @@ class Reactor:
         while self._listeners:
             self.loop.remove_reader(self._listeners.pop().fileno())
 
-    def _accept(self, listener: socket.socket, made: Callable[[], asyncio.Protocol]) -> None:
+    def _accept(self, listener: socket.socket, made: Callable[[], Protocol]) -> None:
         for _ in range(MOST_ACCEPTED):
             try:
                 sock, _ = listener.accept()

@@ -14,10 +14,11 @@ from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from loadbalancer import answer, chunked, memory, refusal
+from loadbalancer import answer, chunked, refusal
 from loadbalancer.answer import AnswerHead, BadAnswer
 from loadbalancer.drr import LEAST_QUANTUM
 from loadbalancer.forwarded import answer_fields
+from loadbalancer.memory import BYTES_IN
 from loadbalancer.refusal import Refusal
 from server.http1 import STATUS_LINES
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 BANDWIDTH, PRESSURE, CHOKED = 1, 4, 16  # of a client: see client.py
 HELD = 3  # a state of a client
 MAX_INTERIM = 64  # interim answers to one request
-BYTES_IN = memory.BYTES_IN
 CLOSE = b"connection: close\r\n"
 
 

@@ -49,7 +49,7 @@ class Roster:
         if instance is None:
             self._enqueue(client, now)
             return
-        link = instance.link
+        link: Link = instance.link
         idle = link.idle
         if not idle or not idle[-1].transport.reading:
             link.hand(client, now)

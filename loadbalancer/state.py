@@ -34,6 +34,7 @@ class Facts:
     members: Sequence[Mapping[str, Any]]  # as on the board
     certificate_expires: int = 0  # Unix time; 0: there is none, or it cannot be read
     reloads_refused: tuple[int, str] = (0, "")  # how many, and why the last one
+    compiled: bool = False  # see compiled.py
 
 
 def state(facts: Facts, trend: Trend, reading: Reading) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def state(facts: Facts, trend: Trend, reading: Reading) -> dict[str, Any]:
     cells = reading.cells
     return {
         "version": facts.version,
+        "compiled": facts.compiled,
         "started": round(facts.started, 3),
         "reloads_refused": {"times": facts.reloads_refused[0], "why": facts.reloads_refused[1]},
         "bandwidth": _bandwidth(facts, trend, cells),

@@ -17,7 +17,7 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Any
 
-from loadbalancer import memory, state, trend
+from loadbalancer import compiled, memory, state, trend
 from loadbalancer.census import Census
 from loadbalancer.ledger import Ledger
 from loadbalancer.limits import Limits
@@ -128,6 +128,7 @@ class Steward:
             members=[member.entry() for member in self.census.members.values()],
             certificate_expires=self._certificate_expires(),
             reloads_refused=memory.RefusedReloads(self.shared).read(),
+            compiled=compiled.used(),
         )
 
     def _certificate_expires(self) -> int:

@@ -1,7 +1,8 @@
-"""A connection's socket, with asyncio's interface: what it reads and writes goes through the reactor.
+"""A connection's socket: what it reads and writes goes through the reactor.
 
-Touches its socket, and the reactor's epoll.  TLS stays with uvloop, whose transports a protocol
-cannot tell from these.
+Touches its socket, and the reactor's epoll.  Protocol and Transport are asyncio's in all but name:
+a compiled class (compiled.py) has no interpreted one above it.  TLS stays with uvloop, whose
+transports a protocol cannot tell from these.
 
 Nothing is sent by write(): the reactor does that at the end of its turn, for all connections.  What a
 socket does not take waits here, and the protocol is told beyond `high` bytes of it, as asyncio has it.
@@ -9,7 +10,6 @@ socket does not take waits here, and the protocol is told beyond `high` bytes of
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 from select import EPOLLIN, EPOLLOUT
@@ -18,25 +18,53 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loadbalancer.reactor import Reactor
 
-NOBODY = asyncio.Protocol()  # is told what happens after the end
 PLAIN_CONTROL = b"reno"  # of congestion: every kernel has it, and as a rule lets everybody choose it
 
 
-class Transport(asyncio.Transport):
+class Protocol:
+    """What a connection tells."""
+
+    __slots__ = ()
+
+    def connection_made(self, transport: Any) -> None: ...
+
+    def data_received(self, data: bytes) -> None: ...
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None: ...
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...
+
+    def expects(self) -> bool:
+        """Whether anybody has asked for what comes."""
+        return True
+
+
+NOBODY = Protocol()  # is told what happens after the end
+
+
+class Transport:
     """`reading`: the protocol wants data, and there is a connection. `out`: bytes that have not been sent.
 
     `first`: it goes to an instance, and what it reads is told before what clients sent in the same turn; and
-    before all else when its protocol has no `client`. Or a request could be given to a connection whose end,
+    before all else when its protocol expects nothing. Or a request could be given to a connection whose end,
     or rubbish, has been read already.
     """
 
+    __deletable__ = ("recv", "send")
     __slots__ = (
         "_choked", "_closing", "_dirty", "_eof", "_high", "_late", "_low", "_reactor", "_sock",
         "_wanted", "_watched", "first", "out", "plain", "protocol", "reading", "recv", "send",
     )  # fmt: skip
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, protocol: Any, first: bool = False) -> None:
-        """Begin to read, for an asyncio.Protocol; `sock` does not block, and is the transport's now."""
+    def __init__(
+        self, reactor: Reactor, sock: socket.socket, protocol: Protocol, first: bool = False
+    ) -> None:
+        """Begin to read, for `protocol`; `sock` does not block, and is the transport's now."""
         self._reactor = reactor
         self._dirty = reactor.dirty
         self._sock = sock
@@ -104,7 +132,7 @@ class Transport(asyncio.Transport):
 
     # ------------------------------------------------------------------ writing
 
-    def write(self, data: bytes) -> None:  # type: ignore[override]
+    def write(self, data: bytes) -> None:
         if self.out:
             if isinstance(self.out, bytes):
                 self.out = bytearray(self.out)  # which grows, and shrinks at its front, without a copy
@@ -202,7 +230,7 @@ class Transport(asyncio.Transport):
             self._reactor.loop.call_soon(self._lost, self.protocol, error)
             self.protocol = NOBODY
 
-    def _lost(self, protocol: asyncio.Protocol, error: OSError | None) -> None:
+    def _lost(self, protocol: Protocol, error: OSError | None) -> None:
         try:
             protocol.connection_lost(error)
         finally:

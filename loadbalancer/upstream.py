@@ -11,13 +11,14 @@ answer ended exactly where its head said, with the request sent whole (RFC 9112,
 
 from __future__ import annotations
 
-import asyncio
 from time import monotonic_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
-from loadbalancer import answer, chunked, memory, proxyline
+from loadbalancer import answer, chunked, proxyline
 from loadbalancer.answer import AnswerHead, BadAnswer, Template
 from loadbalancer.instance import WEIGHT
+from loadbalancer.memory import BYTES_IN
+from loadbalancer.transport import Protocol
 from server.http1 import MAX_HEAD, find_head
 
 if TYPE_CHECKING:
@@ -26,15 +27,18 @@ if TYPE_CHECKING:
     from loadbalancer.proxy import Proxy
     from loadbalancer.transport import Transport
 
-FREE, ASKED, HEAD, BODY, CLOSED = range(5)
+FREE: Final = 0
+ASKED: Final = 1
+HEAD: Final = 2
+BODY: Final = 3
+CLOSED: Final = 4
 IDLE, INSTANCE, PRESSURE = 0, 2, 4  # of a client: see client.py
-BYTES_IN = memory.BYTES_IN
 
 HIGH_WATER = 131072  # bytes that wait for the other side to take them
 LOW_WATER = 32768
 
 
-class Upstream(asyncio.Protocol):
+class Upstream(Protocol):
     __slots__ = (
         "apart",
         "asked_at",
@@ -74,9 +78,12 @@ class Upstream(asyncio.Protocol):
         self.left = 0
         self.chunks: chunked.ChunkReader | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
         self.transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
+
+    def expects(self) -> bool:
+        return self.client is not None
 
     def ask(self, client: Client, now: int) -> None:
         """Carry the client's request: its head, and of its body what is there."""
@@ -128,25 +135,23 @@ class Upstream(asyncio.Protocol):
             and client.plan.plain
             and not self.proxy.draining
         ):
+            request_id = template.twin(data) if template.id_size else b""
             if len(data) == template.total and data.startswith(template.same):
                 request_id = self.proxy.ids.mint(client.plan.head.request_id)
                 data = template.opening + request_id + data[template.cut :]
-                self.client, self.state = None, FREE
-                self._pass_on(client, data, template.status, request_id)
-                return
-            known = data.startswith(template.start)
-            match = template.rest(data, template.size) if known else template.match(data)
-            if match is not None and match.end() + int(match["length"]) == len(data):
-                if template.has_id:
-                    request_id = match["request_id"]
-                else:
-                    request_id = self.proxy.ids.mint(client.plan.head.request_id)
-                if template.kept or not template.has_id:
-                    data = template.edit(data, match, request_id)
-                self.client, self.state = None, FREE
-                self._pass_on(client, data, template.status, request_id)
-                return
-        self._read(data)
+            if not request_id:
+                known = data.startswith(template.start)
+                match = template.rest(data, template.size) if known else template.match(data)
+                if match is None or match.end() + int(match["length"]) != len(data):
+                    self._read(data)
+                    return
+                request_id = match["request_id"] if template.has_id else b""
+                request_id = request_id or self.proxy.ids.mint(client.plan.head.request_id)
+                data = template.edit(data, match, request_id)
+            self.client, self.state = None, FREE
+            self._pass_on(client, data, template.status, request_id)
+        else:
+            self._read(data)
 
     def _pass_on(self, client: Client, data: bytes, status: int, request_id: bytes) -> None:
         """A whole answer goes out in one write. What others have for this is spelt out: calls cost."""

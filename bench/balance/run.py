@@ -21,6 +21,7 @@ from bench.cpu import machine_time
 from bench.environments import Unavailable
 from bench.load import find_wrk
 from bench.report import RESULTS
+from loadbalancer import compiled
 
 PARTS = ("cost", "bandwidth", "pool", "streams")
 LOOK = 1.0  # seconds
@@ -35,7 +36,8 @@ def background() -> float:
 
 
 def versions() -> dict[str, str]:
-    found = {"twofold": machine.versions(set())["twofold"]}
+    form = "compiled" if compiled.fresh() else "interpreted"
+    found = {"twofold": f"{machine.versions(set())['twofold']}; {form}"}
     for name, option in (("nginx", "-v"), ("haproxy", "-v"), ("tc", "-V")):
         try:
             said = subprocess.run([proxies.program(name), option], capture_output=True, text=True, timeout=10)

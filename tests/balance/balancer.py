@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from mmap import mmap
@@ -224,6 +224,7 @@ async def balance(
     instances: Iterable[str] = (),
     wait: bool = True,
     limit: Callable[[], None] | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Balancer]:
     """Run it before `instances`, without a bandwidth unless `options` say so; all of it ends with the block.
 
@@ -241,7 +242,7 @@ async def balance(
     with output.open("wb") as sink:
         process = subprocess.Popen(
             command, stdout=sink, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            env=clean | {"PYTHONPATH": str(ROOT)}, cwd=folder, preexec_fn=limit,
+            env=clean | {"PYTHONPATH": str(ROOT)} | dict(environ or {}), cwd=folder, preexec_fn=limit,
         )  # fmt: skip
     balancer = Balancer(process, port, folder, output, upstreams)
     try:

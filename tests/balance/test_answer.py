@@ -212,3 +212,89 @@ def test_a_match_says_what_parsing_says(
         again = template.rest(data, template.size)
         assert again and again.groupdict().items() <= match.groupdict().items()
     assert parse(b"%b\r\n" % kept).fields == tuple(answer_fields(head.fields))
+
+
+def see(template: answer.Template, raw: bytes, body: bytes) -> None:
+    """Let the template meet the answer often enough to expect more like it."""
+    for _ in range(2):
+        match = template.match(raw + body)
+        assert match
+        assert template.edit(raw + body, match, b"") == raw + body
+
+
+BODY = b"12345678901234567890"
+
+
+def test_an_answer_that_differs_in_id_and_timing_is_compared() -> None:
+    template = learn(Templates(), OK)
+    assert not template.id_size
+    see(template, OK, BODY)
+    assert template.twin(OK + BODY) == b"A/B/C"
+    other = OK.replace(b"0.003", b"14.1").replace(b"A/B/C", b"D/E/F")
+    assert template.twin(other + BODY[::-1]) == b"D/E/F"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"05:20:00", b"05:20:01"),
+        (b"A/B/C", b"A/B/CD"),  # of another size
+        (b"A/B/C", b"A B/C"),
+        (b"A/B/C", b"A\rB/C"),
+        (b"A/B/C", b'A"B/C'),
+        (b"A/B/C", b"A\\B/C"),
+        (b"A/B/C", b"A/\xe4/C"),
+        (b"predict;", b"a\r\nb: c;"),
+        (b"predict;", b"a\0"),
+        (b"predict;", b"a\n"),
+        (b": 20", b": 21"),
+        (b": 20", b": 7"),
+        (b"server-timing", b"server-timinh"),
+        (b"opc-request-id", b"opc-request-ie"),
+    ],
+)
+def test_what_is_no_twin_is_left_to_the_pattern(old: bytes, new: bytes) -> None:
+    template = learn(Templates(), OK)
+    see(template, OK, BODY)
+    assert old in OK
+    assert template.twin(OK.replace(old, new) + BODY) == b""
+
+
+@pytest.mark.parametrize("body", [b"", BODY[1:], BODY + b"x", BODY + OK + BODY])
+def test_a_body_of_another_length_is_no_twins(body: bytes) -> None:
+    template = learn(Templates(), OK)
+    see(template, OK, BODY)
+    assert template.twin(OK + body) == b""
+    assert template.twin(OK[:40] + body) == template.twin(body) == b""
+
+
+FIELDS = {
+    "server": [b"server: s\r\n", b"server: t\r\n"],
+    "timing": [b"server-timing: a;dur=1\r\n", b"Server-Timing:\tb, c;dur=22\r\n", b"server-timing: \x01\r\n"],
+    "id": [b"opc-request-id: A/B/C\r\n", b"opc-request-id: D/E/F\r\n", b"Opc-Request-Id:  G/H/I\r\n"],
+    "length": [b"content-length: 2\r\n", b"Content-Length: 2\r\n", b"content-length: 02\r\n"],
+    "date": [b"date: Mon\r\n", b"date: Tue\r\n"],
+}
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(st.permutations(list(FIELDS)), st.data())
+def test_a_twin_is_what_the_pattern_says(order: list[str], data: st.DataObject) -> None:
+    def draw() -> bytes:
+        lines = [data.draw(st.sampled_from(FIELDS[name])) for name in order]
+        return b"HTTP/1.1 200 OK\r\n" + b"".join(lines) + b"\r\n{}"
+
+    first = draw()
+    template = Templates().learn(first[:-2], parse(first[:-2])) if b"\x01" not in first else None
+    if template is None:
+        return
+    for whole in (draw() for _ in range(4)):
+        match = template.match(whole)
+        found = template.twin(whole) if template.id_size else b""
+        if found:
+            assert match and match["request_id"] == found and match.end() + int(match["length"]) == len(whole)
+        if match is not None:
+            see(template, whole[:-2], b"{}")
+            again = whole.replace(b"A/B/C", b"X/Y/Z")
+            expected = template.match(again)
+            assert not template.id_size or (expected and template.twin(again) == expected["request_id"])

@@ -8,24 +8,25 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 
 from loadbalancer.loop import Loop
 from loadbalancer.reactor import Reactor
-from loadbalancer.transport import Transport
+from loadbalancer.transport import Protocol, Transport
 
 
-class Echo(asyncio.Protocol):
+class Echo(Protocol):
     """Sends back what comes, so that the reactor of both ends has no rest."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.transport: Transport = None  # type: ignore[assignment]
         self.on_data: Callable[[], object] = lambda: None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
 
     def data_received(self, data: bytes) -> None:
         self.count += 1

@@ -10,18 +10,19 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 import uvloop
 
 from loadbalancer.loop import Loop
 from loadbalancer.reactor import Reactor
-from loadbalancer.transport import Transport
+from loadbalancer.transport import Protocol, Transport
 
 MB = 1 << 20
 
 
-class Recorder(asyncio.Protocol):
+class Recorder(Protocol):
     """Notes what it is told, in order."""
 
     def __init__(self) -> None:
@@ -29,11 +30,14 @@ class Recorder(asyncio.Protocol):
         self.data = b""
         self.client: object = None  # as of an instance's connection that waits for an answer
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.transport: Transport = None  # type: ignore[assignment]
         self.on_data: Callable[[bytes], None] = lambda data: None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def expects(self) -> bool:
+        return self.client is not None
 
     def data_received(self, data: bytes) -> None:
         self.data += data

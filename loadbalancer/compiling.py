@@ -1,0 +1,69 @@
+"""`python -m loadbalancer.compiling`: machine code for the hot path, by mypyc.
+
+Touches a temporary folder and that of `compiled`.  It needs mypy and setuptools (the extra `compile` of
+the package), a C compiler, and the headers of the interpreter.  Where something is missing nothing is
+changed, and the load balancer runs interpreted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from loadbalancer import compiled
+
+# Types have been checked by those who wrote them; here they only have to be understood.
+MYPY = ("--config-file=", "--ignore-missing-imports", "--cache-dir=/dev/null")
+REMEDY = "needed: pip install 'mypy>=1.15' 'setuptools>=66', a C compiler, Python.h (Debian: gcc python3-dev)"
+LAST_LINES = 12  # of what a compiler says
+FAILED = 1
+
+
+def compile_into(target: Path) -> None:
+    """Raises whatever keeps mypyc, or the C compiler, from it; both print much."""
+    from mypyc.build import mypycify
+    from setuptools import Distribution
+
+    modules = [f"{package}/{name}.py" for package, names in compiled.HOT.items() for name in names]
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(compiled.ROOT):
+        extensions = mypycify([*MYPY, *modules], opt_level="2", debug_level="0", target_dir=f"{scratch}/c")
+        project = Distribution({"name": "twofold", "ext_modules": extensions})
+        command = project.get_command_obj("build_ext")
+        command.build_lib, command.build_temp = str(target), f"{scratch}/o"
+        command.ensure_finalized()
+        command.run()
+    (target / compiled.MARK).write_text(compiled.source())
+
+
+def compile_anew() -> int:
+    """In a process of its own, whose output is shown only when that fails; the exit code."""
+    folder, began = compiled.folder(), time.monotonic()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        command = [sys.executable, "-m", "loadbalancer.compiling", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            said = (done.stdout + done.stderr).strip().splitlines()
+            print("\n".join(said[-LAST_LINES:]), file=sys.stderr)
+            print(f"compiling: failed, the load balancer runs interpreted; {REMEDY}", file=sys.stderr)
+            return FAILED
+        made.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.replace(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    print(f"compiled in {time.monotonic() - began:.0f} s: {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        compile_into(Path(sys.argv[1]))
+    elif not compiled.fresh():
+        sys.exit(compile_anew())
