@@ -30,14 +30,17 @@ def compile_into(target: Path) -> None:
     from setuptools import Distribution
 
     modules = [f"{package}/{name}.py" for package, names in compiled.HOT.items() for name in names]
-    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(compiled.ROOT):
-        extensions = mypycify([*MYPY, *modules], opt_level="2", debug_level="0", target_dir=f"{scratch}/c")
+    source = compiled.source()
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+        for package in compiled.HOT:  # mypy would take whatever else lies beside them for ours
+            shutil.copytree(compiled.ROOT / package, package, ignore=shutil.ignore_patterns("_native"))
+        extensions = mypycify([*MYPY, *modules], opt_level="2", debug_level="0", target_dir="c")
         project = Distribution({"name": "twofold", "ext_modules": extensions})
         command = project.get_command_obj("build_ext")
-        command.build_lib, command.build_temp = str(target), f"{scratch}/o"
+        command.build_lib, command.build_temp = str(target), "o"
         command.ensure_finalized()
         command.run()
-    (target / compiled.MARK).write_text(compiled.source())
+    (target / compiled.MARK).write_text(source)
 
 
 def compile_anew() -> int:
