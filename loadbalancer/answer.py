@@ -204,8 +204,11 @@ class Template:
             return
         line = data.rfind(b"\r\n", 0, label) + 2
         name = _name(data[line:label])
-        self._front_size = line + len(name) + 1 if name in self.holes else label
-        self._front = data[: self._front_size]
+        if name in self.holes:
+            self._front_size = line + len(name) + 1
+            self._front = data[: self._front_size]
+        else:  # to its very end: otherwise what is before the label could have grown, a length for example
+            self._front_size, self._front = label, data[:begin]
         self._tail_size, self._behind, self.id_size = len(tail), len(data) - end, end - begin
 
     def edit(self, data: bytes, match: re.Match[bytes], request_id: bytes) -> bytes:

@@ -19,7 +19,7 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SWITCH = "TWOFOLD_INTERPRETED"  # a variable; `1`: leave the compiled form alone
+SWITCH = "TWOFOLD_INTERPRETED"  # a variable; not empty: leave the compiled form alone
 MARK = "source"  # the file that says of which source it is
 
 # By package: what a request goes through, and the arithmetic of a tick.
@@ -39,10 +39,10 @@ def folder() -> Path:
     return ROOT / "loadbalancer" / "_native" / str(sysconfig.get_config_var("SOABI"))
 
 
-def source() -> str:
+def source(root: Path = ROOT) -> str:
     """What tells this source from any other: a compiled module trusts what those that it imports promise."""
-    paths = [ROOT / "server" / f"{name}.py" for name in TRUSTED]
-    paths += sorted((ROOT / "loadbalancer").glob("*.py"))
+    paths = [root / "server" / f"{name}.py" for name in TRUSTED]
+    paths += sorted((root / "loadbalancer").glob("*.py"))
     digest = hashlib.blake2b(sys.version.encode(), digest_size=16)
     for path in paths:
         digest.update(b"%b\0%b\0" % (path.name.encode(), path.read_bytes()))
@@ -52,7 +52,7 @@ def source() -> str:
 def fresh() -> bool:
     """Whether there is a compiled form, of this very source."""
     try:
-        return (folder() / MARK).read_text() == source()
+        return (folder() / MARK).read_bytes() == source().encode()
     except OSError:
         return False
 
@@ -60,11 +60,22 @@ def fresh() -> bool:
 def prefer() -> None:
     """Let imports find the compiled modules first, if they may be used, and none of the others is in use."""
     names = {f"{package}.{name}" for package, names in HOT.items() for name in names}
-    if os.environ.get(SWITCH) == "1" or names & sys.modules.keys() or not fresh():
+    if os.environ.get(SWITCH) or names & sys.modules.keys() or not fresh():
         return
-    sys.path.append(str(folder()))  # for the library that they share
-    for package in HOT:
-        importlib.import_module(package).__path__.insert(0, str(folder() / package))
+    packages = [importlib.import_module(package) for package in HOT]
+    sys.path.append(str(folder()))
+    try:
+        for library in folder().glob("*__mypyc.*"):  # which they share
+            importlib.import_module(library.name.partition(".")[0])
+    except ImportError as error:
+        sys.path.remove(str(folder()))
+        print(
+            f"twofold: what was compiled cannot be loaded, so the source is interpreted: {error}",
+            file=sys.stderr,
+        )
+        return
+    for package in packages:
+        package.__path__.insert(0, str(folder() / package.__name__))
 
 
 def used() -> bool:

@@ -8,6 +8,7 @@ changed, and the load balancer runs interpreted.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -30,10 +31,10 @@ def compile_into(target: Path) -> None:
     from setuptools import Distribution
 
     modules = [f"{package}/{name}.py" for package, names in compiled.HOT.items() for name in names]
-    source = compiled.source()
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         for package in compiled.HOT:  # mypy would take whatever else lies beside them for ours
             shutil.copytree(compiled.ROOT / package, package, ignore=shutil.ignore_patterns("_native"))
+        source = compiled.source(Path(scratch))
         extensions = mypycify([*MYPY, *modules], opt_level="2", debug_level="0", target_dir="c")
         project = Distribution({"name": "twofold", "ext_modules": extensions})
         command = project.get_command_obj("build_ext")
@@ -43,30 +44,41 @@ def compile_into(target: Path) -> None:
     (target / compiled.MARK).write_text(source)
 
 
-def compile_anew() -> int:
+def compile_anew(native: Path) -> int:
     """In a process of its own, whose output is shown only when that fails; the exit code."""
-    folder, began = compiled.folder(), time.monotonic()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=native) as room:
+        made, old = Path(room, "new"), Path(room, "old")
         command = [sys.executable, "-m", "loadbalancer.compiling", str(made)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             said = (done.stdout + done.stderr).strip().splitlines()
-            print("\n".join(said[-LAST_LINES:]), file=sys.stderr)
-            print(f"compiling: failed, the load balancer runs interpreted; {REMEDY}", file=sys.stderr)
-            return FAILED
-        made.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        made.replace(folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    print(f"compiled in {time.monotonic() - began:.0f} s: {folder}")
+            return failed("\n".join(said[-LAST_LINES:]))
+        if compiled.folder().exists():
+            compiled.folder().rename(old)
+        made.rename(compiled.folder())
+    print(f"compiled in {time.monotonic() - began:.0f} s: {compiled.folder()}")
     return 0
+
+
+def failed(why: str) -> int:
+    print(f"{why}\ncompiling: failed, the load balancer runs interpreted; {REMEDY}", file=sys.stderr)
+    return FAILED
+
+
+def main() -> int:
+    native = compiled.folder().parent
+    try:
+        native.mkdir(exist_ok=True)
+        with (native / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # somebody else may be about it
+            return 0 if compiled.fresh() else compile_anew(native)
+    except OSError as error:
+        return failed(str(error))
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         compile_into(Path(sys.argv[1]))
-    elif not compiled.fresh():
-        sys.exit(compile_anew())
+    else:
+        sys.exit(main())
