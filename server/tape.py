@@ -13,7 +13,14 @@ from typing import IO
 from server.tree import CHUNK, BadArchive, Source
 
 BLOCK = 512
-MAX_READ = CHUNK
+MAX_HEADER = 1 << 20
+HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 def decompressed(raw: IO[bytes]) -> Source:
@@ -55,21 +62,29 @@ class _Lzma:
 
 
 class Header(tarfile.TarInfo):
-    """A tar header that may not step backwards, which tarfile itself refuses in later versions of Python."""
+    """A tar header that may not make tarfile read any amount into memory, nor step backwards.
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
-        header = super().frombuf(buf, encoding, errors)
-        if header.size < 0:
-            raise BadArchive(f"a header of {header.size} bytes")
-        return header
+    Its size is looked at where it is asked for: each of tarfile's security fixes makes headers another
+    way, and reads what belongs to them another way.
+    """
+
+    _size = 0
+
+    @property
+    def size(self) -> int:
+        if self._size < 0 or (self._size > MAX_HEADER and self.type in HEADERS):
+            raise BadArchive(f"a header of {self._size} bytes")
+        return self._size
+
+    @size.setter
+    def size(self, size: int) -> None:
+        self._size = size
 
 
 class Tape:
     """The decompressed bytes as a file for tarfile, which reads forward, but looks back at one byte.
 
-    To step back, a decompressor would start again at the beginning; here the last block is kept.  What a
-    header of extended fields says of its own size is not believed: tarfile would read all of it into memory.
+    To step back, a decompressor would start again at the beginning; here the last block is kept.
     """
 
     def __init__(self, source: Source, tick: Callable[[], None]) -> None:
@@ -94,8 +109,6 @@ class Tape:
         return self.tell()
 
     def read(self, size: int) -> bytes:
-        if size > MAX_READ:  # as much as the header says; contents are read in chunks
-            raise BadArchive(f"a header of {size} bytes")
         result = b""
         if self._back:
             start = len(self._last) - self._back

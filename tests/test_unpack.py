@@ -269,6 +269,9 @@ def test_header_that_would_fill_memory(tmp_path: Path, target: Path) -> None:
     header = entry("pax", tarfile.XHDTYPE, size=1 << 33).tobuf(tarfile.GNU_FORMAT)
     (tmp_path / "a.tar").write_bytes(header + bytes(4096))
     refuse(tmp_path / "a.tar", target, "header of 8589934592 bytes")
+    header = entry("pax", tarfile.GNUTYPE_LONGNAME, size=2 << 20).tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "b.tar").write_bytes(header + bytes(4 << 20))  # as much as it says is really there
+    refuse(tmp_path / "b.tar", target, "header of 2097152 bytes")
 
 
 def test_header_that_steps_back(tmp_path: Path, target: Path) -> None:
