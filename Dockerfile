@@ -10,23 +10,22 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build
 WORKDIR /src
 RUN python3 -m venv /opt/twofold
+# A compiler for the load balancer's hot path; where none can be had, that path is interpreted.
+RUN headers=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))') \
+    && apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev $([ -e "$headers/Python.h" ] || echo python3-dev) \
+    || echo 'no compiler: the load balancer will be interpreted' >&2
 # The dependencies first: they change less often than the source, and their layer is kept.
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
+COPY twofold/__init__.py twofold/__init__.py
 COPY server/__init__.py server/__init__.py
-COPY server/replica/__init__.py server/replica/__init__.py
 COPY loadbalancer/__init__.py loadbalancer/__init__.py
-RUN /opt/twofold/bin/pip install --no-cache-dir --disable-pip-version-check .
+RUN TWOFOLD_INTERPRETED=1 /opt/twofold/bin/pip install --no-cache-dir --disable-pip-version-check .
+COPY twofold twofold
 COPY server server
 COPY loadbalancer loadbalancer
 RUN /opt/twofold/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --force-reinstall . \
     && /opt/twofold/bin/python -m compileall -q /opt/twofold/lib
-# Machine code for the load balancer's hot path. Where no compiler can be had it is interpreted.
-RUN (headers=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))') \
-    && apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev $([ -e "$headers/Python.h" ] || echo python3-dev) \
-    && /opt/twofold/bin/pip install --no-cache-dir --target /tmp/compile 'mypy>=1.15' 'setuptools>=66' \
-    && cd / && PYTHONPATH=/tmp/compile /opt/twofold/bin/python -m loadbalancer.compiling) \
-    || echo 'the load balancer stays interpreted' >&2
 
 FROM ${BASE}
 RUN useradd --create-home --uid 10001 datascience && mkdir -p /opt/ds/model/deployed_model

@@ -1,1 +1,1 @@
-"""The load balancer: one entry point before a pool of instances, with a bandwidth in Mbps."""
+"""One address before a pool of instances, with a bandwidth in Mbps."""

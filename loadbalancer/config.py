@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from loadbalancer import address
-from server.errors import ConfigError, TwofoldError
-from server.settings import Catalogue, Checked, Value, apart, fault, from_options, parse, setting
+from twofold.errors import ConfigError, TwofoldError
+from twofold.net import address
+from twofold.settings import Catalogue, Checked, Value, apart, fault, from_options, parse, setting
 
 LEAST_MBPS = 0.001
 MAX_PROXIES = 15  # of one generation; memory has blocks for two, and one more for the scribe

@@ -1,3 +1,1 @@
-"""Twofold's instance: one model, served over HTTP by a pool of replicas."""
-
-__version__ = "0.1.0"
+"""One instance: one model, served over HTTP by a pool of replicas."""

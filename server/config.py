@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.settings import Catalogue, Checked, Given, apart, from_options, setting
-from server.settings import Value as Value  # part of what this module offers
+from twofold.settings import Catalogue, Checked, Given, apart, from_options, setting
+from twofold.settings import Value as Value  # part of what this module offers
 
 if TYPE_CHECKING:
     from dataclasses import Field

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as xml
+from collections.abc import Iterator
 from pathlib import Path
 
-from server import __main__, __version__, config, pages
-from server.errors import ExitCode
-from server.metrics import STATUSES
+from twofold import __main__, __version__
+from twofold.errors import ExitCode
+from twofold.server import config
+from twofold.server.front import pages
+from twofold.server.telemetry.metrics import STATUSES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -38,23 +41,40 @@ def test_every_status_is_in_its_table_and_in_openapi() -> None:
     assert named >= set(STATUSES) - {200}
 
 
+def tour() -> Iterator[tuple[Path, str]]:
+    """(folder, row) of every row of the source tour."""
+    text = README.partition("## Source tour")[2].partition("\n## ")[0]
+    for part in re.split(r"^\*\*", text, flags=re.MULTILINE)[1:]:
+        folder = ROOT / re.findall(r"`(\w+)/`", part)[0]
+        for row in re.findall(r"^\| (`.*) \|$", part, re.MULTILINE):
+            yield folder, row
+
+
 def test_files_that_are_named_exist() -> None:
-    tour = README.partition("## Source tour")[2]
-    named = re.findall(r"`((?:server|tests|docs|bench|examples)/[\w/]+\.\w+)`((?:, `[\w/]+\.py`)*)", tour)
-    assert len(named) > 10
-    for first, others in named:
-        folder = Path(first).parent
-        for path in [Path(first), *(folder / name for name in re.findall(r"`([\w/]+\.py)`", others))]:
-            assert (ROOT / path).is_file(), path
+    found = 0
+    for folder, row in tour():
+        rooms = [folder, *(folder / room for room in re.findall(r"`([\w/]+)/`", row))]
+        for name in re.findall(r"`(\w+\.\w+)`", row):
+            assert any((room / name).is_file() for room in rooms), f"{name} is not in {rooms}"
+            found += 1
+    assert found > 60
     for link in re.findall(r"\]\(([^):#]+)\)", README):
         assert (ROOT / link).exists(), link
 
 
-def test_every_module_is_in_the_tour() -> None:
-    tour = README.partition("## Source tour")[2]
-    for path in (ROOT / "server").rglob("*.py"):
-        if not path.name.startswith("__"):
-            assert f"{path.name}`" in tour, f"{path.name} is missing from the tour"
+def test_every_room_is_in_the_tour() -> None:
+    named = {folder / room for folder, row in tour() for room in re.findall(r"`([\w/]+)/`", row)}
+    for top in ("twofold", "server", "loadbalancer"):
+        for init in (ROOT / top).rglob("__init__.py"):
+            room = init.parent
+            if room != ROOT / top and not {"_native", "__pycache__"} & set(room.parts):
+                assert room in named, f"{room} is missing from the tour"
+
+
+def test_each_part_of_the_tour_fits_a_screen() -> None:
+    text = README.partition("## Source tour")[2].partition("\n## ")[0]
+    for part in re.split(r"^\*\*", text, flags=re.MULTILINE):
+        assert len(part.splitlines()) <= 24
 
 
 def test_the_picture_is_well_formed() -> None:

@@ -21,7 +21,7 @@ from bench.cpu import machine_time
 from bench.environments import Unavailable
 from bench.load import find_wrk
 from bench.report import RESULTS
-from loadbalancer import compiled
+from twofold.native import load
 
 PARTS = ("cost", "bandwidth", "pool", "streams")
 LOOK = 1.0  # seconds
@@ -36,7 +36,7 @@ def background() -> float:
 
 
 def versions() -> dict[str, str]:
-    form = "compiled" if compiled.fresh() else "interpreted"
+    form = "compiled" if load.fresh() else "interpreted"
     found = {"twofold": f"{machine.versions(set())['twofold']}; {form}"}
     for name, option in (("nginx", "-v"), ("haproxy", "-v"), ("tc", "-V")):
         try:

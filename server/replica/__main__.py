@@ -13,7 +13,7 @@ import os
 import sys
 
 PACKAGE = "_twofold_replica"
-MODES = ("nursery", "preflight")
+MODES = ("fork_server", "trial")
 
 
 def load_package() -> None:

@@ -20,8 +20,8 @@ import traceback
 from functools import partial
 from typing import Any, Callable
 
-from . import codec, frame, heap, lineage, model, output, slots, threads
-from .wiring import EXIT_BROKEN, EXIT_LOAD_FAILED, EXIT_OUT_OF_MEMORY, Wiring
+from . import codec, frame, log_capture, malloc, model, onnx_threads, prctl, slots
+from .inherited import EXIT_BROKEN, EXIT_LOAD_FAILED, EXIT_OUT_OF_MEMORY, Inherited
 
 # A replica whose predicts are short takes several at once: so short a wait behind a neighbour costs
 # nobody anything, and it saves a wake-up and two calls for each. One long predict ends that for some
@@ -45,25 +45,25 @@ class AnswerTooLarge(Exception):
 class Replica:
     """One replica's view of the shared memory, and the request loop."""
 
-    def __init__(self, wiring: Wiring, index: int, loaded: model.Model) -> None:
-        self.layout = slots.Layout(*wiring.layout)
-        self.memory = slots.attach(wiring.memory, self.layout)
+    def __init__(self, inherited: Inherited, index: int, loaded: model.Model) -> None:
+        self.layout = slots.Layout(*inherited.layout)
+        self.memory = slots.attach(inherited.memory, self.layout)
         self.view = memoryview(self.memory)
         self.stride = self.layout.stride
-        self.queue = wiring.queue
-        self.completions = wiring.completions
+        self.queue = inherited.queue
+        self.completions = inherited.completions
         self.index = index
         self.predict = loaded.predict
         self.loads, self.dumps = codec.select()
         self.mailbox = slots.MAILBOX_OFFSET + index * slots.MAILBOX_SIZE
         words = slots.REPLICA_WORDS_OFFSET + index * slots.REPLICA_WORDS_SIZE
         self.words = self.view[words : words + slots.REPLICA_WORDS_SIZE].cast("Q")
-        self.claim = wiring.claim
+        self.claim = inherited.claim
         self.typical_ns = DISTRUST_NS  # a moving average of predict's time
         self.stopping = False
         self.exit_code = 0
         self.forks: list[int] = []  # not empty in a process that predict() has forked
-        output.follow(self.memory)
+        log_capture.follow(self.memory)
 
     def terminate(self, signum: int, stack: Any) -> None:
         self.stopping = True
@@ -115,8 +115,8 @@ class Replica:
             slots.WAITING,
             slots.DONE,
             frame.HANDLED,
-            heap.trimmer(),
-            heap.LARGE,
+            malloc.trimmer(),
+            malloc.LARGE,
         )
 
         def handle(cell: int) -> bytes:
@@ -128,9 +128,9 @@ class Replica:
             started = predicted = encoded = handed_in
             if life == generation:  # otherwise a front that is no more had handed it in
                 if state == waiting:
-                    output.request = base, id_size
+                    log_capture.request = base, id_size
                     outcome, size, started, predicted, encoded = answer(base, length, kind, deadline)
-                    output.request = output.NO_REQUEST
+                    log_capture.request = log_capture.NO_REQUEST
                     words[0] += 1
                     learn(predicted - started)
                     if length > large or size > large:
@@ -202,17 +202,17 @@ def end_of_fork(error: BaseException | None) -> None:
     elif error is not None:
         print(model.users_traceback(error), file=sys.stderr)
         code = 1
-    output.finish()
+    log_capture.finish()
     os._exit(code & 255)
 
 
-def be_replica(wiring: Wiring, order: dict[str, Any], preloaded: model.Model | None) -> None:
+def be_replica(inherited: Inherited, order: dict[str, Any], preloaded: model.Model | None) -> None:
     """The whole life of a freshly forked replica. Never returns."""
     code = EXIT_LOAD_FAILED
     index = order["replica"]
     try:
-        settle(wiring, order)
-        loaded = load(wiring, index, preloaded)
+        settle(inherited, order)
+        loaded = load(inherited, index, preloaded)
         if loaded is not None:
             gc.collect()
             gc.freeze()  # the model is no garbage: no collection during a request need look at it
@@ -221,34 +221,34 @@ def be_replica(wiring: Wiring, order: dict[str, Any], preloaded: model.Model | N
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
             code = EXIT_BROKEN
-            code = Replica(wiring, index, loaded).run()
+            code = Replica(inherited, index, loaded).run()
     except BaseException:
         traceback.print_exc()
     finally:
-        output.finish()
+        log_capture.finish()
         os._exit(code)
 
 
-def settle(wiring: Wiring, order: dict[str, Any]) -> None:
+def settle(inherited: Inherited, order: dict[str, Any]) -> None:
     """Become a process of one's own: parent, group, signals, environment, streams."""
     index = order["replica"]
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     os.setpgid(0, 0)  # whatever predict() forks ends with this replica
     waited = time.monotonic() + PATIENCE
-    while os.getppid() != wiring.supervisor and time.monotonic() < waited:
+    while os.getppid() != inherited.supervisor and time.monotonic() < waited:
         time.sleep(0.001)
-    lineage.die_with_parent(wiring.supervisor)
+    prctl.die_with_parent(inherited.supervisor)
     with open("/proc/self/oom_score_adj", "w") as score:
         score.write("500")  # when memory runs out the kernel should choose a replica, not a front
-    faulthandler.enable(wiring.crashes[index])
+    faulthandler.enable(inherited.crashes[index])
     os.environ.update(order["variables"])
-    threads.limit_onnxruntime(wiring.threads)
-    output.redirect(wiring.predict_log, wiring.source, index, _drop_counter(wiring, index))
+    onnx_threads.limit_onnxruntime(inherited.threads)
+    log_capture.redirect(inherited.predict_log, inherited.source, index, _drop_counter(inherited, index))
 
 
-def _drop_counter(wiring: Wiring, index: int) -> Any:
+def _drop_counter(inherited: Inherited, index: int) -> Any:
     """Counts a lost log line where everybody can see it."""
-    memory = slots.attach(wiring.memory, slots.Layout(*wiring.layout))
+    memory = slots.attach(inherited.memory, slots.Layout(*inherited.layout))
     words = slots.REPLICA_WORDS_OFFSET + index * slots.REPLICA_WORDS_SIZE
     cells = memoryview(memory)[words : words + slots.REPLICA_WORDS_SIZE].cast("Q")
 
@@ -258,20 +258,20 @@ def _drop_counter(wiring: Wiring, index: int) -> Any:
     return dropped
 
 
-def load(wiring: Wiring, index: int, preloaded: model.Model | None) -> model.Model | None:
+def load(inherited: Inherited, index: int, preloaded: model.Model | None) -> model.Model | None:
     """Load the model, try it where a sample is at hand, and report; None if it failed."""
     started = time.monotonic()
-    wiring.report("loading", replica=index, pid=os.getpid())
+    inherited.report("loading", replica=index, pid=os.getpid())
     try:
-        loaded = preloaded or model.Model.load(wiring.artifact)
-        tried = try_sample(wiring.sample, loaded)
+        loaded = preloaded or model.Model.load(inherited.artifact)
+        tried = try_sample(inherited.sample, loaded)
     except model.LoadFailure as failure:
-        wiring.report("failed", replica=index, stage=failure.stage, error=str(failure))
+        inherited.report("failed", replica=index, stage=failure.stage, error=str(failure))
         return None
     except BaseException as error:
-        wiring.report("failed", replica=index, stage="sample", error=model.users_traceback(error))
+        inherited.report("failed", replica=index, stage="sample", error=model.users_traceback(error))
         return None
-    wiring.report("ready", replica=index, pid=os.getpid(), seconds=time.monotonic() - started, tried=tried)
+    inherited.report("ready", replica=index, pid=os.getpid(), seconds=time.monotonic() - started, tried=tried)
     return loaded
 
 

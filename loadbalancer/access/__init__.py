@@ -1,0 +1,1 @@
+"""Who may come in: addresses, tokens, OCI signatures, TLS."""

@@ -1,0 +1,129 @@
+"""Who is let in: connections by the client's address, requests by what they bear.
+
+Reads the files of tokens and keys when it is made, which is at the start and at a reload; then it
+is pure, with the time as an argument.  Whoever is not let in learns nothing: neither whether the
+deployment exists nor what was wrong (`NotAuthorizedOrNotFound`, section 2.2 of the contract).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twofold.errors import ConfigError
+from twofold.loadbalancer.access import identity
+from twofold.loadbalancer.access.oci_signature import SCHEME, Keys, body_digest
+from twofold.loadbalancer.http import forwarding
+from twofold.loadbalancer.http.error_responses import NOT_FOUND, Refusal
+from twofold.net.networks import Networks
+from twofold.wire.request_head import Head
+
+if TYPE_CHECKING:
+    from twofold.loadbalancer.config import Config
+
+NEVER = math.inf
+LOOP = Refusal(
+    508, "LoopDetected", "the request has been here before; an upstream leads back to this address"
+)
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, 2.1
+
+
+class Guard:
+    """Made of the settings `allow`, `trusted_proxies`, `bearer_token_file` and `signature_keys`.
+
+    Where both tokens and keys are given, a request needs one of the two: it has one Authorization
+    field.  Raises ConfigError for a file that does not hold what it should.
+    """
+
+    def __init__(self, config: Config) -> None:
+        access = config.access
+        self._allowed = Networks(access.allow)
+        self._hops = identity.hops(config)
+        self._announced = config.listen.proxy_protocol != "off"
+        self._tokens = read_tokens(Path(access.bearer_token_file)) if access.bearer_token_file else ()
+        self._keys = Keys.read(Path(access.signature_keys)) if access.signature_keys else None
+
+    def admits(self, ip: str) -> bool:
+        """Whether a client with this address may connect; "" is one at a Unix socket, which has modes."""
+        return not ip or not self._allowed or ip in self._allowed
+
+    def expects_line(self, ip: str) -> bool:
+        """Whether this peer must begin with a PROXY line, which then says the address to admit."""
+        return self._announced and ip in self._hops.trusted
+
+    def refusal(self, head: Head, now_unix: float) -> tuple[Refusal | None, float]:
+        """What is against the request, if anything, and until when (Unix time) that may be remembered."""
+        genuine, until = self._authorised(head, now_unix)
+        if not genuine:
+            return NOT_FOUND, until
+        return (LOOP if forwarding.loops(head, self._hops) else None), until
+
+    def digest(self, head: Head) -> bytes | None:
+        """SHA-256 that the body of an admitted request must have for its signature to hold; None: any.
+
+        A head is remembered without its body, so this is to be compared for each request.
+        """
+        if self._keys is None or (self._tokens and _scheme(head) != SCHEME):
+            return None
+        return body_digest(head)
+
+    def _authorised(self, head: Head, now_unix: float) -> tuple[bool, float]:
+        if not self._tokens and self._keys is None:
+            return True, NEVER
+        if self._keys is not None and _scheme(head) == SCHEME:
+            return self._keys.judge(head, now_unix)
+        return self._bears_token(head), NEVER
+
+    def _bears_token(self, head: Head) -> bool:
+        scheme, _, token = _authorization(head).partition(b" ")
+        given = _hashed(token.strip(b" \t"))
+        found = False
+        for known in self._tokens:  # all of them, so that the time tells nothing
+            found |= hmac.compare_digest(given, known)
+        return found and scheme.lower() == b"bearer"
+
+
+def body_refusal(wanted: bytes, digest: bytes) -> Refusal | None:
+    """`digest`: the SHA-256 of the body that came, where `Guard.digest` wanted one."""
+    return None if hmac.compare_digest(wanted, digest) else NOT_FOUND
+
+
+def read_tokens(path: Path) -> tuple[bytes, ...]:
+    """Hashes of the tokens in the file, one a line: two while one takes the other's place.
+
+    Hashes are of equal length, so that comparing tells nothing of a token's. Raises ConfigError.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"bearer_token_file: cannot be read: {error}", place=str(path)) from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        token = line.strip()
+        if not token or token.startswith("#"):
+            continue
+        if not _TOKEN.fullmatch(token):  # the token itself is not to be shown
+            raise ConfigError(
+                "bearer_token_file: not a token", "letters, digits and -._~+/ only", f"{path}:{number}"
+            )
+        found.append(_hashed(token.encode()))
+    if not found:
+        raise ConfigError("bearer_token_file: no token in the file", "write one on a line", str(path))
+    return tuple(found)
+
+
+def _authorization(head: Head) -> bytes:
+    values = [value for name, value in head.headers if name == b"authorization"]
+    return values[0] if len(values) == 1 else b""
+
+
+def _scheme(head: Head) -> bytes:
+    return _authorization(head).partition(b" ")[0].lower()
+
+
+def _hashed(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()

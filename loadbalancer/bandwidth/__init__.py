@@ -1,0 +1,1 @@
+"""How much may pass: token bucket, leases, fair queue, limiter, request rate, autoscaling."""

@@ -1,0 +1,183 @@
+"""The one bucket of all proxies, and each proxy's account of it.
+
+Touches the bucket's words in the shared memory, under a lock on their bytes that the kernel frees
+when its holder dies.  A proxy does not go there for each message: it takes a *lease*, at most what
+the rate gives in LEASE_NS, and spends from that.  Whatever is left of a lease goes back at the next
+tick, so a proxy that is killed takes no more than one lease with it.
+
+    if not waiting and meter.spend(nbytes): go    0.15 us from the lease, 5 us for a new one
+    else: shaper.add(Toll(nbytes, go, now))       and a timer, meter.delay_ns(shaper.next_size) from now
+    when the timer fires:
+        for toll in shaper.serve(meter.spend): toll.go()
+        if shaper.queued: set the timer again
+    at every tick of 20 ms, and when nobody waits any more:
+        meter.settle(len(shaper), shaper.queued)  gives back the lease, learns the rate of now
+    meter.owe(nbytes)                             what must pass is passed, into debt
+
+That is what a throttle does.  A proxy whose messages wait keeps its lease from tick to tick: it is
+saving for the next of them.  While several proxies have flows that wait, each takes its turn (shares).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic_ns
+
+from twofold.loadbalancer import shared_memory
+from twofold.loadbalancer.bandwidth.fair_share import Share
+from twofold.loadbalancer.bandwidth.token_bucket import NANO, Bucket, depth
+
+LEASE_NS = 5_000_000
+SEGMENT = 1448  # bytes of payload in a TCP segment of an Ethernet with timestamps
+OVERHEAD = 66  # bytes of such a segment that are not payload
+_WORDS = struct.Struct("<qqq")  # rate, level, stamp
+
+
+def http_bits(nbytes: int) -> int:
+    return nbytes << 3
+
+
+def wire_bits(nbytes: int) -> int:
+    """With Ethernet, IP and TCP headers of full segments."""
+    return (nbytes + OVERHEAD * -(-nbytes // SEGMENT)) << 3
+
+
+class Ledger:
+    """The shared bucket. `fd` must stay open: closing any of its descriptors would drop the lock."""
+
+    def __init__(self, shared: mmap.mmap, fd: int, clock: Callable[[], int] = monotonic_ns) -> None:
+        self.shared = shared
+        self._fd = fd
+        self.clock = clock
+
+    @contextmanager
+    def open(self) -> Iterator[Bucket]:
+        """The bucket, locked; what is changed is written back."""
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, _WORDS.size, shared_memory.BUCKET_OFFSET)
+        try:
+            bucket = Bucket(*_WORDS.unpack_from(self.shared, shared_memory.BUCKET_OFFSET))
+            yield bucket
+            _WORDS.pack_into(
+                self.shared, shared_memory.BUCKET_OFFSET, bucket.rate, bucket.level, bucket.stamp
+            )
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, _WORDS.size, shared_memory.BUCKET_OFFSET)
+
+    def exchange(self, now: int, back: int, wanted: int) -> tuple[Bucket, int]:
+        """Give `back` bits (below zero: into debt), take up to `wanted`; the bucket then, and the bits.
+
+        The same as with open(), at half the cost.
+        """
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, _WORDS.size, shared_memory.BUCKET_OFFSET)
+        try:
+            bucket = Bucket(*_WORDS.unpack_from(self.shared, shared_memory.BUCKET_OFFSET))
+            bucket.refill(now)
+            bucket.give(back)
+            taken = bucket.take(now, wanted) if wanted else 0
+            _WORDS.pack_into(
+                self.shared, shared_memory.BUCKET_OFFSET, bucket.rate, bucket.level, bucket.stamp
+            )
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, _WORDS.size, shared_memory.BUCKET_OFFSET)
+        return bucket, taken
+
+    @property
+    def rate(self) -> int:
+        """Bit/s; 0 is unlimited. One aligned word: no lock."""
+        return int(_WORDS.unpack_from(self.shared, shared_memory.BUCKET_OFFSET)[0])
+
+    def set_rate(self, rate: int) -> None:
+        """Live: every proxy uses it at its next lease or tick."""
+        now = self.clock()
+        with self.open() as bucket:
+            if bucket.stamp:
+                bucket.set_rate(now, rate)
+            else:
+                fresh = Bucket.full(rate, now)
+                bucket.rate, bucket.level, bucket.stamp = fresh.rate, fresh.level, fresh.stamp
+
+
+class Meter:
+    """One proxy's account. `allowance` is what is left of the lease, in bits, below zero if it owes.
+
+    `number`: which proxy it is; without one, it takes no turns with others.
+    """
+
+    __slots__ = ("_bits", "_ledger", "_level", "_looked", "allowance", "debt", "rate", "share")
+
+    def __init__(
+        self, ledger: Ledger, bits: Callable[[int], int] = http_bits, number: int | None = None
+    ) -> None:
+        self._ledger = ledger
+        self._bits = None if bits is http_bits else bits  # the usual one is spelt out: calls cost
+        self.share = Share(ledger.shared, number)
+        self.allowance = 0
+        self.rate = ledger.rate
+        self.debt = 0  # of the bucket, in bits, as of the last visit
+        self._level = 0  # likewise, in nanobits
+        self._looked = ledger.clock()
+
+    def spend(self, nbytes: int) -> bool:
+        """Whether so much may pass now; it is paid for if so."""
+        bits = nbytes << 3 if self._bits is None else self._bits(nbytes)
+        if self.allowance < bits and not self._renew(bits):
+            return False
+        self.allowance -= bits
+        return True
+
+    def lend(self) -> int:
+        """Bytes of the lease, to be spent by subtracting; 0 where a byte has no price of its own."""
+        lent = self.allowance >> 3 if self._bits is None and self.allowance > 0 else 0
+        self.allowance -= lent << 3
+        return lent
+
+    def take_back(self, nbytes: int) -> None:
+        """What is left of what was lent."""
+        self.allowance += nbytes << 3 if self._bits is None else 0
+
+    def owe(self, nbytes: int) -> None:
+        self.allowance -= nbytes << 3 if self._bits is None else self._bits(nbytes)
+
+    def delay_ns(self, nbytes: int) -> int:
+        """Until it is worth looking again, as far as the last visit tells: no lock."""
+        if not self.rate:
+            return 0
+        bits = nbytes << 3 if self._bits is None else self._bits(nbytes)
+        lacking = (min(bits, depth(self.rate)) - self.allowance) * NANO - self._level
+        now = self._ledger.clock()
+        if self.share.waits(now, bits):  # until others have taken their turns
+            lacking = max(lacking, bits * NANO)
+        return max(0, -(-lacking // self.rate) - (now - self._looked))
+
+    def settle(self, flows: int = 0, queued: int = 0) -> None:
+        """Give back what was leased, unless it is saved for one of the flows that wait; repay.
+
+        `queued`: bytes of those flows.
+        """
+        now = self._ledger.clock()
+        self.share.publish(now, flows, queued)
+        back = 0 if flows and self.allowance > 0 else self.allowance
+        self._visit(now, back, 0)
+        self.allowance -= back
+
+    def _renew(self, bits: int) -> bool:
+        """A new lease, for `bits` at least; whether they may pass."""
+        now, wanted = self._ledger.clock(), 0
+        if not self.share.waits(now, bits):
+            wanted = max(bits, self.rate * LEASE_NS // NANO)
+        self.allowance = self._visit(now, self.allowance, wanted)
+        if not self.rate:
+            self.allowance = bits  # there is no limit any more
+        # What is larger than the bucket passes when the bucket is full, and leaves it in debt.
+        return self.allowance >= min(bits, depth(self.rate))
+
+    def _visit(self, now: int, back: int, wanted: int) -> int:
+        bucket, taken = self._ledger.exchange(now, back, wanted)
+        self.rate, self._level, self._looked = bucket.rate, bucket.level, now
+        self.debt = max(0, -(bucket.level // NANO))
+        self.share.took(taken - back)
+        return taken

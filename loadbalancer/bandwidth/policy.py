@@ -1,0 +1,70 @@
+"""How much may pass: what settings and admin say, what was inherited, and the automatic raise.
+
+Touches the rate of the shared bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from twofold.loadbalancer.bandwidth.autoscale import Autoscale
+from twofold.loadbalancer.bandwidth.lease import Ledger
+from twofold.loadbalancer.config import LEAST_MBPS, BandwidthSettings
+from twofold.logs.records import say
+
+MEGABIT = 1_000_000
+MOST_MBPS = 1_000_000.0
+
+
+class Limits:
+    """`mbps` and `maximum` in 10^6 bit/s; a maximum of 0 raises nothing."""
+
+    def __init__(self, ledger: Ledger, settings: BandwidthSettings, before: Mapping[str, Any]) -> None:
+        """`before`: what a predecessor wrote down. Settings that have changed since then win."""
+        self._ledger = ledger
+        self._configured = [settings.bandwidth_mbps, settings.maximum_bandwidth_mbps]
+        self._autoscale: Autoscale | None = None
+        self.mbps, self.maximum = self._configured
+        now = self._ledger.rate
+        if before.get("configured") == self._configured:
+            self.mbps, self.maximum = float(before["mbps"]), float(before["maximum"])
+        else:
+            now = 0
+        low, high = int(self.mbps * MEGABIT), int(max(self.mbps, self.maximum) * MEGABIT)
+        self._apply(min(max(now, low), high))
+
+    def _apply(self, rate: int) -> None:
+        self._ledger.set_rate(rate)
+        self._autoscale = None
+        if self.maximum:
+            self._autoscale = Autoscale(int(self.mbps * MEGABIT), int(self.maximum * MEGABIT))
+            self._autoscale.rate = rate
+
+    @property
+    def rate(self) -> int:
+        """Bit/s that may pass now; 0 is unlimited."""
+        return self._ledger.rate
+
+    def set(self, mbps: float, maximum: float = 0.0) -> None:
+        """From now on. ValueError if the two do not fit together."""
+        if mbps and not LEAST_MBPS <= mbps <= MOST_MBPS:
+            raise ValueError(f"mbps must be 0 (unlimited), or from {LEAST_MBPS:g} to {MOST_MBPS:.0f}")
+        if maximum and not mbps < maximum <= 2 * mbps:
+            raise ValueError(f"max_mbps must be above {mbps:g} and at most {2 * mbps:g}, or 0")
+        self.mbps, self.maximum = mbps, maximum
+        self._apply(int(mbps * MEGABIT))
+        upto = f", up to {maximum:g} Mbps under load" if maximum else ""
+        say("info", f"bandwidth is {mbps:g} Mbps now{upto}" if mbps else "bandwidth is unlimited now")
+
+    def hear(self, now: int, utilisation: float) -> None:
+        """So much of the present rate was used of late."""
+        if self._autoscale is None:
+            return
+        before, rate = self.rate, self._autoscale.hear(now, utilisation)
+        if rate != before:
+            self._ledger.set_rate(rate)
+            say("info", f"bandwidth is {'raised' if rate > before else 'lowered'} to {rate / MEGABIT:g} Mbps")
+
+    def board(self) -> dict[str, Any]:
+        return {"configured": self._configured, "mbps": self.mbps, "maximum": self.maximum}

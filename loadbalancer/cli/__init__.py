@@ -1,0 +1,1 @@
+"""The commands `twofold balance` and `twofold balance-ctl`."""

@@ -1,0 +1,292 @@
+"""`twofold balance-ctl`: tells a running load balancer what to do, over its admin socket.
+
+Touches that socket, and standard output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import typer
+
+from twofold.errors import AddressError, ConfigError, ExitCode, TwofoldError, UsageError
+from twofold.loadbalancer.config import default_admin_path
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+PROGRAM = "twofold balance-ctl"
+PATIENCE = 10.0  # seconds with the steward
+LOOK = 0.2  # seconds between looks at what was asked for
+HANDOVER = 1.0  # seconds in which nobody may answer: between two stewards, and before the first
+COLUMNS = ("instance", "state", "in hand", "requests/s", "share", "latency", "failures")
+
+SOCKET = typer.Option(
+    "", "--socket", "--admin-socket",
+    help="The admin socket (default: $TWOFOLD_BALANCE_ADMIN_SOCKET, or your own folder's).",
+    metavar="PATH", show_default=False,
+)  # fmt: skip
+AS_JSON = typer.Option(False, "--json", help="As JSON.", show_default=False)
+WAIT = typer.Option(
+    0.0, "--wait", help="Wait so long for its requests to end.", metavar="SECONDS", show_default=False
+)
+NAME = typer.Argument(help="Its name, or HOST:PORT.", metavar="NAME")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Look at a running load balancer, and tell it what to do.",
+)
+
+
+# ---------------------------------------------------------------------- the socket
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        until = time.monotonic() + HANDOVER
+        while True:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(self.timeout)
+            try:
+                self.sock.connect(self._path)
+                return
+            except (ConnectionRefusedError, FileNotFoundError):
+                self.sock.close()
+                if time.monotonic() > until:
+                    raise
+                time.sleep(LOOK / 4)
+
+
+class Admin:
+    """One call after another."""
+
+    def __init__(self, chosen: str) -> None:
+        text = chosen or os.environ.get("TWOFOLD_BALANCE_ADMIN_SOCKET", "")
+        self.path = str(Path(text).expanduser()) if text else str(default_admin_path(os.environ))
+
+    def call(self, method: str, target: str, body: object = None) -> Any:
+        """What it answers. Raises AddressError where nobody listens, UsageError where it refuses."""
+        text = b"" if body is None else json.dumps(body).encode()
+        connection = _Connection(self.path)
+        try:
+            connection.request(method, target, text, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            status, found = answer.status, json.loads(answer.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            remedy = "start one with `twofold balance`, or name its socket with --socket"
+            raise AddressError(f"no load balancer answers at {self.path}: {why}", remedy) from None
+        finally:
+            connection.close()
+        if status >= 500:
+            raise TwofoldError(found["message"])
+        if status >= 400:
+            raise UsageError(found["message"])
+        return found
+
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.call("GET", "/state")
+        return found
+
+
+# ---------------------------------------------------------------------- commands
+
+
+@app.command()
+def state(socket: str = SOCKET, as_json: bool = AS_JSON) -> None:
+    """Show the pool, bandwidth and latency."""
+    found = Admin(socket).state()
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        _console().print(_picture(found))
+
+
+@app.command()
+def watch(socket: str = SOCKET) -> None:
+    """Show them as they move, until Ctrl-C."""
+    from rich.live import Live
+
+    admin = Admin(socket)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is how it is meant to end
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Live(_picture(admin.state()), console=_console(), auto_refresh=False) as screen,
+    ):
+        while True:
+            time.sleep(0.5)
+            screen.update(_picture(admin.state()), refresh=True)
+
+
+@app.command()
+def bandwidth(
+    mbps: float = typer.Argument(help="10^6 bit/s; 0 is unlimited.", metavar="MBPS"),
+    maximum: float = typer.Option(
+        0.0, "--maximum", help="Raise it up to this under load.", metavar="MBPS", show_default=False
+    ),
+    socket: str = SOCKET,
+) -> None:
+    """Change the bandwidth, at once; no connection notices."""
+    found = Admin(socket).call("PUT", "/bandwidth", {"mbps": mbps, "max_mbps": maximum})
+    print(_bandwidth(found))
+
+
+@app.command()
+def add(
+    url: str = typer.Argument(help="HOST:PORT or unix:/PATH.", metavar="URL"), socket: str = SOCKET
+) -> None:
+    """Add an instance, or let a drained one take requests again."""
+    found = Admin(socket).call("POST", "/instances", {"url": url})
+    hope = "; it gets requests once a probe finds it well" if found["state"] == "down" else ""
+    print(_sentence(found) + hope)
+
+
+@app.command()
+def drain(name: str = NAME, wait: float = WAIT, socket: str = SOCKET) -> None:
+    """Let an instance finish what it has, and give it nothing more."""
+    admin = Admin(socket)
+    found = admin.call("POST", f"/instances/{quote(name, safe='')}/drain")
+    _until(admin, found, wait, lambda one: one is None or not one["outstanding"])
+
+
+@app.command()
+def remove(name: str = NAME, wait: float = WAIT, socket: str = SOCKET) -> None:
+    """Drain an instance, then forget it."""
+    admin = Admin(socket)
+    found = admin.call("DELETE", f"/instances/{quote(name, safe='')}")
+    _until(admin, found, wait, lambda one: one is None)
+
+
+@app.command()
+def reload(socket: str = SOCKET) -> None:
+    """Read the settings again, and start the new code; bad settings change nothing."""
+    admin = Admin(socket)
+    before = admin.state()
+    admin.call("POST", "/reload")
+    for _ in range(int(PATIENCE / LOOK)):
+        time.sleep(LOOK)
+        try:
+            now = admin.state()
+        except AddressError:  # between two stewards
+            continue
+        if now["started"] != before["started"]:
+            print("reloaded")
+            return
+        if now["reloads_refused"] != before["reloads_refused"]:
+            raise ConfigError(f"not reloaded, and nothing has changed: {now['reloads_refused']['why']}")
+    why = "it waits until the generation before has drained"
+    raise ConfigError(f"not reloaded within {PATIENCE:g} s; until then nothing changes", why)
+
+
+def _until(admin: Admin, one: dict[str, Any], seconds: float, done: Callable[[Any], bool]) -> None:
+    """Say what becomes of the instance, and with a patience wait for it."""
+    name, until = one["name"], time.monotonic() + seconds
+    now: dict[str, Any] | None = one
+    while not done(now) and time.monotonic() < until:
+        time.sleep(LOOK)
+        now = next((each for each in admin.call("GET", "/instances") if each["name"] == name), None)
+    print(_sentence(now) if now else f"{name} has left; it may be stopped")
+    if seconds and not done(now):
+        raise TwofoldError(f"{name} has not finished within {seconds:g} s", "it goes on draining")
+
+
+# ---------------------------------------------------------------------- in words
+
+
+def _sentence(one: dict[str, Any]) -> str:
+    if one["state"] == "drain":
+        left = one["outstanding"]
+        return (
+            f"{one['name']} drains, {left} in hand"
+            if left
+            else f"{one['name']} is drained; it may be stopped"
+        )
+    why = f": {one['why']}" if one["why"] else ""
+    return f"{one['name']} is {one['state']}{why}"
+
+
+def _bandwidth(band: dict[str, Any]) -> str:
+    if not band["mbps"]:
+        return "bandwidth is unlimited"
+    upto = (
+        f", up to {band['maximum_mbps']:g} under load" if band["maximum_mbps"] > band["minimum_mbps"] else ""
+    )
+    return f"bandwidth is {band['mbps']:g} Mbps{upto}"
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
+
+
+def _row(one: dict[str, Any]) -> Iterable[str]:
+    credits = f" of {one['credits']}" if one["credits"] else ""
+    why = f" ({one['why']})" if one["why"] else ""
+    failures = sum(one["failures"].values())
+    return (
+        one["name"], one["state"] + why, f"{one['outstanding']}{credits}", f"{one['per_second']:g}",
+        f"{one['share']:.0%}", _ms(one["latency_ms"]), str(failures),
+    )  # fmt: skip
+
+
+def _picture(found: dict[str, Any]) -> Group:
+    from rich.box import SIMPLE
+    from rich.console import Group
+    from rich.table import Table
+
+    band, asked, latency = found["bandwidth"], found["requests"], found["latency_ms"]
+    used = f"{band['in_mbps']:.3g} in, {band['out_mbps']:.3g} out"
+    reasons = {**asked["refused"], "unauthorised": asked["unauthorised"]}
+    refused = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    share = f", {band['utilisation']:.0%} used" if band["mbps"] else ""
+    pace = f"{asked['per_second']:g} requests/s, p50 {_ms(latency['p50'])}, p99 {_ms(latency['p99'])}"
+    lines = [
+        f"{_bandwidth(band)}; now {used}{share}",
+        f"{pace}; {asked['inside']} in hand, {asked['waiting']} waiting",
+        f"refused: {refused or 'none'}",
+    ]
+    tones = {"up": "green", "down": "red", "ejected": "yellow", "drain": "dim"}
+    table = Table(box=SIMPLE, pad_edge=False)
+    for index, name in enumerate(COLUMNS):
+        table.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
+    for one in found["instances"]:
+        table.add_row(*_row(one), style=tones.get(one["state"]) if one["state"] != "up" else None)
+    return Group(*lines, table)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # Into a file or a pipe goes the whole line, however narrow some terminal may be.
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+
+
+def run(arguments: list[str]) -> int:
+    """One call of `twofold balance-ctl`. Raises TwofoldError, and UsageError for an unknown option."""
+    try:
+        code = app(arguments, prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except Exception as error:
+        # typer's complaints about a command line share no public class across its versions, but this method.
+        if isinstance(error, TwofoldError) or not hasattr(error, "format_message"):
+            raise
+        if not error.format_message():
+            return int(ExitCode.USAGE)  # no command at all: the help has been shown
+        raise UsageError(error.format_message(), f"`{PROGRAM} --help` lists what there is") from None

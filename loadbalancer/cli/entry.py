@@ -1,0 +1,33 @@
+"""`twofold balance` and `twofold balance-ctl`, by name: what must happen before they are imported."""
+
+from __future__ import annotations
+
+import os
+
+from twofold.native import load
+
+
+def balance(arguments: list[str]) -> int:
+    """`twofold balance ARGUMENTS`: the exit code. Raises TwofoldError."""
+    load.prefer()  # before anything is imported that is there in both forms
+    from twofold.loadbalancer.supervision import exec_handover
+    from twofold.logs.records import say
+
+    if exec_handover.pending(os.environ):  # a reload has exec'ed this process: the settings are settled
+        from twofold.loadbalancer.supervision import supervisor
+        from twofold.loadbalancer.supervision.resources import Lives
+
+        return int(supervisor.resume(exec_handover.receive(os.environ), Lives(), say))
+    from twofold.loadbalancer.cli import commands
+
+    return commands.run(arguments)
+
+
+def control(arguments: list[str]) -> int:
+    """`twofold balance-ctl ARGUMENTS`: the exit code. Raises TwofoldError."""
+    from twofold.loadbalancer.cli import control as command
+
+    return command.run(arguments)
+
+
+COMMANDS = {"balance": balance, "balance-ctl": control}

@@ -1,0 +1,1 @@
+"""The controller process: discovery, registry, health checks, admin API, status page."""

@@ -1,0 +1,145 @@
+"""Is an instance well? One GET of its health path, and what a row of answers means.
+
+Touches one connection of its own per probe.  `Verdict` is arithmetic: two failures in a row take an
+instance out, one success lets a new one in, two bring one back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from twofold.net.address import Address
+from twofold.wire import proxy_protocol
+
+FALL = 2
+RISE = 2
+NOT_ASKED = "not asked yet"
+MAX_ANSWER = 262144
+MAX_WHY = 160  # characters
+PIECE = 65536
+# Never a path, or whoever got hold of an instance's port could have us speak to any socket of the machine.
+_LOCAL = re.compile(r"@twofold-[0-9a-f-]{1,60}")
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """One answer. What one of ours says of itself: `workers`, how many replicas are ready, and `local`,
+    the name of its abstract Unix socket; 0 and nothing from others.
+    """
+
+    well: bool
+    why: str = ""  # it is not
+    workers: int = 0
+    local: str = ""
+
+
+class Verdict:
+    """`up` is what the answers say so far; `ever` whether it has been up before."""
+
+    __slots__ = ("_row", "ever", "local", "up", "why", "workers")
+
+    def __init__(self, up: bool = False, ever: bool = False, workers: int = 0, why: str = "") -> None:
+        self.up = up
+        self.ever = ever
+        self.workers = workers
+        self.local = ""
+        self.why = "" if up else why or NOT_ASKED
+        self._row = 0  # answers in a row that contradict `up`
+
+    @property
+    def wavering(self) -> bool:
+        """The last answer was another than expected: it is worth asking again soon."""
+        return self._row > 0
+
+    def hear(self, answer: Health) -> bool:
+        """One more answer; True when the verdict has changed, or what it says of itself."""
+        self.why = answer.why
+        changed = answer.well and (answer.workers, answer.local) != (self.workers, self.local)
+        if answer.well:
+            self.workers, self.local = answer.workers, answer.local
+        if answer.well == self.up:
+            self._row = 0
+            return changed
+        self._row += 1
+        if self._row < (FALL if self.up else RISE if self.ever else 1):
+            return changed
+        self.up, self._row = answer.well, 0
+        self.ever = self.ever or answer.well
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """How instances are asked."""
+
+    path: str
+    timeout: float  # seconds
+    line: str = "off"  # the PROXY protocol that they expect every connection to begin with
+
+    async def put(self, where: Address) -> Health:
+        """Never raises but for cancellation."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                status, body = await self._get(where)
+        except TimeoutError:
+            return Health(False, f"no answer within {self.timeout:g} s")
+        except ConnectionRefusedError:
+            return Health(False, "refuses connections")
+        except (OSError, ValueError) as error:
+            return Health(False, _why(error))
+        if status != 200:
+            return Health(False, f"{self.path} answered {status}")
+        workers, local = _told(body)
+        return Health(True, "", workers, local)
+
+    async def _get(self, where: Address) -> tuple[int, bytes]:
+        if where.is_unix:
+            reader, writer = await asyncio.open_unix_connection(where.path)
+        else:
+            reader, writer = await asyncio.open_connection(where.host, where.port)
+        try:
+            host = "localhost" if where.is_unix else str(where)
+            line = proxy_protocol.render(self.line, None) if self.line != "off" else b""
+            # HTTP/1.0: the connection ends with the answer; whoever keeps it open tells the length.
+            writer.write(line + f"GET {self.path} HTTP/1.0\r\nhost: {host}\r\n\r\n".encode())
+            answer = b""
+            while len(answer) < MAX_ANSWER and not _whole(answer) and (more := await reader.read(PIECE)):
+                answer += more
+        finally:
+            writer.transport.abort()
+        return _parse(answer)
+
+
+def _why(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text or type(error).__name__)[:MAX_WHY]
+
+
+def _whole(answer: bytes) -> bool:
+    end = answer.find(b"\r\n\r\n")
+    length = _LENGTH.search(answer, 0, end + 2) if end >= 0 else None
+    return length is not None and len(answer) >= end + 4 + int(length[1])
+
+
+def _parse(answer: bytes) -> tuple[int, bytes]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    words = head.partition(b"\r\n")[0].split(b" ", 2)
+    if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+        raise ValueError("its answer is not HTTP" if answer else "closes connections without an answer")
+    return int(words[1]), body
+
+
+def _told(body: bytes) -> tuple[int, str]:
+    """Replicas that are ready, and its Unix socket, if the instance is one of ours and says so."""
+    try:
+        board: Any = json.loads(body)
+        workers = sum(replica.get("state") == "ready" for replica in board["replicas"])
+        local = str(board.get("socket", ""))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return 0, ""
+    return workers, local if _LOCAL.fullmatch(local) else ""

@@ -1,0 +1,128 @@
+"""Who is in the pool: joins those that are named, drains those that are named no more, obeys the admin.
+
+Touches the cells of the shared memory: the outstanding requests in them say when somebody may go, and
+a cell is cleared before it is given to the next.  What the admin did holds against file and DNS: one
+that was removed stays away until it is added again, or is no more named.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Mapping
+from time import monotonic_ns
+from typing import Any
+
+from twofold.loadbalancer import shared_memory
+from twofold.loadbalancer.control.discovery import Wanted
+from twofold.loadbalancer.control.endpoint import ADMIN, Member, from_entry
+from twofold.logs.records import say
+from twofold.net import address
+from twofold.net.address import Address
+
+DWELL_NS = 200_000_000  # the proxies may not have seen yet that one drains, nor shown what it has in hand
+
+
+class Census:
+    def __init__(self, shared: mmap.mmap) -> None:
+        self._shared = shared
+        self.members: dict[str, Member] = {}
+        self.removed: set[str] = set()  # by the admin, though somebody names them
+
+    def inherit(self, entries: Iterable[Mapping[str, Any]], removed: Iterable[str]) -> None:
+        """Take up what a predecessor has left; raises KeyError or TypeError if that makes no sense."""
+        members = [from_entry(entry, monotonic_ns()) for entry in entries]
+        if len({member.cell for member in members}) != len(members):
+            raise KeyError("two instances with one cell")
+        self.members = {member.name: member for member in members}
+        self.removed = set(removed)
+
+    # ------------------------------------------------------------------ what the admin may do
+
+    def find(self, text: str) -> Member:
+        """By its name, or without what every name begins with. KeyError if there is none."""
+        upstream = address.upstream(text) or address.upstream(f"http://{text}")
+        for name in (text, upstream.name if upstream else text):
+            if name in self.members:
+                return self.members[name]
+        raise KeyError(text)
+
+    def add(self, text: str) -> Member:
+        """ValueError if it is no instance, or one too many."""
+        found = address.upstream(f"http://{text}" if address.tcp(text) else text)
+        if found is None or found.dns:
+            raise ValueError(f"{text!r} is no instance; write HOST:PORT or unix:/PATH")
+        self.removed.discard(found.name)
+        known = self.members.get(found.name)
+        if known is None:
+            return self._join(found.name, found.address, ADMIN)
+        known.source = ADMIN if known.leaving else known.source
+        known.stay()
+        return known
+
+    def remove(self, member: Member) -> None:
+        """It is drained, then forgotten."""
+        if member.source != ADMIN:
+            self.removed.add(member.name)
+        member.leave(monotonic_ns())
+
+    # ------------------------------------------------------------------ what others name
+
+    def reconcile(self, wanted: Mapping[str, Wanted], certain: bool = True) -> None:
+        """Join who is newly named, let go who is named no more. `certain`: nobody is still to be heard."""
+        if certain:
+            self.removed &= wanted.keys()
+        for name, who in wanted.items():
+            if name not in self.removed:
+                self._want(name, who)
+        for member in self.members.values():
+            if member.name not in wanted and member.source != ADMIN:
+                member.leave(monotonic_ns())
+
+    def _want(self, name: str, who: Wanted) -> None:
+        member = self.members.get(name)
+        if member is None:
+            try:
+                self._join(name, who.where, who.source).origin = who.origin
+            except ValueError as error:
+                say("error", f"{name} is left out: {error}")
+        elif member.source != ADMIN:
+            member.source, member.origin, member.leaving = who.source, who.origin, False
+
+    def _join(self, name: str, where: Address, source: str) -> Member:
+        taken = {member.cell for member in self.members.values()}
+        free = next((cell for cell in range(shared_memory.MAX_INSTANCES) if cell not in taken), None)
+        if free is None:
+            raise ValueError(f"a pool has at most {shared_memory.MAX_INSTANCES} instances")
+        # What was counted of the cell's last owner is nobody's now.
+        for proxy in range(shared_memory.MAX_PROXIES):
+            shared_memory.cell(self._shared, proxy, free)[:] = memoryview(
+                bytes(shared_memory.CELL_SIZE)
+            ).cast("Q")
+        member = self.members[name] = Member(name, where, source, free)
+        return member
+
+    # ------------------------------------------------------------------ who may go
+
+    def outstanding(self, member: Member) -> int:
+        """Requests in its hands."""
+        return sum(
+            shared_memory.cell(self._shared, proxy, member.cell)[shared_memory.OUTSTANDING]
+            for proxy in range(shared_memory.MAX_PROXIES)
+        )
+
+    def part(self, now: int) -> list[Member]:
+        """Forget those that leave and have nothing in hand any more."""
+        gone = [
+            member
+            for member in self.members.values()
+            if member.leaving and now - member.left_at >= DWELL_NS and not self.outstanding(member)
+        ]
+        for member in gone:
+            del self.members[member.name]
+        return gone
+
+    def board(self) -> dict[str, Any]:
+        return {
+            "instances": [member.entry() for member in self.members.values()],
+            "removed": sorted(self.removed),
+        }

@@ -1,0 +1,130 @@
+"""What may be looked at: the status page, its events, the state as JSON, and metrics for Prometheus.
+
+The page is one file, complete in itself: it loads nothing from anywhere, and its policy
+(Content-Security-Policy) lets it run its own script only.  It is given the state that it shows first,
+and twice a second the next one as a server-sent event, made once for all who watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from twofold.loadbalancer.control import status_view
+
+if TYPE_CHECKING:
+    from twofold.loadbalancer.control.controller import Steward
+
+PAGE = Path(__file__).with_name("status.html")
+PLACE = b"{/* state */}"
+MAX_WATCHERS = 64
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+FRESH = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+
+
+class Watchers:
+    """Everybody who looks at the page."""
+
+    def __init__(self, steward: Steward) -> None:
+        self._steward = steward
+        self._next: asyncio.Future[bytes] | None = None
+        self._many = 0
+        self._stopped = False
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/", self.page),
+            Route("/events", self.events),
+            Route("/state", self.state),
+            Route("/metrics", self.metrics),
+        ]
+
+    # ------------------------------------------------------------------ answers
+
+    async def page(self, request: Request) -> Response:
+        text, policy = template()
+        headers = {**FRESH, "content-security-policy": policy, "referrer-policy": "no-referrer"}
+        return Response(text.replace(PLACE, _inline(self._now())), headers=headers, media_type="text/html")
+
+    async def state(self, request: Request) -> Response:
+        return Response(orjson.dumps(self._steward.state()), headers=FRESH, media_type="application/json")
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._steward.exposition(), headers={**FRESH, "content-type": METRICS_TYPE})
+
+    async def events(self, request: Request) -> Response:
+        if self._many >= MAX_WATCHERS:
+            raise HTTPException(503, f"{MAX_WATCHERS} others watch already")
+        return StreamingResponse(self._stream(), headers=FRESH, media_type="text/event-stream")
+
+    # ------------------------------------------------------------------ events
+
+    async def _stream(self) -> AsyncIterator[bytes]:
+        self._many += 1
+        try:
+            yield b"retry: 1000\n" + _event(self._now())
+            while not self._stopped:
+                if self._next is None:
+                    self._next = asyncio.get_running_loop().create_future()
+                yield await asyncio.shield(self._next)
+        finally:
+            self._many -= 1
+
+    def _now(self) -> bytes:
+        steward = self._steward
+        return orjson.dumps({**steward.state(), "history": status_view.history(steward.trend)})
+
+    async def run(self) -> None:
+        """Tell everybody of each reading, until `stop`."""
+        while not self._stopped:
+            await self._steward.sampled.wait()
+            self._tell(_event(self._now()) if self._next is not None else b"")
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._steward.sampled.set()
+        self._tell(b"\n")
+
+    def _tell(self, event: bytes) -> None:
+        waiting, self._next = self._next, None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(event)
+
+
+def _event(text: bytes) -> bytes:
+    return b"data: " + text + b"\n\n"
+
+
+def _inline(text: bytes) -> bytes:
+    """JSON within a script element: no text in it may end that."""
+    return text.replace(b"<", b"\\u003c")
+
+
+@cache
+def template() -> tuple[bytes, str]:
+    """The page without its first state, and its policy."""
+    text = PAGE.read_bytes()
+    styles = re.findall(rb"<style>(.*?)</style>", text, re.DOTALL)
+    scripts = re.findall(rb"<script>(.*?)</script>", text, re.DOTALL)
+    policy = (
+        f"default-src 'none'; style-src {_hashes(styles)}; script-src {_hashes(scripts)}; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return text, policy
+
+
+def _hashes(texts: list[Any]) -> str:
+    digests = (base64.b64encode(hashlib.sha256(text).digest()).decode() for text in texts)
+    return " ".join(f"'sha256-{digest}'" for digest in digests)

@@ -1,0 +1,177 @@
+"""What the load balancer shows of itself to its operator: one JSON object, for the page and the admin.
+
+Pure.  Rates, shares and percentiles are of late (about ten seconds); counts are since the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from twofold.loadbalancer import shared_memory
+from twofold.loadbalancer.control.sliding_window import REFUSALS, Reading, Sight, Trend, grown
+
+FAILURES = {
+    "answer": shared_memory.FIVEXX,
+    "connect": shared_memory.CONNECT_ERRORS,
+    "late": shared_memory.TIMEOUTS,
+    "broken": shared_memory.BROKEN,
+}
+UNSEEN = Sight((0,) * shared_memory.CELL_WORDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What cannot be read from the counters."""
+
+    version: str
+    started: float  # Unix time
+    rate: int  # bit/s of now; 0 is unlimited
+    debt: int  # bits
+    mbps: float
+    maximum: float
+    members: Sequence[Mapping[str, Any]]  # as on the board
+    certificate_expires: int = 0  # Unix time; 0: there is none, or it cannot be read
+    reloads_refused: tuple[int, str] = (0, "")  # how many, and why the last one
+    compiled: bool = False  # see compiled.py
+
+
+def state(facts: Facts, trend: Trend, reading: Reading) -> dict[str, Any]:
+    """Everything an operator may want to know, for JSON."""
+    cells = reading.cells
+    return {
+        "version": facts.version,
+        "compiled": facts.compiled,
+        "started": round(facts.started, 3),
+        "reloads_refused": {"times": facts.reloads_refused[0], "why": facts.reloads_refused[1]},
+        "bandwidth": _bandwidth(facts, trend, cells),
+        "requests": _requests(trend, cells),
+        "latency_ms": _pair(trend.percentiles(shared_memory.LATENCY)),
+        "upstream_ms": _pair(trend.percentiles(shared_memory.UPSTREAM)),
+        "throttled_ms": _pair(trend.percentiles(shared_memory.THROTTLE)),
+        "queued_ms": _pair(trend.percentiles(shared_memory.QUEUE)),
+        "connections": {
+            "open": cells[shared_memory.OPEN_CONNECTIONS], "accepted": cells[shared_memory.ACCEPTED],
+            "upstream_open": cells[shared_memory.UPSTREAM_OPEN],
+        },
+        "instances": instances(facts.members, trend, reading),
+    }  # fmt: skip
+
+
+def _pair(found: tuple[float | None, float | None]) -> dict[str, float | None]:
+    low, high = (None if each is None else round(each, 3) for each in found)
+    return {"p50": low, "p99": high}
+
+
+def _bandwidth(facts: Facts, trend: Trend, cells: Sequence[int]) -> dict[str, Any]:
+    received, sent = trend.mbps()
+    return {
+        "mbps": facts.rate / 1e6,  # of now
+        "minimum_mbps": facts.mbps,
+        "maximum_mbps": facts.maximum or facts.mbps,
+        "in_mbps": round(received, 4),
+        "out_mbps": round(sent, 4),
+        "utilisation": round(trend.utilisation(), 4),
+        "debt_bytes": facts.debt // 8,
+        "waiting": cells[shared_memory.THROTTLED],
+        "in_bytes": cells[shared_memory.BYTES_IN],
+        "out_bytes": cells[shared_memory.BYTES_OUT],
+    }
+
+
+def _requests(trend: Trend, cells: Sequence[int]) -> dict[str, Any]:
+    window = trend.window()
+    of_late = grown(window[1].cells, window[2].cells) if window else [0] * shared_memory.CELLS
+    seconds = window[0] if window else 1.0
+    answered = statuses(cells)
+    return {
+        "per_second": round(sum(count for _, count in statuses(of_late)) / seconds, 2),
+        "total": sum(count for _, count in answered),
+        "inside": cells[shared_memory.INSIDE],
+        "waiting": cells[shared_memory.WAITING],
+        "by_status": {status: count for status, count in answered if count},
+        "refused": {reason: cells[cell] for reason, cell in REFUSALS.items()},
+        "refused_per_second": {
+            reason: round(of_late[cell] / seconds, 2) for reason, cell in REFUSALS.items()
+        },
+        "failed_per_second": round(_failed(of_late) / seconds, 2),
+        "unauthorised": cells[shared_memory.UNAUTHORISED],
+        "retried": cells[shared_memory.RETRIED],
+        "retries_denied": cells[shared_memory.RETRY_DENIED],
+    }
+
+
+def statuses(cells: Sequence[int]) -> list[tuple[str, int]]:
+    known = [(str(status), cells[cell]) for status, cell in shared_memory.STATUS_CELL.items()]
+    return [*known, ("other", cells[shared_memory.OTHER_STATUS])]
+
+
+def _failed(cells: Sequence[int]) -> int:
+    """Answers 5xx that are no refusal of ours."""
+    bad = sum(count for status, count in statuses(cells) if status.startswith("5"))
+    return max(0, bad - cells[shared_memory.REFUSED_QUEUE] - cells[shared_memory.REFUSED_DOWN])
+
+
+@dataclass(frozen=True, slots=True)
+class _Late:
+    """What one instance did of late."""
+
+    seconds: float
+    words: Sequence[int]
+    all: int  # requests of the whole pool
+
+
+def instances(members: Iterable[Mapping[str, Any]], trend: Trend, reading: Reading) -> list[dict[str, Any]]:
+    window = trend.window()
+    grew: dict[str, Sequence[int]] = {}
+    for name, now in reading.instances.items():
+        before = window[1].instances.get(name, UNSEEN) if window else now
+        grew[name] = grown(before.words, now.words)
+    served = sum(words[shared_memory.REQUESTS] for words in grew.values())
+    seconds = window[0] if window else 1.0
+    shown = []
+    for member in members:
+        name = member["name"]
+        late = _Late(seconds, grew.get(name, UNSEEN.words), served)
+        shown.append(_instance(member, reading.instances.get(name, UNSEEN), late, reading.at))
+    return shown
+
+
+def _instance(member: Mapping[str, Any], now: Sight, late: _Late, at: int) -> dict[str, Any]:
+    served = late.words[shared_memory.REQUESTS]
+    known = now.words[shared_memory.REQUESTS] > 0  # or its latency is a guess of the proxies
+    latency_us = late.words[shared_memory.LATENCY_SUM_US] / served if served else now.latency_us * known
+    failed = sum(late.words[cell] for cell in FAILURES.values())
+    return {
+        "name": member["name"],
+        "state": shown_state(member, now, at),
+        "why": member["why"],
+        "source": member["source"],
+        "workers": member["workers"],
+        "outstanding": now.words[shared_memory.OUTSTANDING],
+        "credits": now.words[shared_memory.CREDITS],
+        "per_second": round(served / late.seconds, 2),
+        "share": round(served / late.all, 4) if late.all else 0.0,
+        "latency_ms": round(latency_us / 1e3, 3) if latency_us else None,
+        "requests": now.words[shared_memory.REQUESTS],
+        "failures": {kind: now.words[cell] for kind, cell in FAILURES.items()},
+        "failed_per_second": round(failed / late.seconds, 2),
+        "retries": now.words[shared_memory.RETRIES],
+        "ejections": now.words[shared_memory.EJECTIONS],
+        "ejected_s": round(max(0, now.ejected_until - at) / 1e9, 1),
+    }
+
+
+def shown_state(member: Mapping[str, Any], sight: Sight, now: int) -> str:
+    """As on the board; or ejected, when a proxy has had enough of one that answers its probes."""
+    ejected = member["state"] == "up" and sight.ejected_until > now
+    return "ejected" if ejected else str(member["state"])
+
+
+def history(trend: Trend) -> dict[str, list[float | None]]:
+    """The last minute, a column for each figure, two points a second."""
+    columns = zip(*(asdict(point).values() for point in trend.points), strict=True)
+    names = ("received", "sent", "limit", "requests", "p50", "p99", "refused")
+    rounded = [[None if each is None else round(each, 3) for each in column] for column in columns]
+    return dict(zip(names, rounded or [[] for _ in names], strict=True))

@@ -1,0 +1,1 @@
+"""What a proxied message becomes: request plans, response heads, forwarding, error responses. Pure."""

@@ -1,0 +1,99 @@
+"""What follows from a request's head alone: a refusal, or the bytes that go to an instance.
+
+Pure.  Plans are remembered per equal head bytes, so all of this is paid once per kind of request.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from twofold.loadbalancer.http import forwarding
+from twofold.loadbalancer.http.error_responses import LENGTH, Refusal, too_large
+from twofold.wire.request_head import Head
+
+NEVER = math.inf
+SMALL_BODY = 49152
+# RFC 9110, 9.2.2: asking twice does what asking once does.
+IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    head: Head
+    length: int  # bytes of the body
+    message: bytes  # for the access log: "POST /predict 1.1"
+    close: bool
+    connection: bytes  # the Connection field of answers, or nothing
+    plain: bool  # an answer may pass as it is: its framing means to this client what it says
+    replayable: bool  # may be sent twice (RFC 9110, 9.2.2, or the caller says so)
+    refusal: Refusal | None = None
+    keep_until: float = NEVER  # Unix time until when the plan holds
+    digest: bytes | None = None  # SHA-256 that the body must have, for the signature covers it
+    # The bytes of the head for an instance, by the client's address.
+    heads: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def gathered(self) -> bool:
+        """The body is gathered before anybody is asked; a larger one flows, unless it is to be verified."""
+        return self.length <= SMALL_BODY or self.digest is not None
+
+    @property
+    def repeats(self) -> bool:
+        """A read that begins with these bytes needs no more thought than the one before it."""
+        small = self.length <= SMALL_BODY and self.digest is None
+        return small and self.refusal is None and self.keep_until == NEVER and not self.head.expect_continue
+
+    @property
+    def to_head(self) -> bool:
+        return self.head.method == "HEAD"
+
+    def upstream_head(self, peer: str, hops: forwarding.Hops) -> bytes:
+        """The head to send; the body follows it directly."""
+        known = self.heads.get(peer)
+        if known is None:
+            if len(self.heads) >= 64:
+                self.heads.clear()
+            self.heads[peer] = known = _render(self.head, self.length, peer, hops)
+        return known
+
+
+def make_plan(head: Head, max_body: int, refusal: Refusal | None, keep_until: float = NEVER) -> Plan:
+    """`refusal`: what the guard has against it."""
+    refusal = refusal or _refusal(head, max_body)
+    unread = head.chunked or (refusal is not None and bool(head.content_length))
+    close = not head.keep_alive or unread
+    connection = b""
+    if close:
+        connection = b"connection: close\r\n"
+    elif head.version == (1, 0):
+        connection = b"connection: keep-alive\r\n"
+    return Plan(
+        head=head,
+        length=head.content_length or 0,
+        message=b"%s %s %d.%d" % (head.method.encode(), head.target.partition(b"?")[0], *head.version),
+        close=close,
+        connection=connection,
+        plain=not connection and head.method != "HEAD",
+        replayable=head.method in IDEMPOTENT
+        or any(name in (b"idempotency-key", b"x-idempotency-key") for name, _ in head.headers),
+        refusal=refusal,
+        keep_until=keep_until,
+    )
+
+
+def _refusal(head: Head, max_body: int) -> Refusal | None:
+    if head.chunked or (head.content_length is None and head.method in ("POST", "PUT", "PATCH")):
+        return LENGTH
+    if (head.content_length or 0) > max_body:
+        return too_large(max_body)
+    return None
+
+
+def _render(head: Head, length: int, peer: str, hops: forwarding.Hops) -> bytes:
+    # RFC 9112, 3.2: an origin server is asked in origin form, whatever form the proxy was asked in.
+    lines = b"%b %b HTTP/1.1\r\n" % (head.method.encode(), forwarding.origin_form(head.target))
+    fields = forwarding.upstream_fields(head, peer, hops)
+    request_id = b"opc-request-id: %b\r\n" % head.request_id if head.request_id else b""
+    framing = b"content-length: %d\r\n" % length if head.content_length is not None else b""
+    return b"%b%b%b%b\r\n" % (lines, fields, request_id, framing)

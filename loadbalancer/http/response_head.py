@@ -1,0 +1,304 @@
+"""Heads of answers: bytes from an instance in, what to do with the body and what to send on out.
+
+Pure: no I/O, no clock.  Strict, like server.http1: an answer that two parsers could read in two
+ways is not repaired but refused, and its connection is never used again (RFC 9112, 6.3 and 11.2).
+
+Parsing costs some 6 us, and an instance repeats itself: of two answers only a few values differ.
+So a `Template` is made of each kind of head: one regular expression with the bytes that stay as
+literals and a hole for each value that was seen to change.  A head that matches has been checked
+byte by byte, and its groups are the pieces to send on.  Fields that decide about framing are never
+a hole but for the number in Content-Length.
+
+Most of a head is the same for a second, its date included.  That much is compared as one string,
+and only the rest by an expression, which takes half the time.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from twofold.loadbalancer.http.forwarding import HOP_BY_HOP, answer_fields
+from twofold.wire.request_head import MAX_FIELDS, MAX_HEAD
+
+LENGTH, CHUNKED, TO_THE_END, NOTHING = range(4)  # how the body ends
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_VALUE = rb"[\t\x20-\x7e\x80-\xff]*"
+_HEAD = re.compile(
+    rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: (" + _VALUE + rb"))?\r\n"
+    rb"((?:" + _TOKEN + rb":" + _VALUE + rb"\r\n)*)\r\n"
+)
+_ID = rb"[!#-\[\]-~]+"  # needs no escape in the JSON of the access log; another one is replaced by ours
+_IS_ID = re.compile(_ID)
+_ID_LABEL: Final = b"\r\nopc-request-id: "
+# For bytes.translate(), which says faster than a pattern that all bytes are of a kind: others are changed.
+_OF_VALUE, _OF_ID = (
+    bytes(byte if re.fullmatch(kind, bytes([byte])) else byte ^ 1 for byte in range(256))
+    for kind in (_VALUE, _ID)
+)
+_FIELD = re.compile(rb"([^:]+):([^\r]*)\r\n")
+_BEGINNING = b"HTTP/1."
+_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+# Never a hole: another value would mean another kind of answer.
+_DECISIVE = HOP_BY_HOP | {b"content-length", b"trailer", b"opc-request-id"}
+_NO_BODY = (204, 304)
+MAX_TEMPLATES = 64
+
+
+class BadAnswer(Exception):
+    """What the instance sent is not an answer that could be passed on."""
+
+
+class AnswerHead(NamedTuple):
+    status: int
+    reason: bytes
+    version: int  # the minor one
+    fields: tuple[tuple[bytes, bytes], ...]  # names in lower case
+    framing: int
+    length: int  # of the body, where `framing` is LENGTH
+    keep_alive: bool  # the instance keeps the connection open
+    request_id: bytes
+
+    @property
+    def interim(self) -> bool:
+        return self.status < 200
+
+
+def doomed(partial: bytes) -> bool:
+    """Whether the beginning of a head cannot become one any more, so that waiting is in vain."""
+    return not partial.startswith(_BEGINNING[: len(partial)]) or _BARE_LINE_FEED.search(partial) is not None
+
+
+def parse(raw: bytes, to_head: bool = False) -> AnswerHead:
+    """The head that `raw` is, up to its empty line. `to_head`: it answers a HEAD request."""
+    if len(raw) > MAX_HEAD:
+        raise BadAnswer("the head is too large")
+    match = _HEAD.fullmatch(raw)
+    if match is None:
+        raise BadAnswer("the head is not HTTP/1.1")
+    minor, code, reason, block = match.groups(b"")
+    fields = tuple((name.lower(), value.strip(b" \t")) for name, value in _FIELD.findall(block))
+    if len(fields) > MAX_FIELDS:
+        raise BadAnswer("the head has too many fields")
+    status, modern = int(code), minor == b"1"
+    named = _single(fields)
+    framing, length = _framing(named, status, modern)
+    # Where no body can be but one is announced, there may be one: it would be taken for the next answer.
+    sound = status not in _NO_BODY or (framing != CHUNKED and not length)
+    if to_head or status < 200 or status in _NO_BODY:
+        framing, length = NOTHING, 0
+    keep = _keep_alive(named.get(b"connection", b""), modern) and framing != TO_THE_END and sound
+    request_id = named.get(b"opc-request-id", b"")
+    if not _IS_ID.fullmatch(request_id):
+        request_id = b""
+    return AnswerHead(status, reason, int(minor), fields, framing, length, keep, request_id)
+
+
+def _single(fields: tuple[tuple[bytes, bytes], ...]) -> dict[bytes, bytes]:
+    named: dict[bytes, bytes] = {}
+    for name, value in fields:
+        if name in named and name in (b"content-length", b"transfer-encoding"):
+            raise BadAnswer(f"the field {name.decode()} is given twice")
+        named[name] = named[name] + b"," + value if name in named and name == b"connection" else value
+    return named
+
+
+def _framing(named: dict[bytes, bytes], status: int, modern: bool) -> tuple[int, int]:
+    coding, length = named.get(b"transfer-encoding"), named.get(b"content-length")
+    if coding is not None:
+        if length is not None or not modern or coding.lower() != b"chunked":
+            raise BadAnswer("its transfer-encoding is not plainly chunked")
+        if status < 200 or status == 204:  # RFC 9112, 6.1
+            raise BadAnswer("a transfer-encoding where no body can be")
+        return CHUNKED, 0
+    if length is None:
+        return TO_THE_END, 0
+    if not length.isdigit() or len(length) > 18:
+        raise BadAnswer("its content-length is not a number")
+    return LENGTH, int(length)
+
+
+def _keep_alive(value: bytes, modern: bool) -> bool:
+    options = [option.strip(b" \t") for option in value.lower().split(b",")]
+    return b"close" not in options and (modern or b"keep-alive" in options)
+
+
+class Template:
+    """One kind of head, to be matched against the next ones.
+
+    Where an answer begins with `start`, of `size` bytes, `rest(answer, size)` matches the rest of
+    such a head; where not, match() is for all of it, and has another `start` from then on.
+    Group `length` is Content-Length's number, group `request_id` the id; `kept` are the numbers of
+    the groups to join for the client, and none if all of it is sent on; `has_id`: an id is in it.
+
+    Servers that give no id often send the same head again.  An answer of `total` bytes that begins
+    with the head `same` needs no match: the client gets `opening`, the id, and what follows `cut`.
+    Those that give one often send the same but for the id, of `id_size` bytes, and the field before
+    it, such as Server-Timing: twin() is for them.
+    """
+
+    __slots__ = (
+        "_before", "_behind", "_front", "_front_size", "_tail", "_tail_size", "_whole", "cut", "has_id",
+        "holes", "id_size", "kept", "lines", "opening", "rest", "same", "size", "start", "status", "total",
+    )  # fmt: skip
+
+    def __init__(self, raw: bytes, head: AnswerHead, holes: frozenset[bytes]) -> None:
+        self.status = head.status
+        self.holes = holes
+        self.has_id = bool(head.request_id)
+        self.lines = raw.split(b"\r\n")[:-2]
+        self.start, self.size = b"", 0
+        self.same = self.opening = b""
+        self.total = self.cut = self._before = 0
+        self._front = self._tail = b""
+        self._front_size = self._tail_size = self._behind = self.id_size = 0
+        dropped = {name for name, _ in head.fields} - {name for name, _ in answer_fields(head.fields)}
+        if dropped:
+            pattern, self.kept = _pattern_of_pieces(self.lines, dropped, holes)
+            self.rest = self._whole = re.compile(pattern).match
+        else:
+            lines = [_line(line, _name(line), holes)[0] for line in self.lines]
+            volatile = holes - {b"date"} | {b"content-length", b"opc-request-id"}
+            steady = next(at for at, line in enumerate(self.lines) if _name(line) in volatile)
+            rest = b"".join(lines[steady:]) + rb"\r\n"
+            self.kept = ()
+            self.rest = re.compile(rest).match
+            self._whole = re.compile(b"(?P<start>" + b"".join(lines[:steady]) + b")" + rest).match
+            self.match(raw)
+
+    def match(self, data: bytes) -> re.Match[bytes] | None:
+        """All of a head; the next ones are likely to begin as this one."""
+        found = self._whole(data)
+        if found is not None and not self.kept:
+            self.start = found["start"]
+            self.size = len(self.start)
+        return found
+
+    def twin(self, data: bytes) -> bytes:
+        """The id in a whole answer that is as the last one, but for it and one field; b"" if it is not so.
+
+        What it accepts, the pattern accepts, at a third of the cost.
+        """
+        end = len(data) - self._behind
+        begin = end - self.id_size
+        label = begin - len(_ID_LABEL)
+        if (
+            label >= self._front_size
+            and data.startswith(self._front)
+            and data[label:begin] == _ID_LABEL
+            and data[end : end + self._tail_size] == self._tail
+        ):
+            request_id, value = data[begin:end], data[self._front_size : label]
+            if request_id.translate(_OF_ID) == request_id and value.translate(_OF_VALUE) == value:
+                return request_id
+        return b""
+
+    def _remember(self, data: bytes, match: re.Match[bytes]) -> None:
+        """Expect twins of the answer that has matched, if what follows its id is the same again."""
+        begin, end = match.span("request_id")
+        tail = data[end : match.end()]
+        label = data.rfind(_ID_LABEL, 0, begin)
+        if tail != self._tail or label + len(_ID_LABEL) != begin:
+            self._tail, self.id_size = tail, 0
+            return
+        line = data.rfind(b"\r\n", 0, label) + 2
+        name = _name(data[line:label])
+        if name in self.holes:
+            self._front_size = line + len(name) + 1
+            self._front = data[: self._front_size]
+        else:  # to its very end: otherwise what is before the label could have grown, a length for example
+            self._front_size, self._front = label, data[:begin]
+        self._tail_size, self._behind, self.id_size = len(tail), len(data) - end, end - begin
+
+    def edit(self, data: bytes, match: re.Match[bytes], request_id: bytes) -> bytes:
+        """The whole answer for the client, of one that has matched."""
+        if self.has_id and not self.kept:
+            self._remember(data, match)
+            return data
+        end = match.end()
+        kept = b"".join([match[number] for number in self.kept]) or data[: end - 2]
+        if self.has_id:
+            return kept + data[end - 2 :]
+        opening, cut = kept + b"opc-request-id: ", end - 4
+        if len(data) == self._before:  # heads with a length that changes are hardly worth remembering
+            self.same, self.total, self.opening, self.cut = data[:end], len(data), opening, cut
+        self._before = len(data)
+        return opening + request_id + data[cut:]
+
+
+def _name(line: bytes) -> bytes:
+    """Of a field, in lower case; of a status line, nothing that a field is called."""
+    return line.partition(b":")[0].lower()
+
+
+def _pattern_of_pieces(
+    lines: list[bytes], dropped: set[bytes], holes: frozenset[bytes]
+) -> tuple[bytes, tuple[int, ...]]:
+    """(pattern of a whole head, numbers of the groups around what is sent on)."""
+    pattern, group, kept, inside = b"", 0, [], False
+    for line in lines:
+        name = _name(line)
+        if name in dropped:
+            pattern += (b")" if inside else b"") + re.escape(line) + rb"\r\n"
+            inside = False
+            continue
+        if not inside:
+            group += 1
+            kept.append(group)
+            pattern, inside = pattern + b"(", True
+        piece, groups = _line(line, name, holes)
+        pattern, group = pattern + piece, group + groups
+    return pattern + (b")" if inside else b"") + rb"\r\n", tuple(kept)
+
+
+def _line(line: bytes, name: bytes, holes: frozenset[bytes]) -> tuple[bytes, int]:
+    """(pattern of one line that is sent on, groups in it)."""
+    value = line[len(name) + 1 :]
+    start = len(line) - len(value.lstrip(b" \t"))
+    label, end = re.escape(line[:start]), re.escape(line[len(line.rstrip(b" \t")) :]) + rb"\r\n"
+    if name == b"content-length":
+        return label + rb"(?P<length>[0-9]{1,18}+)" + end, 1
+    if name == b"opc-request-id":
+        return label + rb"(?P<request_id>" + _ID + b"+)" + end, 1
+    if name in holes:
+        return re.escape(line[: len(name) + 1]) + _VALUE + rb"+\r\n", 0
+    return re.escape(line) + rb"\r\n", 0
+
+
+class Templates:
+    """The kinds of heads that instances send, learnt as they come; bounded."""
+
+    def __init__(self) -> None:
+        self._by_shape: dict[tuple[bytes, ...], Template] = {}
+        self._learnt = 0
+
+    def learn(self, raw: bytes, head: AnswerHead) -> Template | None:
+        """A template that matches `raw` and its like; None where it must be parsed each time.
+
+        Only whole answers in HTTP/1.1 of known length come in question, from instances that keep the
+        connection; a name that occurs twice, or more kinds than are worth it, are left to parse().
+        """
+        if head.framing != LENGTH or not head.keep_alive or not head.version:
+            return None
+        if self._learnt >= 4 * MAX_TEMPLATES:
+            return None
+        lines = raw.split(b"\r\n")[:-2]
+        names = [line.partition(b":")[0].lower() for line in lines[1:]]
+        if len(set(names)) != len(names) or (b"opc-request-id" in names and not head.request_id):
+            return None
+        shape = (lines[0], *names)
+        known = self._by_shape.get(shape)
+        if known is None and len(self._by_shape) >= MAX_TEMPLATES:
+            return None
+        holes = frozenset((b"date", b"server-timing"))
+        if known is not None:
+            changed = {name for name, a, b in zip(names, known.lines[1:], lines[1:], strict=True) if a != b}
+            if changed & (_DECISIVE - {b"content-length", b"opc-request-id"}):
+                return None
+            holes = known.holes | (changed - _DECISIVE)
+            if holes == known.holes and known.match(raw):
+                return known
+        self._learnt += 1
+        self._by_shape[shape] = made = Template(raw, head, holes)
+        return made

@@ -1,0 +1,1 @@
+"""A proxy process: client and upstream connections, router, admission, timeouts."""

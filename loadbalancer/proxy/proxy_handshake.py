@@ -1,0 +1,92 @@
+"""What a trusted proxy says of the client before the client's first byte: the PROXY protocol.
+
+Touches its transport, which it hands to a `Client` as soon as the line is read; TLS begins behind
+the line, so the line is read byte-exactly and the handshake left to OpenSSL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING, cast
+
+from twofold.loadbalancer import shared_memory
+from twofold.loadbalancer.proxy.client import Client
+from twofold.wire import proxy_protocol
+
+if TYPE_CHECKING:
+    from twofold.loadbalancer.proxy.process import Proxy
+
+PATIENCE = 5.0  # seconds
+
+
+class Preface(asyncio.BufferedProtocol):
+    def __init__(self, proxy: Proxy, context: ssl.SSLContext | None) -> None:
+        self.proxy = proxy
+        self.context = context
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._data = b""
+        self._buffer = bytearray(proxy_protocol.MAX_SIZE)
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        if self.proxy.admission.guard.expects_line(self._peer()):
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self.transport.abort)
+        else:
+            self._hand_on(self._peer())
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        wanted = min(proxy_protocol.needed(self._data), proxy_protocol.MAX_SIZE)
+        return memoryview(self._buffer)[: max(1, wanted)]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._data += self._buffer[:nbytes]
+        try:
+            line = proxy_protocol.parse(self._data)
+        except proxy_protocol.BadProxyLine:
+            self.proxy.cells[shared_memory.UNAUTHORISED] += 1
+            self.transport.abort()
+            return
+        if line is not None:
+            self._hand_on(line.endpoints.source if line.endpoints else self._peer())
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._still()
+
+    def _peer(self) -> str:
+        peer = self.transport.get_extra_info("peername")
+        return peer[0] if isinstance(peer, tuple) else ""
+
+    def _still(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _hand_on(self, address: str) -> None:
+        """The transport belongs to a client from now on."""
+        self._still()
+        client = Client(self.proxy)
+        client.peer = address
+        if self.context is not None:
+            self.transport.pause_reading()
+            self._task = asyncio.get_running_loop().create_task(self._secure(client, self.context))
+            return
+        self.transport.set_protocol(cast("asyncio.Protocol", client))
+        client.connection_made(self.transport)
+
+    async def _secure(self, client: Client, context: ssl.SSLContext) -> None:
+        try:
+            made = await asyncio.get_running_loop().start_tls(
+                self.transport, cast("asyncio.Protocol", client), context,
+                server_side=True, ssl_handshake_timeout=self.proxy.config.timeouts.head_timeout,
+            )  # fmt: skip
+        except (OSError, ssl.SSLError):  # garbage, or a certificate that is not ours to accept
+            made = None
+        if made is None:  # the client left in the middle of it
+            self.transport.abort()
+        else:
+            client.connection_made(made)

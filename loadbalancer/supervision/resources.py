@@ -1,0 +1,158 @@
+"""What outlives every process of the load balancer, and what a process is made from.
+
+Touches the listening sockets, the shared memory and the pipes of the access log.  The supervisor
+holds them and does nothing with them, so nothing that happens to a child can break them.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shlex
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from twofold.errors import ExitCode
+from twofold.loadbalancer import shared_memory
+from twofold.loadbalancer.bandwidth.lease import Ledger
+from twofold.loadbalancer.child_context import ProxyPlace, StewardPlace
+from twofold.loadbalancer.config import MAX_PROXIES, Config
+from twofold.loadbalancer.listeners import Sockets
+from twofold.logs import writer
+
+NUMBERS = range(2 * MAX_PROXIES)  # of proxies
+SCRIBES_BLOCK = shared_memory.MAX_PROXIES - 1  # of the counters
+MEGABYTE = 1 << 20
+_WORD = struct.Struct("<Q")
+
+
+def _proxy(place: ProxyPlace) -> int:
+    from twofold.loadbalancer.proxy import process
+
+    return process.run(place)
+
+
+def _steward(place: StewardPlace) -> int:
+    from twofold.loadbalancer.control import controller  # with its framework, which nobody else pays for
+
+    return controller.run(place)
+
+
+@dataclass(frozen=True, slots=True)
+class Lives:
+    """What the children are, and the modules that they come from.
+
+    `preload` is imported by the supervisor, so that a proxy is replaced within milliseconds.
+    """
+
+    proxy: Callable[[ProxyPlace], int] = _proxy
+    steward: Callable[[StewardPlace], int] = _steward
+    preload: tuple[str, ...] = ("twofold.loadbalancer.proxy.process",)
+    modules: tuple[str, ...] = (
+        "twofold.loadbalancer.proxy.process",
+        "twofold.loadbalancer.control.controller",
+    )
+
+
+@dataclass(slots=True)
+class Estate:
+    config: Config
+    lives: Lives
+    memory_fd: int
+    shared: mmap.mmap
+    sockets: Sockets = field(default_factory=Sockets)
+    pipes: dict[int, tuple[int, int]] = field(default_factory=dict)  # (reading, writing) by proxy
+
+    def texts(self) -> list[str]:
+        """The names of the sockets that the settings ask for."""
+        status = self.config.control.status
+        return [*self.config.listen.listen, *([status] if status else [])]
+
+    def lay_pipe(self, number: int) -> None:
+        """For a proxy's access log; it stays, so that a successor writes where the dead one did."""
+        if number not in self.pipes:
+            self.pipes[number] = writer.open_pipe()
+            os.set_blocking(self.pipes[number][1], False)
+
+    def close_writers(self) -> None:
+        """Let the scribe see the end of its inputs, when every proxy has gone."""
+        while self.pipes:
+            for fd in self.pipes.popitem()[1]:
+                os.close(fd)
+
+    # ------------------------------------------------------------------ lives, each in a process of its own
+
+    def be_proxy(self, number: int, ready: int) -> int:
+        listen = self.config.listen.listen
+        self.sockets.inherit(listen)
+        place = ProxyPlace(
+            number=number,
+            listeners=tuple(self.sockets.held[text] for text in listen),
+            memory_fd=self.memory_fd,
+            access_log=self.pipes[number][1] if self.config.log.access_log else -1,
+            ready=ready,
+            config=self.config,
+        )
+        return self.lives.proxy(place)
+
+    def be_steward(self, ready: int) -> int:
+        status = self.config.control.status
+        self.sockets.inherit([status])
+        return self.lives.steward(
+            StewardPlace(self.memory_fd, self.config, os.getppid(), self.sockets.held.get(status), ready)
+        )
+
+    def be_scribe(self, ready: int) -> int:
+        self.sockets.inherit([])
+        os.write(ready, b"r")
+        counters = shared_memory.Counters(self.shared, SCRIBES_BLOCK)
+        log = self.config.log
+
+        def dropped(stream: str, lines: int) -> None:
+            counters.cells[shared_memory.ACCESS_DROPPED] += lines
+            counters.flush()
+
+        inputs = []
+        for reading, writing in self.pipes.values():
+            os.close(writing)  # ours, or it would wait for its own end
+            inputs.append(writer.Input(reading, "access"))
+        most, source = int(log.log_max_mb * MEGABYTE), log.deployment_id or "twofold"
+        writer.run(inputs, writer.Destination(log.log_dir, most, log.log_keep, source), dropped)
+        return int(ExitCode.OK)
+
+    # ------------------------------------------------------------------ what is seen of it
+
+    def forget(self, number: int) -> None:
+        """A proxy has ended: what it held, it holds no more. What it counted stays counted."""
+        for gauge in shared_memory.GAUGES:
+            place = shared_memory.COUNTERS_OFFSET + number * shared_memory.COUNTERS_SIZE
+            _WORD.pack_into(self.shared, place + gauge * _WORD.size, 0)
+        for instance in range(shared_memory.MAX_INSTANCES):
+            place = (
+                shared_memory.CELLS_OFFSET
+                + (number * shared_memory.MAX_INSTANCES + instance) * shared_memory.CELL_SIZE
+            )
+            for gauge in (shared_memory.OUTSTANDING, shared_memory.CREDITS):
+                _WORD.pack_into(self.shared, place + gauge * _WORD.size, 0)
+
+    def urls(self) -> list[str]:
+        secure = bool(self.config.listen.tls_certificate)
+        return [self.sockets.url(text, secure) for text in self.config.listen.listen]
+
+    def sentence(self) -> str:
+        """What it does, in words."""
+        members = len(shared_memory.Board(self.shared).read().get("instances", ()))
+        mbps = Ledger(self.shared, self.memory_fd).rate / 1e6  # the admin may have changed it
+        rate = f"{mbps:g} Mbps" if mbps else "unlimited bandwidth"
+        many = "1 instance" if members == 1 else f"{members} instances"
+        return f"balancing on {' and '.join(self.urls())} over {many}, {rate}"
+
+    def example(self) -> str:
+        """A command that calls predict, to be pasted into a shell."""
+        url = self.urls()[0]
+        target = f"{url.replace('0.0.0.0', '127.0.0.1').replace('[::]', '[::1]')}/predict"
+        if url.startswith("unix:"):
+            target = f"--unix-socket {shlex.quote(url.removeprefix('unix:'))} http://localhost/predict"
+        trust = "--insecure " if url.startswith("https:") else ""
+        return f"curl {trust}-H 'content-type: application/json' --data-binary '[[1, 2, 3]]' {target}"

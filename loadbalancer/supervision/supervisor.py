@@ -1,0 +1,342 @@
+"""The supervisor: holds what must survive, starts the processes, replaces whatever dies, reloads, stops.
+
+No event loop and no TLS: one poll(), and a turn for whatever woke it.  Signal handlers only write
+their number into a pipe.  Whatever is below it dies with it.
+
+    turn:  reports and signals -> the dead -> those out of patience -> the next step
+
+A reload (SIGHUP) is an upgrade, too: the new program checks the new settings in a process of its own;
+then this process becomes the new program (see handover), which starts a second generation, and asks
+the first to leave when the second accepts.  There are never more than two: a SIGHUP that comes
+earlier is remembered.  The scribe and the steward are one at a time, so theirs leave first.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from twofold.errors import ExitCode, TwofoldError
+from twofold.loadbalancer import shared_memory
+from twofold.loadbalancer.config import Config, from_json
+from twofold.loadbalancer.supervision import reload_check
+from twofold.loadbalancer.supervision.exec_handover import Handover
+from twofold.loadbalancer.supervision.resources import NUMBERS, Estate, Lives
+from twofold.process import child as children
+from twofold.process.child import CAUGHT, PROXY, SCRIBE, STEWARD, STOP_SIGNALS, Child
+
+TURN = 0.1  # seconds between looks at deadlines when nothing happens
+STEWARD_FIRST = 3.0  # seconds that the first proxies wait for a board
+START_PATIENCE = 20.0  # seconds, after which a generation that does not accept may be given up
+LEAVE_PATIENCE = 2.0  # for the steward and the scribe
+DRAIN_MARGIN = 1.0  # for a proxy, beyond its own patience
+FAST_STOP = 0.5
+MAX_FAILURES = 5  # of one child, before anything was ever served
+
+Announce = Callable[[str, str], object]  # level, message
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far this generation has come."""
+
+    began: float
+    first: bool  # nothing was served before it
+    settled: bool = False  # it accepts
+    again: bool = False  # a reload is wanted
+    stopping: bool = False
+    fast: bool = False
+    failed: ExitCode = ExitCode.OK
+
+
+@dataclass(slots=True)
+class Supervisor:
+    estate: Estate
+    announce: Announce
+    progress: Progress
+    command: list[str]  # this program, to be run again
+    children: list[Child] = field(default_factory=list)
+    rehearsal: reload_check.Rehearsal | None = None
+    _wakeup: int = -1
+
+    def run(self) -> ExitCode:
+        """Until told to stop. Raises AddressError when it cannot begin."""
+        estate = self.estate
+        estate.sockets.bind(estate.texts(), estate.config.listen.backlog)
+        self._make_generation()
+        for module in estate.lives.preload:
+            importlib.import_module(module)
+        gc.collect()
+        gc.freeze()  # what is never collected stays shared with the children
+        self._wakeup = _catch_signals()
+        try:
+            while self.children:
+                self._turn()
+        finally:
+            for child in self.children:
+                child.kill()
+            estate.sockets.release()
+        return self.progress.failed
+
+    def _turn(self) -> None:
+        ready = select.poll()
+        reports = {child.report: child for child in self.children if child.report >= 0}
+        for fd in (self._wakeup, *reports):
+            ready.register(fd, select.POLLIN)
+        for fd, _ in ready.poll(TURN * 1000):
+            if fd in reports:
+                reports[fd].hear()
+            else:
+                self._handle(os.read(self._wakeup, 512))
+        now = time.monotonic()
+        for pid, status in children.reap():
+            self._ended(pid, status, now)
+        for child in self.children:
+            if child.leave_by and now > child.leave_by:
+                child.kill()
+        if self.rehearsal is not None and now > self.rehearsal.until:
+            self.rehearsal.stop()
+        if self.progress.stopping:
+            self._step_down(now)
+        else:
+            self._step(now)
+
+    def _handle(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number in STOP_SIGNALS:
+                self._stop()
+            elif number == signal.SIGHUP:
+                self.progress.again = True
+            elif number == signal.SIGUSR1:
+                for child in self.children:
+                    if child.role == SCRIBE and child.pid:
+                        os.kill(child.pid, signal.SIGUSR1)
+
+    def _step(self, now: float) -> None:
+        if not self.progress.settled and all(child.accepts for child in self._own(PROXY)):
+            self._settle(now)
+        patience = self.estate.config.timeouts.drain_timeout + DRAIN_MARGIN
+        for child in self.children:
+            if not child.old:
+                if not child.pid and now >= child.retry_at and self._may_start(child, now):
+                    self._start(child, now)
+            elif child.role == SCRIBE:
+                child.leave(signal.SIGUSR2, now, LEAVE_PATIENCE)
+            elif child.role == STEWARD:
+                child.leave(signal.SIGTERM, now, LEAVE_PATIENCE)
+            elif self.progress.settled:
+                child.leave(signal.SIGTERM, now, patience)
+        if self.progress.again and self.rehearsal is None and self._may_reload(now):
+            self._rehearse(now)
+
+    # ------------------------------------------------------------------ the generation
+
+    def _own(self, role: str) -> list[Child]:
+        return [child for child in self.children if child.role == role and not child.old]
+
+    def _make_generation(self) -> None:
+        taken = {child.number for child in self.children}
+        free = [number for number in NUMBERS if number not in taken]
+        numbers = free[: self.estate.config.listen.proxies]
+        for number in numbers:
+            self.estate.lay_pipe(number)
+        self.children += [Child(SCRIBE), Child(STEWARD), *(Child(PROXY, number) for number in numbers)]
+
+    def _may_start(self, child: Child, now: float) -> bool:
+        if child.role != PROXY:
+            return not any(other.old and other.role == child.role for other in self.children)
+        # A proxy without a board answers 503; until there is one, connections wait in the kernel.
+        steward, progress = self._own(STEWARD)[0], self.progress
+        waited = steward.accepts or steward.failures > 0 or now - progress.began > STEWARD_FIRST
+        return progress.settled or waited
+
+    def _start(self, child: Child, now: float) -> None:
+        estate = self.estate
+        proxy = partial(estate.be_proxy, child.number)
+        try:
+            child.start({SCRIBE: estate.be_scribe, STEWARD: estate.be_steward}.get(child.role, proxy), now)
+        except OSError as error:
+            child.failed(now, child.failures + 1)
+            self.announce("error", f"cannot start {child.name}: {error.strerror}; trying again")
+
+    def _settle(self, now: float) -> None:
+        """It accepts: from now on its settings hold, and nobody listens elsewhere."""
+        self.progress.settled = True
+        self.estate.sockets.release(keep=self.estate.texts())
+        what = self.estate.sentence()
+        if self.progress.first:
+            self.announce("info", f"{what}; try: {self.estate.example()}")
+        else:
+            self.announce("info", f"reloaded in {now - self.progress.began:.1f} s: {what}")
+
+    def _ended(self, pid: int, status: int, now: float) -> None:
+        if self.rehearsal is not None and self.rehearsal.pid == pid:
+            self._rehearsed(status)
+            return
+        child = next((child for child in self.children if child.pid == pid), None)
+        if child is None:
+            return
+        if child.role == PROXY:
+            self.estate.forget(child.number)
+        child.ended(now)
+        if child.old:
+            self.children.remove(child)
+        elif not self.progress.stopping:
+            self._lost(child, status)
+
+    def _lost(self, child: Child, status: int) -> None:
+        """It will be replaced, unless nothing was ever served and it is no use."""
+        what, progress = f"{child.name} ended ({children.how(status)})", self.progress
+        code = os.waitstatus_to_exitcode(status)
+        hopeless = code > ExitCode.INTERNAL or child.failures >= MAX_FAILURES
+        if progress.first and not progress.settled and hopeless:
+            self.announce("error", f"{what} before anything was served")
+            progress.failed = ExitCode(code) if code in list(ExitCode) else ExitCode.INTERNAL
+            progress.fast = True
+            self._stop()
+        else:
+            self.announce("warning", f"{what} and is replaced")
+
+    # ------------------------------------------------------------------ reload
+
+    def _may_reload(self, now: float) -> bool:
+        progress = self.progress
+        if progress.settled:
+            return not any(child.old for child in self.children)
+        return now - progress.began > START_PATIENCE or any(child.failures > 1 for child in self._own(PROXY))
+
+    def _rehearse(self, now: float) -> None:
+        self.progress.again = False
+        try:
+            self.rehearsal = reload_check.begin(self.command, now)
+        except OSError as error:
+            self._refuse(f"cannot run {self.command[0]}: {error.strerror}")
+
+    def _rehearsed(self, status: int) -> None:
+        assert self.rehearsal is not None
+        settings, why = self.rehearsal.verdict(status)
+        self.rehearsal = None
+        if self.progress.stopping:
+            return
+        if why:
+            self._refuse(why)
+            return
+        facts = json.loads(settings)
+        texts = [*facts["listen"], *([facts["status"]] if facts["status"] else [])]
+        try:
+            self.estate.sockets.bind(texts, facts["backlog"])
+        except TwofoldError as error:
+            self._refuse(str(error))
+            return
+        self._become(settings)
+
+    def _refuse(self, why: str) -> None:
+        shared_memory.RefusedReloads(self.estate.shared).add(why)
+        self.announce("error", f"not reloaded, and nothing has changed: {why}")
+
+    def _become(self, settings: str) -> None:
+        """The new program, in this process. A signal that comes meanwhile waits for it."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)
+        try:
+            self._handle(os.read(self._wakeup, 512))
+        except BlockingIOError:
+            pass
+        if not self.progress.stopping:
+            for child in self.children:
+                if not child.old and child.role != SCRIBE and not child.accepts:
+                    # It may have begun to accept just now: so it is asked, and given little time.
+                    child.leave(signal.SIGTERM, time.monotonic(), LEAVE_PATIENCE)
+            error = self._handover(settings).execute(self.command)
+            self.estate.sockets.release(keep=self.estate.texts())
+            self._refuse(f"cannot run {self.command[0]}: {error.strerror}")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
+
+    def _handover(self, settings: str) -> Handover:
+        estate = self.estate
+        facts = ("role", "number", "pid", "leave_by")
+        return Handover(
+            config=settings,
+            memory=estate.memory_fd,
+            sockets={text: each.fileno() for text, each in estate.sockets.held.items()},
+            pipes={str(number): ends for number, ends in estate.pipes.items()},
+            children=[{name: getattr(child, name) for name in facts} for child in self.children if child.pid],
+            again=self.progress.again,
+        )
+
+    # ------------------------------------------------------------------ the end
+
+    def _stop(self) -> None:
+        """The first time, everybody may finish; the second time, nobody may."""
+        progress = self.progress
+        progress.fast = progress.fast or progress.stopping
+        if not progress.stopping:
+            progress.stopping = True
+            self.estate.sockets.release()
+            if self.rehearsal is not None:
+                self.rehearsal.stop()
+            if not progress.fast:
+                self.announce("info", "stopping: requests in flight may finish; a second signal ends them")
+
+    def _step_down(self, now: float) -> None:
+        """First the proxies leave, then the steward, then the scribe."""
+        self.children = [child for child in self.children if child.pid]
+        alive = {child.role for child in self.children}
+        for child in self.children:
+            if self.progress.fast and child.role != SCRIBE:
+                child.kill()
+            elif child.role == PROXY:
+                patience = self.estate.config.timeouts.drain_timeout + DRAIN_MARGIN
+                child.leave(signal.SIGTERM, now, patience)
+            elif child.role == STEWARD and PROXY not in alive:
+                child.leave(signal.SIGTERM, now, LEAVE_PATIENCE)
+            elif child.role == SCRIBE and alive == {SCRIBE}:
+                # It leaves when its inputs end; a signal of ours would only wake it.
+                self.estate.close_writers()
+                child.leave(signal.SIGCONT, now, FAST_STOP if self.progress.fast else LEAVE_PATIENCE)
+        if not self.children and not self.progress.failed:
+            self.announce("info", "stopped")
+
+
+def _catch_signals() -> int:
+    """The read end of a pipe into which the numbers of caught signals are written, the blocked ones too."""
+    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    for number in CAUGHT:
+        signal.signal(number, lambda signum, stack: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
+    return read
+
+
+def start(config: Config, lives: Lives, announce: Announce) -> ExitCode:
+    """Balance until told to stop; the exit code of whatever ended it."""
+    fd = shared_memory.create()
+    estate = Estate(config, lives, fd, shared_memory.attach(fd))
+    return Supervisor(estate, announce, Progress(time.monotonic(), first=True), _command()).run()
+
+
+def resume(left: Handover, lives: Lives, announce: Announce) -> ExitCode:
+    """Go on, in the same process, from what the program before this one left."""
+    fd = left.memory
+    if os.fstat(fd).st_size != shared_memory.SIZE:  # of another version: what it counted is not ours to read
+        os.close(fd)
+        fd = shared_memory.create()
+    estate = Estate(from_json(left.config), lives, fd, shared_memory.attach(fd))
+    estate.sockets.held = {text: socket.socket(fileno=each) for text, each in left.sockets.items()}
+    estate.pipes = {int(number): (ends[0], ends[1]) for number, ends in left.pipes.items()}
+    progress = Progress(time.monotonic(), first=False, again=left.again)
+    before = [Child(**facts, old=True) for facts in left.children]
+    return Supervisor(estate, announce, progress, _command(), before).run()
+
+
+def _command() -> list[str]:
+    return [sys.executable, *sys.orig_argv[1:]]

@@ -1,0 +1,1 @@
+"""Archives, unpacked once and safely. Knows nothing of models."""

@@ -1,0 +1,30 @@
+"""One finding about an artifact: what was looked at, how it is, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from twofold.errors import ExitCode
+
+# What to do about a model that fails; by the stage of its start, as replicas and preflight call them.
+REMEDIES = {
+    "import": "correct score.py, or add what it imports to the environment",
+    "load": "correct load_model(), or add the files that it reads to the artifact",
+    "signature": "write load_model() and predict(data, model=load_model())",
+    "sample": "correct predict(), or the sample request",
+    "predict": "correct predict(), or the sample request",
+}
+SLOW = "allow more with --load-timeout, or find out what it waits for"
+CRASH = "a library that the model uses crashes, or there is not enough memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`note`: neither good nor bad, it merely was not looked at."""
+
+    level: Literal["ok", "note", "warning", "error"]
+    subject: str
+    message: str
+    remedy: str = ""
+    exit_code: ExitCode = ExitCode.OK

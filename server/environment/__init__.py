@@ -1,0 +1,1 @@
+"""Which interpreter runs the model, and where its archive comes from."""

@@ -1,0 +1,1 @@
+"""A front process: connections, routes, dispatch into slots, responses, and the ASGI application."""

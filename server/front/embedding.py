@@ -1,0 +1,152 @@
+"""predict for callers that are not our own connections: the ASGI application and its embedders.
+
+`SlotBackend` hands requests to a dispatch and awaits the answer; it is what the application of a
+front uses.  `open_backend` is for an application under somebody else's server (uvicorn, say): it
+starts an instance without fronts and becomes its one front, over fds that the instance sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from json import loads
+from typing import Any
+
+from twofold.errors import TwofoldError
+from twofold.server.config import Config, to_json
+from twofold.server.front import responses
+from twofold.server.front.dispatch import Dispatch, Lanes
+from twofold.server.front.outcomes import BUSY, DOWN, failure
+from twofold.server.front.route import Refusal
+from twofold.server.replica import frame, slots
+from twofold.server.telemetry import metrics
+from twofold.wire.request_ids import RequestIds
+
+TICK = 0.05
+START_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
+class _Waiting:
+    """A caller that is a coroutine."""
+
+    __slots__ = ("dispatch", "done", "size")
+
+    def __init__(self, dispatch: Dispatch, size: int) -> None:
+        self.dispatch = dispatch
+        self.size = size
+        self.done: asyncio.Future[tuple[int, bytes, bytes]] = asyncio.get_running_loop().create_future()
+
+    def answered(
+        self, slot: int, size: int, outcome: int, queue_us: int, predict_us: int, encode_us: int
+    ) -> None:
+        payload = b""
+        if outcome < frame.RETRY:
+            payload = bytes(self.dispatch.answer(slot, size))
+            self.dispatch.release(slot, max(size, self.size))
+        if not self.done.done():
+            self.done.set_result((outcome, payload, responses.timing(queue_us, predict_us, encode_us)))
+
+
+class SlotBackend:
+    """What server.app asks for: the board, the counters, and predict."""
+
+    def __init__(self, dispatch: Dispatch, ids: RequestIds) -> None:
+        self.dispatch = dispatch
+        self.ids = ids
+
+    def board(self) -> dict[str, Any]:
+        return metrics.read_board(self.dispatch.memory)
+
+    def metrics_snapshot(self) -> metrics.Snapshot:
+        replicas = len(self.board()["replicas"])
+        return metrics.snapshot(self.dispatch.memory, self.dispatch.layout, self.dispatch.queued(), replicas)
+
+    async def predict(self, body: bytes, kind: int, request_id: bytes) -> Answer:
+        """One predict. `request_id` is the caller's group, or empty."""
+        dispatch, minted = self.dispatch, self.ids.mint(request_id)
+        slot = dispatch.take()
+        if slot is None:
+            retry = ((b"retry-after", b"%d" % dispatch.retry_after()),)
+            return _refused(DOWN if dispatch.unavailable else BUSY, minted, responses.NO_TIMING, retry)
+        dispatch.body(slot, len(body))[:] = body
+        waiting = _Waiting(dispatch, len(body))
+        dispatch.submit(waiting, slot, len(body), kind, minted)
+        try:
+            outcome, payload, spent = await waiting.done
+        except asyncio.CancelledError:
+            dispatch.cancel(waiting, slot)
+            raise
+        if outcome == frame.ANSWERED:
+            return Answer(200, payload, _fields(minted, spent))
+        return _refused(failure(outcome, payload), minted, spent)
+
+
+def _fields(request_id: bytes, spent: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    return (
+        (b"content-type", b"application/json"),
+        (b"x-content-type-options", b"nosniff"),
+        (b"opc-request-id", request_id),
+        (b"server-timing", spent),
+    )
+
+
+def _refused(
+    refusal: Refusal, request_id: bytes, spent: bytes, more: tuple[tuple[bytes, bytes], ...] = ()
+) -> Answer:
+    return Answer(refusal.status, refusal.body(), (*_fields(request_id, spent), *more))
+
+
+@asynccontextmanager
+async def open_backend(config: Config) -> AsyncIterator[SlotBackend]:
+    """Start an instance without fronts beside this process, and end it with it."""
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "twofold.server.embedded", str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "TWOFOLD_GUEST_CONFIG": to_json(config)},
+    )
+    theirs.close()
+    try:
+        backend = await asyncio.wait_for(asyncio.to_thread(_receive, ours, config), START_TIMEOUT)
+        loop = asyncio.get_running_loop()
+        backend.dispatch.start(loop)
+        ticking = loop.create_task(_tick(backend.dispatch))
+        try:
+            yield backend
+        finally:
+            ticking.cancel()
+            loop.remove_reader(backend.dispatch.lanes.completions)
+    finally:
+        ours.close()  # the instance sees the end of the socket and stops in order
+        await asyncio.to_thread(process.wait)
+
+
+def _receive(ours: socket.socket, config: Config) -> SlotBackend:
+    line, fds, _, _ = socket.recv_fds(ours, 4096, 3)
+    if len(fds) != 3:
+        raise TwofoldError("the instance could not start", "what it printed above says why")
+    layout = slots.Layout(*loads(line))
+    memory = slots.attach(fds[0], layout)
+    os.close(fds[0])
+    dispatch = Dispatch(memory, layout, 0, Lanes(fds[1], fds[2]), config.replicas.predict_timeout)
+    return SlotBackend(dispatch, RequestIds())
+
+
+async def _tick(dispatch: Dispatch) -> None:
+    while True:
+        await asyncio.sleep(TICK)
+        dispatch.tick()

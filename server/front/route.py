@@ -1,0 +1,107 @@
+"""What to do with a request that has such a head: decided once per distinct head, then remembered.
+
+Pure: no I/O, no clock.  Machine clients repeat their heads byte for byte, so a plan is the unit of
+memory: everything that follows from the head alone is worked out here and not on the hot path.
+
+The order of refusals on a predict route is the contract's: does it exist (404), method (405),
+length (411), size (413), and only then what the body is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twofold.server.replica import frame
+from twofold.wire import request_head
+from twofold.wire.request_head import Head
+
+EXPRESS = 1  # predict: slot, descriptor, answer
+APPLICATION = 2  # everything else: the ASGI application
+REFUSED = 3
+
+APPLICATION_BODY = 65536  # bytes of body that a route other than predict may have
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    status: int
+    code: str
+    message: str
+    headers: bytes = b""
+
+    def body(self) -> bytes:
+        return request_head.error_body(self.code, self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    lane: int
+    head: Head
+    kind: int
+    length: int
+    message: bytes  # for the access log: "POST /predict 1.1"
+    connection: bytes  # the Connection field of the answer, or nothing
+    close: bool
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings that a plan depends on."""
+
+    max_body: int
+    ocid: str = ""
+
+
+def make_plan(head: Head, rules: Rules) -> Plan:
+    refusal = _refusal(head, rules)
+    predict = is_predict(head.path)
+    unread_body = head.chunked or (refusal is not None and (head.content_length or 0) > 0)
+    close = not head.keep_alive or unread_body or (refusal is not None and refusal.status == 411)
+    connection = b""
+    if close:
+        connection = b"connection: close\r\n"
+    elif head.version == (1, 0):
+        connection = b"connection: keep-alive\r\n"
+    return Plan(
+        lane=REFUSED if refusal else EXPRESS if predict else APPLICATION,
+        head=head,
+        kind=frame.JSON if is_json(head.content_type) else frame.BYTES,
+        length=head.content_length or 0,
+        message=b"%s %s %d.%d" % (head.method.encode(), head.target.partition(b"?")[0], *head.version),
+        connection=connection,
+        close=close,
+        refusal=refusal,
+    )
+
+
+def is_predict(path: str) -> bool:
+    """`/predict` or `/{ocid}/predict`."""
+    return path == "/predict" or (path.endswith("/predict") and path.count("/") == 2 and path[1] != "/")
+
+
+def is_json(content_type: bytes) -> bool:
+    """JSON is the default: only another declared type makes the body bytes."""
+    kind = content_type.partition(b";")[0].strip().lower()
+    return not kind or kind == b"application/json" or kind.endswith(b"+json")
+
+
+def _refusal(head: Head, rules: Rules) -> Refusal | None:
+    if not is_predict(head.path):
+        if head.chunked:
+            return Refusal(411, "LengthRequired", "send a Content-Length; chunked bodies are not accepted")
+        if (head.content_length or 0) > APPLICATION_BODY:
+            return Refusal(413, "PayloadTooLarge", f"this route takes at most {APPLICATION_BODY} bytes")
+        return None
+    if rules.ocid and head.path not in ("/predict", f"/{rules.ocid}/predict"):
+        return Refusal(404, "NotAuthorizedOrNotFound", "no such model deployment")
+    if head.method != "POST":
+        return Refusal(405, "MethodNotAllowed", "predict takes POST", b"allow: POST\r\n")
+    if head.content_length is None:
+        return Refusal(411, "LengthRequired", "send a Content-Length; chunked bodies are not accepted")
+    if head.content_length > rules.max_body:
+        return Refusal(413, "PayloadTooLarge", f"the body may have at most {rules.max_body} bytes")
+    for name, value in head.headers:
+        if name == b"content-encoding" and value.lower() != b"identity":
+            return Refusal(415, "UnsupportedMediaType", "send the body without Content-Encoding")
+    return None

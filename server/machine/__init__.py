@@ -1,0 +1,1 @@
+"""What this machine can carry: cores, GPUs, memory."""

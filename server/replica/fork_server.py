@@ -1,0 +1,88 @@
+"""The nursery: one process in the model's interpreter that forks replicas on command.
+
+Standard library only, Python 3.7 to 3.14.  It talks to the supervisor through two inherited fds:
+
+    control   supervisor -> nursery   a JSON line for each replica wanted
+    reports   everybody -> supervisor a JSON line (<= PIPE_BUF, so lines never mix) for each event
+
+A replica is forked twice: the process between exits at once, and the kernel hands the replica to
+the nearest subreaper, which is the supervisor.  So the supervisor reaps every replica itself and
+sees how it ended, and a nursery that dies takes no replica with it.
+
+preload: "none" leaves all to the replica; "imports" imports what score.py imports, here, once;
+"model" loads the model here, once, and the replicas share its memory copy-on-write.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from typing import Any
+
+from . import loop, model, prctl
+from .inherited import EXIT_LOAD_FAILED, Inherited
+
+
+def main() -> None:
+    inherited = Inherited(json.loads(sys.argv[2]))
+    prctl.die_with_parent(inherited.supervisor)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    preloaded = None
+    try:
+        preloaded = preload(inherited)
+    except model.LoadFailure as failure:
+        inherited.report("preload_failed", stage=failure.stage, error=str(failure))
+        sys.exit(EXIT_LOAD_FAILED)
+    gc.collect()
+    gc.freeze()
+    orders = socket.socket(fileno=inherited.control).makefile("r", encoding="utf-8")
+    for line in iter(orders.readline, ""):
+        order = json.loads(line)
+        try:
+            fork_replica(inherited, order, preloaded)
+        except OSError as error:  # EAGAIN: the process table or a limit is full
+            inherited.report("unborn", replica=order["replica"], error=str(error))
+
+
+def preload(inherited: Inherited) -> model.Model | None:
+    started = time.monotonic()
+    loaded = None
+    failed: list[Any] = []
+    if inherited.preload == "imports":
+        failed = [name + ": " + error for name, error in model.preload_imports(inherited.artifact) if error]
+    elif inherited.preload == "model":
+        loaded = model.Model.load(inherited.artifact)
+    inherited.report(
+        "nursery",
+        pid=os.getpid(),
+        python="%d.%d.%d" % sys.version_info[:3],
+        seconds=time.monotonic() - started,
+        failed=failed,
+        threads=len(os.listdir("/proc/self/task")),
+    )
+    return loaded
+
+
+def fork_replica(inherited: Inherited, order: dict[str, Any], preloaded: model.Model | None) -> None:
+    between = os.fork()
+    if between:
+        os.waitpid(between, 0)
+        return
+    try:
+        pid = os.fork()
+        if pid == 0:
+            loop.be_replica(inherited, order, preloaded)
+        else:
+            inherited.report("forked", replica=order["replica"], pid=pid)
+    except OSError as error:
+        inherited.report("unborn", replica=order["replica"], error=str(error))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)

@@ -1,0 +1,122 @@
+"""Why did a process end?  Exit status, cgroup counters and faulthandler's words, put into one line.
+
+Reads /proc and /sys/fs/cgroup; decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twofold.errors import ExitCode
+from twofold.server.artifact.diagnostics import CRASH, REMEDIES, SLOW
+
+MAX_DUMP = 65536  # bytes of faulthandler's words that are looked at: it may tell of many threads
+MAX_CRASH = 4000  # bytes of them that are passed on
+CURRENT = "Current thread"
+FAILURES = {
+    "import": "score.py does not import",
+    "signature": "score.py does not fit the contract",
+    "load": "load_model() failed",
+    "sample": "the sample request failed",
+}
+
+
+def oom_kills(root: str = "/") -> int:
+    """How often the kernel has killed for memory in this process's cgroup (v2, else v1); 0 if unknown."""
+    base = Path(root)
+    try:
+        lines = (base / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return 0
+    total = 0
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            files = [f"sys/fs/cgroup{path}/memory.events", f"sys/fs/cgroup/unified{path}/memory.events"]
+        elif "memory" in controllers.split(","):
+            files = [
+                f"sys/fs/cgroup/memory{path}/memory.oom_control",
+                "sys/fs/cgroup/memory/memory.oom_control",
+            ]
+        else:
+            continue
+        for file in files:
+            found = _counter(base / file.lstrip("/"))
+            if found is not None:
+                total += found
+                break
+    return total
+
+
+def _counter(file: Path) -> int | None:
+    try:
+        text = file.read_text()
+    except OSError:
+        return None
+    found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
+    return int(found.group(1)) if found else None
+
+
+def decode(status: int, out_of_memory: bool, cause: str = "") -> str:
+    """One line for a wait status; `cause` is our own reason where we killed it ourselves."""
+    if cause:
+        return cause
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        name = signal.Signals(number).name if number in signal.Signals.__members__.values() else str(number)
+        if number == signal.SIGKILL and out_of_memory:
+            return "out of memory: killed by the kernel (cgroup oom_kill)"
+        if number == signal.SIGKILL:
+            return "killed by SIGKILL from outside (an operator, or the machine ran out of memory)"
+        return f"killed by {name}"
+    code = os.WEXITSTATUS(status)
+    if code == ExitCode.RESOURCES:
+        return "out of memory: predict() raised MemoryError, so the process was replaced"
+    if code == ExitCode.MODEL:
+        return "the model did not load"
+    return f"exited with code {code}" if code else "exited by itself with code 0"
+
+
+def load_failure(report: Mapping[str, Any]) -> str:
+    """What a replica or the nursery reported about a model that did not come up; the traceback follows."""
+    return f"{FAILURES.get(report['stage'], report['stage'])}: {report['error'].strip()}"
+
+
+def remedy(reason: str) -> str:
+    """What to do about a model that did not come up for this reason (see decode and load_failure)."""
+    stage = next((stage for stage, text in FAILURES.items() if reason.startswith(text)), "")
+    advice = REMEDIES.get(stage) or (SLOW if "did not load within" in reason else CRASH)
+    return f"{advice}; `twofold check` tries it without serving"
+
+
+def read_crash(fd: int) -> str:
+    """What faulthandler wrote into a replica's crash file, which is emptied for the next life."""
+    text = os.pread(fd, MAX_DUMP, 0).decode("utf-8", "replace")
+    os.ftruncate(fd, 0)
+    os.lseek(fd, 0, os.SEEK_SET)  # the offset is shared with the process that will write next
+    others, current, crashed = text.partition(CURRENT)
+    if current:  # comes last, however many others there are: it must not be what is cut off
+        fatal, _, others = others.partition("\n\n")
+        text = f"{fatal}\n\n{current}{crashed}\n\n{others}"
+    return text[:MAX_CRASH].strip()
+
+
+def crash_line(text: str, artifact: str) -> str:
+    """Where a faulthandler dump says it happened: the innermost frame of the artifact, else of all.
+
+    Only the thread that crashed counts, where the dump names it; others merely happened to wait.
+    """
+    _, current, crashed = text.partition(CURRENT)
+    frames = re.findall(
+        r'File "([^"]+)", line (\d+) in (\S+)', crashed.partition("\n\n")[0] if current else text
+    )
+    frames.sort(key=lambda frame: not frame[0].startswith(artifact))  # stable: innermost stays first
+    if not frames:
+        return ""
+    file, line, function = frames[0]
+    return f" in {function} ({Path(file).name}:{line})"

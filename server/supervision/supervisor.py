@@ -1,0 +1,405 @@
+"""The supervisor: makes the channels, starts the processes, replaces whatever dies, stops in order.
+
+No event loop, no framework: one poll(), and a turn for whatever woke it.  Signal handlers only write
+into a pipe.  It is the subreaper of all below it: every end arrives here, and all dies with it.
+
+    turn:  signals -> the dead -> reports of replicas -> replicas that hang or are due -> board
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from twofold.errors import ExitCode, ResourceError, TwofoldError
+from twofold.logs import writer
+from twofold.process import prctl
+from twofold.server.artifact.artifact import Artifact
+from twofold.server.config import Config
+from twofold.server.environment.environment import Environment
+from twofold.server.front.dispatch import Lanes
+from twofold.server.front.listeners import Listeners, listen
+from twofold.server.machine import capacity
+from twofold.server.replica import slots
+from twofold.server.supervision import channels
+from twofold.server.supervision import status as board
+from twofold.server.supervision.channels import Channels
+from twofold.server.supervision.fork_server import Facts
+from twofold.server.supervision.quarantine import Quarantine
+from twofold.server.supervision.replica_pool import Announce, Pool, Supplies
+from twofold.server.telemetry import metrics
+
+TURN = 0.1  # seconds between looks at deadlines when nothing happens
+BOARD_EVERY = 1.0
+LEAVE_TIMEOUT = 2.0  # for replicas and the scribe, after the fronts have drained
+FAST_STOP = 0.5
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+REOPEN_SIGNALS = (signal.SIGHUP, signal.SIGUSR1)
+READ_SIZE = 65536
+
+
+@dataclass(slots=True)
+class Forked:
+    """A front or the scribe: a child that runs our own code."""
+
+    name: str
+    life: Callable[[], int]
+    pid: int = 0
+    started: float = 0.0
+    failures: int = 0
+    retry_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Stop:
+    """How far stopping has come."""
+
+    requested_at: float = 0.0
+    fast: bool = False
+
+
+@dataclass(slots=True)
+class Supervisor:
+    config: Config
+    environment: Environment
+    artifact: Artifact
+    announce: Announce
+    pool: Pool
+    channels: Channels
+    listeners: Listeners | None
+    guest: socket.socket | None
+    children: list[Forked] = field(default_factory=list)
+    stop: Stop = field(default_factory=Stop)
+    failed: TwofoldError | None = None
+    announced: bool = False
+    started: float = field(default_factory=time.time)
+    sample_text: str = ""
+    _wakeup: int = -1
+    _reports: bytes = b""
+    _board_at: float = 0.0
+
+    def run(self) -> ExitCode:
+        self._wakeup = _catch_signals()
+        self.sample_text = board.sample_text(self.artifact.sample)
+        self.pool.step_availability()
+        self._make_children()
+        try:
+            for child in self.children:
+                self._fork(child, time.monotonic())
+            self.pool.start(time.monotonic())
+            while not self.stop.requested_at:
+                self._turn()
+        except TwofoldError as error:
+            self.failed, self.stop.fast = error, True
+        finally:
+            self._wind_down()
+        if self.failed is not None:
+            raise self.failed
+        return ExitCode.OK
+
+    def _turn(self) -> None:
+        ready = select.poll()
+        for fd in (self._wakeup, self.channels.reports.read, *([self.guest.fileno()] if self.guest else [])):
+            ready.register(fd, select.POLLIN)
+        woken = {fd for fd, _ in ready.poll(TURN * 1000)}
+        if self._wakeup in woken:
+            self._handle_signals(os.read(self._wakeup, 512))
+        if self.guest is not None and self.guest.fileno() in woken:
+            self.stop.requested_at = time.monotonic()  # the embedding process has gone
+        now = time.monotonic()
+        dead = _reap()
+        self._hear(now)
+        for pid, status in dead:
+            if not self._ended(pid, status, now):
+                self.pool.died(pid, status, now)
+        if not self.stop.requested_at:
+            self._restart(now)
+            self.pool.step(now)
+        if serves := not self.announced and self.pool.settled():
+            self.pool.note_sharing()
+        self._publish(now)
+        if serves:  # and the fronts know of it: who hears it may ask
+            self._announce_ready()
+
+    # ------------------------------------------------------------------ what woke us
+
+    def _handle_signals(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number in STOP_SIGNALS:
+                self.stop.fast = bool(self.stop.requested_at)
+                self.stop.requested_at = self.stop.requested_at or time.monotonic()
+            elif number in REOPEN_SIGNALS:
+                for child in self.children:
+                    if child.name == "scribe" and child.pid:
+                        os.kill(child.pid, signal.SIGUSR1)
+
+    def _hear(self, now: float) -> None:
+        """Replicas' reports: whole lines, though a read may end within one."""
+        try:
+            self._reports += os.read(self.channels.reports.read, READ_SIZE)
+        except BlockingIOError:
+            return
+        *lines, self._reports = self._reports.split(b"\n")
+        for line in lines:
+            self.pool.hear(json.loads(line), now)
+
+    def _announce_ready(self) -> None:
+        self.announced = True
+        self.announce(
+            "ready",
+            url=self.listeners.url if self.listeners else "",
+            replicas=self.pool.ready_count(),
+            seconds=time.time() - self.started,
+            **board.sample_facts(self.artifact, self.sample_text),
+        )
+
+    # ------------------------------------------------------------------ our own children
+
+    def _make_children(self) -> None:
+        self.children.append(Forked("scribe", self._be_scribe))
+        if self.listeners is not None:
+            for number in range(self.channels.layout.fronts):
+                self.children.append(Forked(f"front {number}", partial(self._be_front, number)))
+        elif self.guest is not None:
+            _send_plumbing(self.guest, self.channels)
+
+    def _fork(self, child: Forked, now: float) -> None:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            child.pid, child.started = pid, now
+            return
+        code = int(ExitCode.INTERNAL)
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (*STOP_SIGNALS, *REOPEN_SIGNALS, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the supervisor's to handle
+            os.setpgid(0, 0)
+            prctl.die_with_parent(parent)
+            code = child.life()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def _be_front(self, number: int) -> int:
+        from twofold.server.front import process  # uvloop and starlette stay out of the supervisor
+
+        assert self.listeners is not None
+        pipes = self.channels
+        return process.run(
+            process.Place(
+                number=number,
+                listeners=self.listeners,
+                memory=pipes.memory,
+                layout=pipes.layout,
+                lanes=Lanes(pipes.queue.write, pipes.completions[number].read),
+                access_log=pipes.access_logs[number].write if self.config.log.access_log else -1,
+                config=self.config,
+            )
+        )
+
+    def _be_scribe(self) -> int:
+        pipes, settings = self.channels, self.config.log
+        pipes.close_writers()  # ours, or it would wait for its own end
+        if self.listeners is not None:
+            self.listeners.close()  # or the kernel would take connections after the fronts have left
+        counters = metrics.Counters(pipes.memory, metrics.SCRIBE)
+        cell = {"access": metrics.ACCESS_DROPPED, "predict": metrics.PREDICT_DROPPED}
+
+        def dropped(stream: str, lines: int) -> None:
+            counters.cells[cell[stream]] += lines
+            counters.flush()
+
+        inputs = [writer.Input(pipe.read, "access") for pipe in pipes.access_logs]
+        if settings.predict_log:
+            inputs += [
+                writer.Input(pipes.predict_log.read, "predict"),
+                writer.Input(pipes.native_log.read, "predict", wrap=True),
+            ]
+        destination = writer.Destination(
+            settings.log_dir, int(settings.log_max_mb * channels.MEGABYTE), settings.log_keep,
+            settings.deployment_id or "twofold",
+        )  # fmt: skip
+        writer.run(inputs, destination, dropped)
+        return int(ExitCode.OK)
+
+    def _ended(self, pid: int, status: int, now: float) -> bool:
+        child = next((child for child in self.children if child.pid == pid), None)
+        if child is None:
+            return False
+        child.pid = 0
+        child.failures = child.failures + 1 if now - child.started < 10 else 1
+        # 2.0 ** 1024 is no number, and whoever dies every ten seconds gets there overnight.
+        delay = 0.0 if child.failures == 1 else min(10.0, 0.1 * 2.0 ** min(child.failures, 16))
+        child.retry_at = now + delay
+        if not self.stop.requested_at:
+            self.announce("note", message=f"{child.name} ended ({_how(status)}) and is replaced")
+            self.pool.count_restart(child.name.partition(" ")[0])
+        return True
+
+    def _restart(self, now: float) -> None:
+        for child in self.children:
+            if not child.pid and now >= child.retry_at:
+                self._fork(child, now)
+
+    # ------------------------------------------------------------------ the board
+
+    def _publish(self, now: float) -> None:
+        if self.pool.changed or now - self._board_at > BOARD_EVERY:
+            self.pool.changed, self._board_at = False, now
+            self.pool.supplies.quarantine.expire(int(now * 1e9))
+            metrics.write_board(self.channels.memory, board.compose(self))
+
+    # ------------------------------------------------------------------ the end
+
+    def _wind_down(self) -> None:
+        """Readiness off, then the fronts drain, then the replicas leave, then the scribe."""
+        self.announce("stopping", served=self.pool.ever_ready, failed=self.failed is not None)
+        http = self.config.http
+        slots.CONTROL.pack_into(self.channels.memory, slots.DRAINING, 1)
+        self.pool.changed = True
+        self._publish(time.monotonic())
+        if not self.stop.fast:
+            self._wait(lambda: False, http.drain_grace)
+        if self.listeners is not None:
+            self.listeners.retire()
+        fronts = [child for child in self.children if child.name != "scribe"]
+        self._end(fronts, http.drain_timeout)
+        self.pool.leave(signal.SIGTERM, time.monotonic())
+        self._wait(lambda: not self.pool.alive(), LEAVE_TIMEOUT)
+        self.pool.leave(signal.SIGKILL, time.monotonic())
+        if self.pool.nursery is not None:
+            self.pool.nursery.kill()
+        self._wait(lambda: not self.pool.alive() and self.pool.nursery is None, LEAVE_TIMEOUT)
+        self.channels.close_writers()
+        self._wait(lambda: not any(child.pid for child in self.children), LEAVE_TIMEOUT)
+        self._end(self.children, 0.0)
+        self.announce("stopped", served=self.pool.ever_ready, failed=self.failed is not None)
+
+    def _end(self, children: list[Forked], patience: float) -> None:
+        for number, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, LEAVE_TIMEOUT)):
+            for child in children:
+                if child.pid:
+                    os.kill(child.pid, number)
+            self._wait(lambda: not any(child.pid for child in children), wait)
+
+    def _wait(self, done: Callable[[], bool], patience: float) -> None:
+        """Turn the loop until `done` or out of patience; a second stop signal ends all patience."""
+        until = time.monotonic() + (min(patience, FAST_STOP) if self.stop.fast else patience)
+        self.stop.requested_at = self.stop.requested_at or time.monotonic()
+        while not done() and time.monotonic() < until:
+            fast = self.stop.fast
+            try:
+                self._turn()
+            except TwofoldError:
+                continue  # the end has its reason already
+            if self.stop.fast and not fast:
+                return
+
+
+def run(
+    config: Config,
+    environment: Environment,
+    artifact: Artifact,
+    announce: Announce,
+    guest: socket.socket | None = None,
+) -> ExitCode:
+    """Serve `artifact` until told to stop. `guest`: send the channels there and run no front.
+
+    Raises TwofoldError when it cannot start; whatever was started has ended by then.
+    """
+    prctl.adopt_orphans()
+    _make_log_folder(config.log.log_dir)
+    listeners = None if guest else listen(config.http)
+    plan = capacity.plan(config.replicas, capacity.cores(), capacity.visible_gpus(os.environ))
+    fronts = config.http.fronts or max(1, plan.replicas // 8)
+    pipes = channels.lay(config, 1 if guest else fronts, plan.replicas + config.replicas.spare)
+    why, preload = board.choose_preload(config, plan, artifact)
+    facts = _facts(config, environment, artifact, preload, plan.threads)
+    keep = Quarantine(
+        pipes.memory,
+        config.quarantine_folder(),
+        config.replicas.quarantine_seconds,
+        int(config.replicas.quarantine_mb * channels.MEGABYTE),
+    )
+    pool = Pool(Supplies(config, plan, facts, pipes, keep, announce))
+    if plan.reason:
+        announce("note", message=plan.reason)
+    if why:
+        pool.fallback = why
+        announce("note", message=why)
+    return Supervisor(config, environment, artifact, announce, pool, pipes, listeners, guest).run()
+
+
+def _facts(config: Config, environment: Environment, artifact: Artifact, preload: str, threads: int) -> Facts:
+    return Facts(
+        python=environment.python,
+        variables={**capacity.thread_variables(threads), **environment.variables},
+        artifact=artifact.path,
+        preload=preload,
+        threads=threads,
+        # What was answered and not yet reported when a replica dies is computed again: that is a replay.
+        claim=slots.MAX_CLAIM if config.replicas.replay == "once" else 1,
+        source=config.log.deployment_id or "twofold",
+        sample=artifact.sample,
+    )
+
+
+def _make_log_folder(path: str) -> None:
+    if not path:
+        return
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        for stream in ("access", "predict"):
+            file = Path(path) / f"{stream}.log"
+            os.close(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640))
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write logs: {error.strerror}",
+            "choose another log_dir, or none for standard output",
+            path,
+        ) from None
+
+
+def _catch_signals() -> int:
+    """The read end of a pipe into which the numbers of caught signals are written."""
+    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    for number in (*STOP_SIGNALS, *REOPEN_SIGNALS, signal.SIGCHLD):
+        signal.signal(number, lambda signum, stack: None)
+    return read
+
+
+def _reap() -> list[tuple[int, int]]:
+    """Everybody who has ended, strangers that we adopted included."""
+    dead: list[tuple[int, int]] = []
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return dead
+        if not pid:
+            return dead
+        dead.append((pid, status))
+
+
+def _how(status: int) -> str:
+    ended = os.waitstatus_to_exitcode(status)
+    return f"signal {signal.Signals(-ended).name}" if ended < 0 else f"exit code {ended}"
+
+
+def _send_plumbing(guest: socket.socket, pipes: Channels) -> None:
+    fds = [pipes.memory_fd, pipes.queue.write, pipes.completions[0].read]
+    socket.send_fds(guest, [json.dumps(pipes.layout.as_tuple()).encode() + b"\n"], fds)

@@ -1,0 +1,1 @@
+"""What an instance counts and shows: counters, status page, Prometheus exposition."""

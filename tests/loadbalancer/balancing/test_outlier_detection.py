@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+
+from twofold.loadbalancer.balancing.outlier_detection import (
+    EJECTION,
+    FORGIVEN,
+    LONGEST,
+    SECOND,
+    Failure,
+    Record,
+    may_eject,
+)
+
+
+@pytest.mark.parametrize(
+    ("failure", "enough"),
+    [
+        (Failure.ANSWER, 5),
+        (Failure.BROKEN, 5),
+        (Failure.CONNECT, 3),
+        (Failure.LATE, 3),
+        (Failure.REFUSED, 1),
+    ],
+)
+def test_so_many_in_a_row(failure: Failure, enough: int) -> None:
+    record = Record()
+    assert [record.condemns(failure) for _ in range(enough)] == [False] * (enough - 1) + [True]
+
+
+def test_a_success_ends_every_row() -> None:
+    record = Record()
+    for _ in range(10):
+        assert not any(record.condemns(Failure.ANSWER) for _ in range(4))
+        assert not record.acquit()
+
+
+def test_broken_answers_stand_in_one_row_with_5xx() -> None:
+    record = Record()
+    kinds = [Failure.ANSWER, Failure.BROKEN] * 2
+    assert not any(record.condemns(kind) for kind in kinds)
+    assert record.condemns(Failure.BROKEN)
+
+
+def test_each_ejection_is_longer_up_to_a_minute() -> None:
+    record, now, lengths = Record(), 100 * SECOND, []
+    for _ in range(14):
+        record.eject(now, False)
+        lengths.append(record.until - now)
+        assert not record.expire(record.until - 1)
+        now = record.until
+        assert record.expire(now) and not record.expire(now)
+        assert record.condemns(Failure.ANSWER)  # on trial one failure is enough
+    assert lengths == [min(EJECTION * count, LONGEST) for count in range(1, 15)]
+
+
+def test_a_minute_of_good_conduct_is_a_fresh_start() -> None:
+    record = Record()
+    record.eject(0, False)
+    record.expire(record.until)
+    assert record.acquit() and not record.on_trial
+    record.eject(record.until + FORGIVEN, False)
+    assert record.count == 2
+    record.acquit()
+    record.eject(record.until + FORGIVEN + 1, False)
+    assert record.count == 1 and record.ejections == 3
+
+
+def records(*rows: int) -> list[Record]:
+    made = []
+    for row in rows:
+        record = Record()
+        record.rows[Failure.ANSWER] = row
+        made.append(record)
+    return made
+
+
+def test_at_most_half_of_the_pool_and_never_the_last() -> None:
+    assert may_eject(records(0, 0, 0), 4)
+    assert may_eject(records(0, 0), 4)
+    assert not may_eject(records(0), 4)
+    assert may_eject(records(0), 2)
+    assert not may_eject(records(), 1)
+    assert not may_eject(records(), 0)
+    assert not may_eject(records(0), 3)
+
+
+def test_nobody_is_ejected_for_what_most_of_the_others_answer_too() -> None:
+    assert may_eject(records(5, 0, 0), 4)
+    assert not may_eject(records(4, 2, 0), 4)
+    assert not may_eject(records(4), 2)

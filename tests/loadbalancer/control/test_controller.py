@@ -1,0 +1,272 @@
+"""The steward as a process: what it puts on the board, and that nothing is lost when it is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.loadbalancer.controller_process import Overseen, PretendedProxy, eventually, overseen
+from tests.support.loadbalancer.scripted_instance import Origin, echo
+from twofold.loadbalancer import shared_memory
+
+
+class Instances:
+    """Instances that answer probes, on a loop of their own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._made: list[Origin] = []
+
+    def make(self, workers: int = 2) -> Origin:
+        origin = asyncio.run_coroutine_threadsafe(Origin(echo, workers).start(), self._loop).result(5)
+        self._made.append(origin)
+        return origin
+
+    def kill(self, origin: Origin) -> None:
+        self._loop.call_soon_threadsafe(origin.kill)
+
+    def revive(self, origin: Origin) -> None:
+        asyncio.run_coroutine_threadsafe(origin.start(), self._loop).result(5)
+
+    def close(self) -> None:
+        for origin in self._made:
+            asyncio.run_coroutine_threadsafe(origin.stop(), self._loop).result(5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture
+def instances() -> Iterator[Instances]:
+    made = Instances()
+    yield made
+    made.close()
+
+
+def test_the_first_board_knows_who_is_well(tmp_path: Path, instances: Instances) -> None:
+    good, dead = instances.make(workers=3), instances.make()
+    instances.kill(dead)
+    with overseen(tmp_path, upstream=[good.url, dead.url], bandwidth_mbps="12") as steward:
+        entries = steward.entries()
+        assert entries[good.url]["state"] == "up" and entries[good.url]["workers"] == 3
+        assert entries[good.url]["since_ns"] == 0, "no slow start at the beginning of the pool"
+        assert entries[dead.url]["state"] == "down"
+        assert shared_memory.Board(steward.shared).read()["limits"]["mbps"] == 12
+        assert steward.state()["bandwidth"]["mbps"] == 12
+        assert steward.end() == 0
+        assert not steward.socket.exists()
+
+
+def test_it_goes_out_and_comes_back_slowly(tmp_path: Path, instances: Instances) -> None:
+    one, other = instances.make(), instances.make()
+    with overseen(tmp_path, upstream=[one.url, other.url]) as steward:
+        began = time.monotonic_ns()
+        instances.kill(one)
+        eventually(lambda: steward.states()[one.url] == "down", "it is down", 2)
+        assert steward.states()[other.url] == "up"
+        instances.revive(one)
+        eventually(lambda: steward.states()[one.url] == "up", "it is up again", 2)
+        assert steward.entries()[one.url]["since_ns"] > began
+        assert steward.said(f"{one.url} is down: refuses connections") and steward.said(f"{one.url} is up")
+
+
+def test_a_watched_file(tmp_path: Path, instances: Instances) -> None:
+    one, other = instances.make(), instances.make()
+    file = tmp_path / "pool"
+    file.write_text(one.url)
+    with overseen(tmp_path, upstream_file=str(file)) as steward:
+        assert steward.states() == {one.url: "up"}
+        file.write_text(f"- {one.url}\n- {other.url}\n")
+        eventually(lambda: steward.states() == {one.url: "up", other.url: "up"}, "both", 3)
+        file.write_text(f"{other.url}\nrubbish\n")
+        eventually(lambda: steward.said(f"{file}:2: 'rubbish' is no instance"), "the complaint", 3)
+        assert set(steward.states()) == {one.url, other.url}
+        proxy = PretendedProxy(steward.shared)
+        proxy.instance(steward.entries()[one.url]["cell"], {shared_memory.OUTSTANDING: 1})
+        file.write_text(other.url)
+        eventually(lambda: steward.states().get(one.url) == "drain", "it drains", 3)
+        time.sleep(0.4)
+        assert one.url in steward.states(), "it has a request in hand"
+        proxy.instance(steward.entries()[one.url]["cell"], {shared_memory.OUTSTANDING: 0})
+        eventually(lambda: steward.states() == {other.url: "up"}, "it has left", 3)
+
+
+def test_a_name_of_dns(tmp_path: Path, instances: Instances) -> None:
+    one = instances.make()
+    names = ["dns+http://localhost:" + str(one.port), "dns+http://nobody.invalid:1"]
+    with overseen(tmp_path, upstream=names, resolve_interval="0.1") as steward:
+        eventually(lambda: steward.states() == {one.url: "up"}, "the address of localhost")
+        assert steward.entries()[one.url]["origin"] == names[0]
+        assert steward.said(f"{names[1]}: ")
+
+
+def test_a_killed_steward_is_followed_by_one_that_knows_everything(
+    tmp_path: Path, instances: Instances
+) -> None:
+    named, added, removed, drained = (instances.make() for _ in range(4))
+    file = tmp_path / "pool"
+    file.write_text(f"{named.url}\n{removed.url}\n{drained.url}\n")
+    with overseen(tmp_path, upstream_file=str(file), bandwidth_mbps="10") as steward:
+        assert steward.call("PUT", "/bandwidth", {"mbps": 33})[0] == 200
+        assert steward.call("POST", "/instances", {"url": added.url})[0] == 201
+        assert steward.call("DELETE", f"/instances/{removed.url}")[0] == 202
+        assert steward.call("POST", f"/instances/{drained.url}/drain")[0] == 202
+        expected = {named.url: "up", added.url: "up", drained.url: "drain"}
+        eventually(lambda: steward.states() == expected, "what the admin wants", 3)
+        sequence = steward.board.sequence
+        steward.end(signal.SIGKILL)
+        assert steward.states() == expected, "proxies go on with the last board"
+        file.write_text("all of this\nis rubbish\n")
+        steward.start()
+        assert steward.board.sequence > sequence and steward.states() == expected
+        assert steward.state()["bandwidth"]["mbps"] == 33
+        assert steward.entries()[named.url]["since_ns"] == 0, "nobody starts slowly for it"
+        file.write_text(f"{removed.url}\n{named.url}\n{drained.url}\n")
+        time.sleep(1.2)
+        assert steward.states() == expected, "what was removed stays away"
+
+
+def test_a_board_that_cannot_be_read_is_replaced(tmp_path: Path, instances: Instances) -> None:
+    one = instances.make()
+    with overseen(tmp_path, upstream=[one.url]) as steward:
+        steward.end(signal.SIGKILL)
+        steward.board.publish({"instances": [{"name": one.url}], "limits": 7})
+        steward.start()
+        assert steward.said("the settings hold") and steward.states() == {one.url: "up"}
+
+
+def test_a_steward_ends_when_it_can_no_longer_watch(tmp_path: Path, instances: Instances) -> None:
+    """The supervisor starts another; one that probes nobody would be worse than none."""
+    with overseen(tmp_path, upstream=[instances.make().url]) as steward:
+        assert steward.process is not None
+        (tmp_path / "trap").touch()
+        assert steward.process.wait(5) == 1 and steward.said("RuntimeError: trapped")
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_steward_that_was_stopped_blames_nobody(tmp_path: Path, instances: Instances) -> None:
+    one = instances.make()
+    options = {"upstream": [one.url], "probe_timeout": "0.2", "probe_interval": "0.05"}
+    with overseen(tmp_path, **options) as steward:
+        assert steward.process is not None
+        for _ in range(3):
+            with stopped(steward.process.pid):
+                time.sleep(0.4)
+            time.sleep(0.1)
+        assert steward.states() == {one.url: "up"} and not steward.said("is down")
+
+
+def test_a_running_load_raises_the_bandwidth_of_now_only(tmp_path: Path, instances: Instances) -> None:
+    options = {"bandwidth_mbps": "10", "maximum_bandwidth_mbps": "20"}
+    with overseen(tmp_path, upstream=[instances.make().url], **options) as steward:
+        band = steward.state()["bandwidth"]
+        assert (band["mbps"], band["minimum_mbps"], band["maximum_mbps"]) == (10, 10, 20)
+        proxy = PretendedProxy(steward.shared)
+        proxy.set(shared_memory.THROTTLED, 1)
+        proxy.answer(10, sizes=(60_000, 0))
+        eventually(lambda: steward.state()["bandwidth"]["in_mbps"] > 0, "it is seen", 3)
+        assert steward.state()["bandwidth"]["mbps"] == 10
+
+
+# ---------------------------------------------------------------------- the admin's socket
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_nobody_else_may_open_the_admin_socket(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "admin.sock"
+    with overseen(tmp_path, upstream=["http://127.0.0.1:1"], admin_socket=str(path)):
+        assert mode(path) == 0o600 and mode(path.parent) == 0o700
+
+
+@pytest.fixture
+def quiet(tmp_path: Path) -> Iterator[Overseen]:
+    with overseen(tmp_path, upstream=["http://127.0.0.1:1"]) as steward:
+        yield steward
+
+
+def test_the_socket_of_a_killed_steward_is_taken_over(quiet: Overseen) -> None:
+    quiet.end(signal.SIGKILL)
+    assert quiet.socket.exists()
+    quiet.start()
+    assert quiet.call("GET", "/state")[0] == 200
+
+
+def test_the_socket_of_another_load_balancer_is_left_alone(quiet: Overseen, tmp_path: Path) -> None:
+    other = Overseen(tmp_path, {"upstream": ["http://127.0.0.1:2"]})
+    other.log = tmp_path / "other.log"
+    try:
+        other.start()  # its socket is the one of the first
+        eventually(lambda: other.said("no admin API"), "the complaint")
+        assert other.said("set admin_socket")
+        assert list(quiet.states()) == ["http://127.0.0.1:1"] and list(other.states()) == [
+            "http://127.0.0.1:2"
+        ]
+        assert other.end() == 0 and quiet.call("GET", "/state")[0] == 200
+    finally:
+        other.close()
+
+
+def test_refusals(quiet: Overseen) -> None:
+    for method, target, body, status, word in (
+        ("PUT", "/bandwidth", {}, 400, "mbps is missing"),
+        ("PUT", "/bandwidth", {"mbps": True}, 400, "must be a number"),
+        ("PUT", "/bandwidth", {"mbps": "10"}, 400, "must be a number"),
+        ("PUT", "/bandwidth", {"mbps": -1}, 400, "from 0"),
+        ("PUT", "/bandwidth", {"mbps": 10, "max_mbps": 30}, 400, "at most 20"),
+        ("PUT", "/bandwidth", {"mbps": 10, "max_mbps": []}, 400, "must be a number"),
+        ("PUT", "/bandwidth", {"mbps": 10, "speed": 1}, 400, "'speed' is unknown"),
+        ("PUT", "/bandwidth", [1], 400, "must be a JSON object"),
+        ("PUT", "/bandwidth", b'{"mbps": NaN}', 400, "not JSON"),
+        ("PUT", "/bandwidth", b"{" * 70_000, 413, "may have"),
+        ("GET", "/bandwidth", None, 405, "no such method"),
+        ("POST", "/instances", {"url": 7}, 400, "must be a text"),
+        ("POST", "/instances", {"url": "ftp://x"}, 400, "is no instance"),
+        ("POST", "/instances/http://nobody:1/drain", None, 404, "no instance 'http://nobody:1'"),
+        ("DELETE", "/instances/nobody", None, 404, "no instance 'nobody'"),
+        ("GET", "/nothing", None, 404, "no such path"),
+    ):  # fmt: skip
+        found, answer = quiet.call(method, target, body)
+        assert found == status and word in answer["message"] and set(answer) == {"code", "message"}, target
+    assert quiet.state()["bandwidth"]["mbps"] == 10 and len(quiet.states()) == 1
+
+
+def test_a_reload_is_the_supervisors(quiet: Overseen) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, stack: heard.append(number))
+    try:
+        assert quiet.call("POST", "/reload")[0] == 202
+        eventually(lambda: heard == [signal.SIGHUP], "the signal")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_live_edit_reaches_the_bucket_at_once(quiet: Overseen) -> None:
+    from twofold.loadbalancer.bandwidth.lease import Ledger
+
+    ledger = Ledger(quiet.shared, quiet.memory_fd)
+    for mbps in (50, 5, 0, 10):
+        began = time.monotonic()
+        assert quiet.call("PUT", "/bandwidth", {"mbps": mbps})[1]["mbps"] == mbps
+        assert ledger.rate == mbps * 1_000_000 and time.monotonic() - began < 0.5

@@ -1,0 +1,101 @@
+"""How instances are connected to, over real sockets: by name, by path, and by the socket they tell of."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import uvloop
+
+from twofold.loadbalancer.proxy.connect import dial
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def tcp(port: int, host: str = "127.0.0.1", local: str = "") -> dict[str, object]:
+    return {"kind": "tcp", "host": host, "port": port, "path": "", "local": local}
+
+
+def family(entry: dict[str, object], local: bool = True) -> int:
+    """Of the socket that came of it."""
+
+    async def dialled() -> int:
+        with await dial(entry, local) as sock:
+            sock.getpeername()  # or it is not connected
+            assert not sock.getblocking()
+            return sock.family
+
+    return uvloop.run(dialled())
+
+
+def test_a_name_is_resolved(port: int) -> None:
+    assert family(tcp(port, "localhost")) == socket.AF_INET
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "nobody.invalid"])
+def test_a_name_that_is_none_is_a_failure_to_connect(host: str) -> None:
+    """Whatever the resolver makes of it: else the request that waits would never hear of it."""
+    with pytest.raises(OSError):
+        family(tcp(80, host))
+
+
+def test_nobody_listens(port: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gone = server.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError):
+        family(tcp(gone))
+
+
+def test_its_own_socket_is_preferred_while_it_is_there(port: int) -> None:
+    name = f"@twofold-{uuid4()}"
+    assert family(tcp(port, local=name)) == socket.AF_INET  # nobody is there
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(name.replace("@", "\0"))
+        server.listen()
+        assert family(tcp(port, local=name)) == socket.AF_UNIX
+        assert family(tcp(port, local=name), local=False) == socket.AF_INET
+
+
+def test_a_unix_socket_whose_backlog_is_full(port: int, tmp_path: Path) -> None:
+    """Told at once, and never taken for a connection: over TCP the kernel would let it wait."""
+    name = f"@twofold-{uuid4()}"
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as named:
+        server.bind(name.replace("@", "\0"))
+        named.bind(str(tmp_path / "s"))
+        waiting = []
+        for listener in (server, named):
+            listener.listen(0)
+            waiting.append(socket.socket(socket.AF_UNIX))
+            waiting[-1].connect(listener.getsockname())
+        try:
+            assert family(tcp(port, local=name)) == socket.AF_INET
+            with pytest.raises(BlockingIOError):
+                family({"kind": "unix", "host": "", "port": 0, "path": str(tmp_path / "s")})
+        finally:
+            for sock in waiting:
+                sock.close()
+
+
+def test_who_loses_patience_leaves_no_socket_behind() -> None:
+    async def impatient() -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+            address = server.getsockname()
+            full = [socket.socket() for _ in range(3)]
+            for sock in full:
+                sock.setblocking(False)
+                sock.connect_ex(address)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await dial(tcp(address[1]), False)
+            for sock in full:
+                sock.close()
+
+    uvloop.run(impatient())  # a socket that is left would be a ResourceWarning, which is a failure here

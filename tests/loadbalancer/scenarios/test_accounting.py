@@ -1,0 +1,282 @@
+"""What the load balancer writes down of requests, against what its client has seen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from tests.support.loadbalancer.balancer_process import Balancer, balance, eventually
+from tests.support.loadbalancer.http_clients import Caller, get, once, post
+from tests.support.loadbalancer.running_balancer import act
+from tests.support.loadbalancer.scripted_instance import Exchange, Origin, answer, echo, saying, served
+from twofold.loadbalancer import shared_memory
+
+SIZE = 20_000_000  # more than the kernel takes
+
+
+@asynccontextmanager
+async def behind(origin: Origin, folder: Path, *options: str) -> AsyncIterator[Balancer]:
+    await origin.start()
+    try:
+        async with balance(folder, *options, instances=[origin.url]) as lb:
+            yield lb
+    finally:
+        await origin.stop()
+
+
+def test_bytes_and_what_waited_for_bandwidth(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        origin = Origin(saying(answer(b"z" * 150_000)))
+        async with behind(origin, tmp_path, "--bandwidth-mbps", "10") as lb:
+            asked = post()
+            async with Caller(lb.port) as caller:
+                made = [await caller.ask(asked) for _ in range(2)]
+            assert [len(one.body) for one in made] == [150_000] * 2
+            await eventually(lambda: lb.total(0) == 2, "two requests answered 200")
+            assert lb.total(shared_memory.BYTES_IN) == 2 * len(asked)
+            assert 300_000 < lb.total(shared_memory.BYTES_OUT) < 301_500
+            # 65,536 bytes are there from the start; the rest takes 0.8 us a byte.
+            assert 150_000 <= lb.total(shared_memory.THROTTLE + shared_memory.SUM) <= 400_000
+            assert lb.total(shared_memory.QUEUE + shared_memory.SUM) == 0
+
+    act(scenario())
+
+
+def test_the_next_of_a_pipeline_has_not_waited_since_before_it_came(tmp_path: Path) -> None:
+    """It comes when the last one ends, and takes its place: a wait of less than nothing."""
+
+    async def scenario() -> None:
+        async with behind(Origin(echo), tmp_path, "--credits", "1") as lb, Caller(lb.port) as caller:
+            await caller.ask(post())
+            caller.send(post() * 10)
+            for _ in range(10):
+                assert (await caller.answer()).status == 200
+            await eventually(lambda: lb.total(0) == 11, "the tick goes on")
+            assert sum(lb.total(shared_memory.QUEUE + bucket) for bucket in range(shared_memory.BUCKETS)) == 9
+            assert lb.total(shared_memory.QUEUE + shared_memory.SUM) == 0
+            assert "bug" not in lb.printed()
+
+    act(scenario())
+
+
+def test_what_the_instance_needed_is_noted_whichever_way_its_answer_takes(tmp_path: Path) -> None:
+    """The first answer of a connection, one in pieces, one that waits for bandwidth, and the usual one."""
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.whole()
+        await asyncio.sleep(0.02)
+        data = answer(b"z" * (150_000 if exchange.target == "/large" else 500))
+        for piece in (data[:200], data[200:]) if exchange.target == "/pieces" else (data,):
+            exchange.send(piece)
+            await asyncio.sleep(0.003)
+
+    async def scenario() -> None:
+        async with behind(Origin(play), tmp_path, "--bandwidth-mbps", "10") as lb:
+            async with Caller(lb.port) as caller:
+                for target in (b"/first", b"/usual", b"/pieces", b"/large", b"/waits", b"/usual"):
+                    assert (await caller.ask(post(target=target))).status == 200
+            await eventually(lambda: len(lb.access()) == 6, "six lines")
+            spent = [line["data"]["modelLatency"] for line in lb.access()]
+            assert all(20 <= one <= 200 for one in spent), spent
+            assert lb.total(shared_memory.UPSTREAM + shared_memory.SUM) >= 120_000
+
+    act(scenario())
+
+
+def test_a_large_answer_behind_a_small_one_that_waited_is_read_no_faster_than_it_goes_out(
+    tmp_path: Path,
+) -> None:
+    sent = 0
+
+    async def play(exchange: Exchange) -> None:
+        nonlocal sent
+        await exchange.whole()
+        if exchange.target != "/large":
+            exchange.send(answer(b"z" * 3000))
+            return
+        exchange.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (1 << 30))
+        while not exchange.gone and sent < 100_000_000:
+            if not exchange.connection.transport.get_write_buffer_size():
+                exchange.send(b"z" * 65536)
+                sent += 65536
+            await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        async with behind(Origin(play), tmp_path, "--bandwidth-mbps", "4") as lb:
+            before = lb.rss()
+            async with Caller(lb.port) as caller:
+                for _ in range(40):  # 64 KiB are there at first; then they wait
+                    assert (await caller.ask(post())).status == 200
+                assert lb.total(shared_memory.THROTTLE + shared_memory.SUM) > 0
+                caller.send(post(target=b"/large"))
+                await asyncio.sleep(1.5)
+                assert 0 < sent < 20_000_000  # what kernels hold, at most
+                assert lb.rss() - before < 8 << 10
+            await lb.settled()
+
+    act(scenario())
+
+
+def test_faulty_requests_get_no_more_bandwidth_than_good_ones(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with behind(Origin(echo), tmp_path, "--bandwidth-mbps", "1") as lb:
+            faulty = b"POST / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 1800 + b"\r\n\r\n"
+            count = 0
+
+            async def insist() -> None:
+                nonlocal count
+                async with Caller(lb.port) as caller:
+                    while True:
+                        assert (await caller.ask(faulty)).status == 411
+                        count += 1
+
+            tasks = [asyncio.create_task(insist()) for _ in range(4)]
+            await asyncio.sleep(1)  # the bucket is empty by then
+            before, count = count, 0
+            await asyncio.sleep(2)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert before > 20  # 64 KiB are there at first
+            assert 80 <= count <= 130, count  # 250 KB in 2 s, of 2.2 KB each
+            await lb.settled()
+
+    act(scenario())
+
+
+def test_nothing_follows_a_refusal_that_belongs_before_it(tmp_path: Path) -> None:
+    """Interim answers wait for bandwidth when the time of their request is over."""
+
+    async def play(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 103 Hints\r\nlink: %b\r\n\r\n" % (b"z" * 3000) * 40)
+        await exchange.abandoned()
+
+    async def scenario() -> None:
+        options, origin = (
+            ("--bandwidth-mbps", "0.1", "--predict-timeout", "1", "--delay-budget", "9"),
+            Origin(play),
+        )
+        async with behind(origin, tmp_path, *options) as lb:
+            async with Caller(lb.port) as caller:
+                made = await caller.ask(post())
+                assert made.status == 504 and set(made.interim) == {103}
+                origin.play = echo
+                made = await caller.ask(post(b"[7]"))
+                assert not made.interim and made.body == b"[7]"
+            await lb.settled()
+
+    act(scenario())
+
+
+def test_what_waited_for_an_instance(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with behind(Origin(served(0.1), workers=1), tmp_path, "--credits", "1") as lb:
+            made = await asyncio.gather(*(once(lb.port, post()) for _ in range(3)))
+            assert all(one.status == 200 for one in made)
+            await eventually(lambda: lb.total(0) == 3, "three requests answered 200")
+            waits = [lb.total(shared_memory.QUEUE + bucket) for bucket in range(shared_memory.BUCKETS)]
+            assert sum(waits) == 2 and sum(waits[16:]) == 2  # 33 ms and more
+            assert 200_000 <= lb.total(shared_memory.QUEUE + shared_memory.SUM) <= 900_000
+
+    act(scenario())
+
+
+def test_a_callers_bandwidth_counts_its_answers(tmp_path: Path) -> None:
+    """A megabit for each: the first answer is worth 1.2 s of it, beyond the burst of one second."""
+
+    async def scenario() -> None:
+        origin = Origin(saying(answer(b"z" * 260_000)))
+        limit = ("--caller-bandwidth-mbps", "1", "--caller-header", "x-tenant")
+        async with behind(origin, tmp_path, *limit) as lb:
+            mine, theirs = (post(fields=b"x-tenant: %b\r\n" % name) for name in (b"mine", b"theirs"))
+            assert [(await once(lb.port, mine)).status for _ in range(2)] == [200, 429]
+            assert (await once(lb.port, theirs)).status == 200
+            await eventually(lambda: lb.total(shared_memory.REFUSED_CALLER) == 1, "one refused")
+
+    act(scenario())
+
+
+def test_requests_a_second_of_one_caller(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        limit = ("--caller-requests-per-second", "1", "--caller-header", "x-tenant")
+        async with behind(Origin(served(0.0)), tmp_path, *limit) as lb:
+            mine, theirs = (post(fields=b"x-tenant: %b\r\n" % name) for name in (b"mine", b"theirs"))
+            async with Caller(lb.port) as caller:
+                made = [await caller.ask(mine) for _ in range(3)]
+                assert [one.status for one in made] == [200, 429, 429]
+                assert made[2].fields["retry-after"] == "1"
+                assert (await caller.ask(theirs)).status == 200
+
+    act(scenario())
+
+
+def test_the_body_of_a_refused_request_is_not_the_next_one(tmp_path: Path) -> None:
+    """Head and body come in one read, so that the connection stays."""
+
+    async def scenario() -> None:
+        origin = Origin(served(0.0))
+        async with behind(origin, tmp_path, "--requests-per-second", "1") as lb, Caller(lb.port) as caller:
+            body = get(b"/inside")
+            made = [await caller.ask(post(body, b"x-number: %d\r\n" % n)) for n in range(4)]
+            assert [one.status for one in made] == [200, 429, 429, 429]
+            await eventually(lambda: lb.total(shared_memory.REFUSED_RATE) == 3, "three refused")
+            assert not any(one.closes for one in made) and len(origin.asked) == 1
+            await asyncio.sleep(0.05)
+            assert lb.total(shared_memory.REFUSED_RATE) == 3
+
+    act(scenario())
+
+
+def test_who_leaves_while_the_end_of_an_answer_waits_for_bandwidth(tmp_path: Path) -> None:
+    """The instance is through with it, and has been given other work."""
+
+    async def scenario() -> None:
+        origin = Origin(saying(answer(b"z" * 200_000)))
+        async with behind(origin, tmp_path, "--bandwidth-mbps", "2", "--delay-budget", "5") as lb:
+            for _ in range(3):
+                async with Caller(lb.port) as caller:
+                    caller.send(post())
+                    await caller.head()
+                    await asyncio.sleep(0.1)
+                    caller.reset()
+            await lb.settled()
+            assert lb.cell(origin.url, shared_memory.OUTSTANDING) == 0 and lb.total(shared_memory.INSIDE) == 0
+            lb.ledger().set_rate(0)
+            assert (await once(lb.port, post())).status == 200
+
+    act(scenario())
+
+
+def test_slow_uploads_and_slow_readers_keep_nobody_waiting(tmp_path: Path) -> None:
+    """Many times the credits of the only instance; each is answered when it is done."""
+
+    async def scenario() -> None:
+        large, body = answer(b"z" * SIZE), b"u" * 100_000
+
+        async def play(exchange: Exchange) -> None:
+            if exchange.target == "/large":
+                exchange.send(large)
+            else:
+                await echo(exchange)
+
+        origin = Origin(play, workers=1)
+        async with behind(origin, tmp_path, "--credits", "2") as lb, AsyncExitStack() as stack:
+            slow = [await stack.enter_async_context(Caller(lb.port)) for _ in range(26)]
+            for caller in slow[20:]:  # the kernel takes some MiB, and the rest waits
+                caller.send(post(target=b"/large"))
+            for caller in slow[:20]:
+                caller.send(post(body)[:-50_000])
+            await eventually(lambda: lb.total(shared_memory.INSIDE) == 26, "all of them with the instance")
+            assert lb.total(shared_memory.WAITING) == 0
+            quick = await asyncio.gather(*(once(lb.port, post(b"[7]"), timeout=2.0) for _ in range(10)))
+            assert [one.body for one in quick] == [b"[7]"] * 10
+            for caller in slow[:20]:
+                caller.send(body[50_000:])
+            made = await asyncio.gather(*(caller.answer() for caller in slow))
+            assert [len(one.body) for one in made] == [100_000] * 20 + [SIZE] * 6
+            await stack.aclose()
+            await lb.settled()
+
+    act(scenario())

@@ -1,0 +1,87 @@
+"""A replica's life as the supervisor sees it: legal moves, and how long it waits before the next one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twofold.server.supervision.replica_state import FIRST_DELAY, LONG_LIFE, MAX_DELAY, MOVES, Replica, State
+
+EVENTS = sorted({event for moves in MOVES.values() for event in moves})
+
+
+def test_the_table_names_every_state_and_leads_only_to_states() -> None:
+    assert set(MOVES) == set(State)
+    assert {state for moves in MOVES.values() for state in moves.values()} <= set(State)
+
+
+def test_every_life_can_end_and_begin_again() -> None:
+    for state in State:
+        reached, edge = {state}, [state]
+        while edge:
+            edge = [new for old in edge for new in MOVES[old].values() if new not in reached]
+            reached.update(edge)
+        assert {State.ABSENT, State.LOADING, State.READY} <= reached, state
+
+
+@given(st.lists(st.sampled_from(EVENTS), max_size=30))
+@settings(derandomize=True, database=None)
+def test_a_move_is_in_the_table_or_loud(events: list[str]) -> None:
+    replica = Replica(0)
+    for now, event in enumerate(events):
+        before = replica.state, replica.since
+        if event in MOVES[replica.state]:
+            replica.move(event, float(now))
+            assert (replica.state, replica.since) == (MOVES[before[0]][event], now)
+        else:
+            with pytest.raises(KeyError):
+                replica.move(event, float(now))
+            assert (replica.state, replica.since) == before
+
+
+def loaded(replica: Replica, now: float) -> Replica:
+    replica.order(now)
+    replica.pid = 77
+    replica.move("ready", now)
+    return replica
+
+
+def test_the_first_death_costs_nothing_and_each_further_one_twice_the_last() -> None:
+    replica, now, delays = Replica(0), 100.0, []
+    for _ in range(12):
+        loaded(replica, now)
+        replica.die("killed", useful=False, now=now + 1)
+        delays.append(replica.retry_at - (now + 1))
+        now = replica.retry_at
+    assert delays[:5] == pytest.approx([0, FIRST_DELAY, 2 * FIRST_DELAY, 4 * FIRST_DELAY, 8 * FIRST_DELAY])
+    assert delays[-1] == MAX_DELAY and delays == sorted(delays)
+
+
+def test_a_crash_loop_of_months_keeps_its_delay() -> None:
+    replica = Replica(0, failures=1_000_000)
+    assert replica.delay() == MAX_DELAY
+
+
+@pytest.mark.parametrize(("age", "useful", "failures"), [
+    (1.0, False, 4), (1.0, True, 1), (LONG_LIFE + 1, False, 1), (LONG_LIFE, False, 4),
+])  # fmt: skip
+def test_a_useful_or_a_long_life_begins_the_count_again(age: float, useful: bool, failures: int) -> None:
+    replica = loaded(Replica(0, failures=3), 100.0)
+    replica.die("killed", useful=useful, now=100.0 + age)
+    assert replica.failures == failures
+
+
+def test_a_long_load_is_no_life() -> None:
+    replica = Replica(0, failures=3)
+    replica.order(100.0)
+    replica.die("the model did not load", useful=False, now=100.0 + 10 * LONG_LIFE)
+    assert replica.failures == 4 and replica.state == State.BACKOFF
+
+
+def test_a_death_leaves_nothing_of_the_old_life() -> None:
+    replica = loaded(Replica(0), 100.0)
+    replica.cause, replica.aborted_at = "predict() hung", 101.0
+    replica.die("predict() hung", useful=True, now=102.0)
+    assert (replica.pid, replica.cause, replica.aborted_at) == (0, "", 0.0)
+    assert (replica.reason, replica.restarts, replica.state) == ("predict() hung", 1, State.BACKOFF)

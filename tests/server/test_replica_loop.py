@@ -1,0 +1,423 @@
+"""Real replicas from a real nursery: what they answer, and what they have in hand when they are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.dispatch_harness import Heard, Turns, laid, lanes
+from twofold.errors import ExitCode
+from twofold.server.config import Config, ReplicaSettings
+from twofold.server.front.dispatch import EXPIRED, Dispatch
+from twofold.server.machine import capacity
+from twofold.server.replica import frame, prctl, slots
+from twofold.server.supervision.channels import Channels
+from twofold.server.supervision.fork_server import Facts, Nursery
+from twofold.server.supervision.quarantine import Quarantine
+from twofold.server.supervision.replica_pool import Pool, Supplies
+from twofold.server.supervision.replica_state import State
+
+SLOTS = 64
+SCORE = """
+import os, signal, time
+
+
+def load_model():
+    return 10
+
+
+def predict(data, model=load_model()):
+    if isinstance(data, bytes):
+        return {"bytes": len(data)}
+    what = data.get("do")
+    if what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "raise":
+        raise ValueError("said to the log")
+    if what == "exit":
+        raise SystemExit(3)
+    if what == "memory":
+        raise MemoryError
+    if what == "sleep":
+        time.sleep(data["seconds"])
+    if what == "big":
+        return "x" * data["size"]
+    return data["n"] * model
+"""
+
+
+@pytest.fixture(autouse=True)
+def subreaper() -> Iterator[None]:
+    """Replicas become children of this process, as they become the supervisor's."""
+    prctl.adopt_orphans()
+    yield
+    prctl._prctl(prctl.PR_SET_CHILD_SUBREAPER, 0)
+
+
+@dataclass
+class Desk:
+    """A front's dispatch over fresh channels, and the reports of whoever works there."""
+
+    pipes: Channels
+    artifact: Path
+    dispatch: Dispatch
+    turns: Turns = field(default_factory=Turns)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    partial: bytes = b""
+
+    def facts(self, claim: int = slots.MAX_CLAIM) -> Facts:
+        return Facts(
+            python=Path(sys.executable), variables=os.environ, artifact=self.artifact, preload="none",
+            threads=1, claim=claim, source="test", sample=None,
+        )  # fmt: skip
+
+    def submit(self, body: bytes | dict[str, Any], kind: int = frame.JSON) -> Heard:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        slot = self.dispatch.take()
+        assert slot is not None
+        caller = Heard(self.dispatch, slot=slot)
+        self.dispatch.body(slot, len(raw))[:] = raw
+        self.dispatch.submit(caller, slot, len(raw), kind, b"request-1")
+        return caller
+
+    def turn(self, patience: float = 0.02) -> list[dict[str, Any]]:
+        """One turn of a loop; the reports that it brought."""
+        patience = 0.0 if self.turns.soon else patience
+        select.select([self.pipes.completions[0].read, self.pipes.reports.read], [], [], patience)
+        self.turns.turn()
+        try:
+            self.partial += os.read(self.pipes.reports.read, 65536)
+        except BlockingIOError:
+            return []
+        *lines, self.partial = self.partial.split(b"\n")
+        heard = [json.loads(line) for line in lines]
+        self.reports += heard
+        return heard
+
+    def until(self, done: Callable[[], object], patience: float = 20.0) -> None:
+        limit = time.monotonic() + patience
+        while not done():
+            assert time.monotonic() < limit, self.reports
+            self.turn()
+
+    def answer(self, body: bytes | dict[str, Any], kind: int = frame.JSON) -> tuple[int, bytes]:
+        caller = self.submit(body, kind)
+        self.until(lambda: caller.said)
+        return caller.said[0]
+
+    def cells(self, index: int = 0) -> list[tuple[int, ...]]:
+        """(slot, kind, attempt, flag) of every descriptor in a replica's mailbox."""
+        start = slots.MAILBOX_OFFSET + index * slots.MAILBOX_SIZE
+        raw = self.pipes.memory[start : start + slots.MAILBOX_SIZE]
+        return [(cell[0], *cell[3:]) for cell in frame.DESCRIPTOR.iter_unpack(raw) if cell[3]]
+
+    def all_free(self) -> bool:
+        return sorted(self.dispatch.free) == list(range(SLOTS))
+
+
+@contextmanager
+def open_desk(tmp_path: Path, replicas: int = 1, timeout: float = 60.0) -> Iterator[Desk]:
+    artifact = tmp_path / "artifact"
+    artifact.mkdir(exist_ok=True)
+    (artifact / "score.py").write_text(SCORE)
+    with laid(SLOTS, 65536, 65536, replicas=replicas) as pipes:
+        desk = Desk(pipes, artifact, Dispatch(pipes.memory, pipes.layout, 0, lanes(pipes), timeout))
+        desk.turns.start(desk.dispatch)
+        yield desk
+
+
+def all_heard(callers: list[Heard]) -> bool:
+    return all(caller.said for caller in callers)
+
+
+def wait_for(pid: int) -> int:
+    """The exit code of a replica, as waitstatus_to_exitcode has it."""
+    limit = time.monotonic() + 10
+    while (status := reaped(pid)) is None:
+        assert time.monotonic() < limit, f"{pid} does not end"
+        time.sleep(0.001)
+    return os.waitstatus_to_exitcode(status)
+
+
+def reaped(pid: int) -> int | None:
+    """The wait status of a replica that has ended."""
+    try:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return None  # the process that forked it is still its parent
+    return status if ended else None
+
+
+@dataclass
+class Lone:
+    """One replica without a pool: nobody settles what it leaves behind."""
+
+    desk: Desk
+    nursery: Nursery
+    pid: int = 0
+
+    def order(self) -> None:
+        before = len(self.desk.reports)
+        assert self.nursery.order(0, False, {"TWOFOLD_REPLICA": "0"})
+        self.desk.until(lambda: any(r["event"] == "ready" for r in self.desk.reports[before:]))
+        self.pid = self.desk.reports[-1]["pid"]
+
+    def warm_up(self) -> None:
+        """So many short predicts that it dares to take several at once."""
+        for _ in range(40):
+            callers = [self.desk.submit({"n": 1}) for _ in range(32)]
+            self.desk.until(partial(all_heard, callers))
+
+    def end(self, number: int) -> int:
+        pid, self.pid = self.pid, 0
+        os.kill(pid, number)
+        return wait_for(pid)
+
+
+@pytest.fixture
+def lone(tmp_path: Path) -> Iterator[Lone]:
+    with open_desk(tmp_path) as desk:
+        made = Lone(desk, Nursery(desk.pipes, desk.facts()))
+        try:
+            made.order()
+            yield made
+        finally:
+            if made.pid:
+                made.end(signal.SIGKILL)
+            made.nursery.kill()
+            made.nursery.ended(os.waitpid(made.nursery.pid, 0)[1])
+
+
+# ---------------------------------------------------------------------- what it answers
+
+
+def test_outcomes(lone: Lone) -> None:
+    desk = lone.desk
+    assert desk.answer({"n": 4}) == (frame.ANSWERED, b"40")
+    assert desk.answer(b"\0\xff", frame.BYTES) == (frame.ANSWERED, b'{"bytes":2}')
+    outcome, reason = desk.answer(b"{no json}")
+    assert outcome == frame.MALFORMED and reason
+    assert desk.answer({"do": "raise"}) == (frame.RAISED, b"")
+    assert desk.answer({"do": "exit"}) == (frame.RAISED, b"")
+    assert desk.answer({"do": "big", "size": 65536 - 2})[0] == frame.ANSWERED, (
+        "two quotes make it fit exactly"
+    )
+    assert desk.answer({"do": "big", "size": 65536 - 1}) == (frame.TOO_LARGE, b"")
+    assert desk.answer({"n": 5}) == (frame.ANSWERED, b"50"), "all of that by one process"
+    log = os.read(desk.pipes.predict_log.read, 65536).decode()
+    assert "said to the log" in log and "request-1" in log and "max_answer_mb" in log
+    desk.until(lambda: not desk.cells())
+    assert desk.all_free()
+    served = slots.REPLICA_WORDS.unpack_from(desk.pipes.memory, slots.REPLICA_WORDS_OFFSET)[0]
+    assert served == 8
+
+
+def test_it_is_a_process_of_its_own(lone: Lone) -> None:
+    assert os.getpgid(lone.pid) == lone.pid
+    status = Path(f"/proc/{lone.pid}/status").read_text()
+    assert f"PPid:\t{os.getpid()}\n" in status
+    assert Path(f"/proc/{lone.pid}/oom_score_adj").read_text() == "500\n"
+
+
+def test_what_nobody_waits_for_is_skipped(lone: Lone) -> None:
+    desk = lone.desk
+    blocker = desk.submit({"do": "sleep", "seconds": 0.05, "n": 1})
+    left = desk.submit({"n": 2})
+    desk.dispatch.cancel(left, left.slot)
+    desk.dispatch.timeout_ns = 1_000
+    late = desk.submit({"n": 3})
+    desk.until(lambda: blocker.said and desk.all_free())
+    assert blocker.said == [(frame.ANSWERED, b"10")] and not left.said and late.outcomes == [EXPIRED]
+
+
+def test_records_of_another_life_are_dropped(lone: Lone) -> None:
+    desk = lone.desk
+    stale = frame.DESCRIPTOR.pack(desk.dispatch.free[-1], 4_000_000_000, 7, frame.JSON, 0, 0)
+    os.write(desk.pipes.queue.write, stale)
+    assert desk.answer({"n": 6}) == (frame.ANSWERED, b"60")
+    assert desk.all_free() and len(desk.dispatch.free) == SLOTS
+
+
+def test_sigterm_finishes_what_is_in_hand_and_takes_nothing_more(lone: Lone) -> None:
+    desk = lone.desk
+    busy = desk.submit({"do": "sleep", "seconds": 0.2, "n": 7})
+    desk.until(desk.cells)
+    for number in range(5):
+        desk.submit({"n": number})
+    desk.turn(0)
+    assert lone.end(signal.SIGTERM) == 0
+    desk.until(lambda: busy.said)
+    assert busy.said == [(frame.ANSWERED, b"70")]
+    assert desk.dispatch.queued() == 5 and not desk.cells()
+    lone.order()
+    desk.until(desk.all_free)
+
+
+def test_sigterm_ends_an_idle_replica_at_once(lone: Lone) -> None:
+    lone.warm_up()
+    assert lone.end(signal.SIGTERM) == 0
+
+
+def test_a_process_short_of_memory_answers_and_ends(lone: Lone) -> None:
+    assert lone.desk.answer({"do": "memory"}) == (frame.RAISED, b"")
+    pid, lone.pid = lone.pid, 0
+    assert wait_for(pid) == ExitCode.RESOURCES and not lone.desk.cells()
+
+
+# ---------------------------------------------------------------------- what it had in hand
+
+
+def test_the_mailbox_of_the_dead_names_its_request(lone: Lone) -> None:
+    desk = lone.desk
+    caller = desk.submit({"do": "sleep", "seconds": 60})
+    desk.until(desk.cells)
+    assert lone.end(signal.SIGKILL) == -signal.SIGKILL
+    assert desk.cells() == [(caller.slot, frame.JSON, 0, 0)] and not caller.said
+
+
+def test_the_mailbox_tells_what_was_handled_from_what_was_not(lone: Lone) -> None:
+    """Four taken at once; the third is fatal."""
+    desk = lone.desk
+    lone.warm_up()
+    desk.until(lambda: not desk.cells())
+    bodies: list[dict[str, Any]] = [{"n": 1}, {"n": 2}, {"do": "die"}, {"n": 4}]
+    callers = [desk.submit(body) for body in bodies]
+    desk.turn(0)
+    pid, lone.pid = lone.pid, 0
+    assert wait_for(pid) == -signal.SIGKILL
+    desk.turn(0)
+    assert [cell[0] for cell in desk.cells()] == [caller.slot for caller in callers]
+    assert [cell[3] for cell in desk.cells()] == [frame.HANDLED, frame.HANDLED, 0, 0]
+    assert not any(caller.said for caller in callers), "what was handled had not been reported"
+
+
+# ---------------------------------------------------------------------- with the pool
+
+
+class Staff:
+    """The pool over a desk, with the supervisor's turn in a few lines."""
+
+    def __init__(self, desk: Desk, replicas: int, replay: str = "once") -> None:
+        config = Config(replicas=ReplicaSettings(replicas=replicas, replay=replay))
+        plan = capacity.Plan(replicas, 1, (None,) * replicas, "")
+        facts = desk.facts(slots.MAX_CLAIM if replay == "once" else 1)
+        quarantine = Quarantine(desk.pipes.memory, desk.artifact.parent / "kept", 60.0, 1 << 20)
+        self.desk = desk
+        self.said: list[dict[str, Any]] = []
+        announce = lambda event, **facts: self.said.append({"event": event, **facts})
+        self.pool = Pool(Supplies(config, plan, facts, desk.pipes, quarantine, announce))
+
+    def turn(self) -> None:
+        now = time.monotonic()
+        for report in self.desk.turn(0.005):
+            self.pool.hear(report, now)
+        for replica in self.pool.replicas:
+            if replica.pid:
+                status = reaped(replica.pid)
+                if status is not None:
+                    self.pool.died(replica.pid, status, now)
+        self.pool.step(now)
+
+    def until(self, done: Callable[[], object], patience: float = 20.0) -> None:
+        limit = time.monotonic() + patience
+        while not done():
+            assert time.monotonic() < limit, self.said[-5:]
+            self.turn()
+
+    def close(self) -> None:
+        pids = [replica.pid for replica in self.pool.replicas if replica.pid]
+        self.pool.leave(signal.SIGKILL, time.monotonic())
+        for pid in pids:
+            wait_for(pid)
+        if self.pool.nursery is not None:
+            self.pool.nursery.kill()
+            self.pool.nursery.ended(os.waitpid(self.pool.nursery.pid, 0)[1])
+        for fd in self.pool._completions:
+            os.close(fd)
+
+
+@contextmanager
+def staffed(tmp_path: Path, replicas: int, replay: str = "once") -> Iterator[Staff]:
+    with ExitStack() as stack:
+        desk = stack.enter_context(open_desk(tmp_path, replicas))
+        staff = Staff(desk, replicas, replay)
+        stack.callback(staff.close)
+        staff.pool.start(time.monotonic())
+        staff.until(staff.pool.settled)
+        yield staff
+
+
+def test_only_the_fatal_request_of_a_batch_is_refused(tmp_path: Path) -> None:
+    with staffed(tmp_path, 1) as staff:
+        desk = staff.desk
+        for _ in range(40):
+            callers = [desk.submit({"n": 1}) for _ in range(32)]
+            staff.until(partial(all_heard, callers))
+        bodies: list[dict[str, Any]] = [{"n": 1}, {"n": 2}, {"do": "die"}, {"n": 4}]
+        callers = [desk.submit(body) for body in bodies]
+        staff.until(partial(all_heard, callers))
+        answered = frame.ANSWERED
+        assert [caller.said for caller in callers] == [
+            [(answered, b"10")], [(answered, b"20")], [(frame.REFUSED, b"")], [(answered, b"40")]
+        ]  # fmt: skip
+        assert staff.pool.replicas[0].restarts == 2
+        (kept,) = (tmp_path / "kept").iterdir()
+        assert json.loads(kept.read_bytes()) == {"do": "die"}
+        staff.until(desk.all_free)
+
+
+def test_without_replay_the_first_death_is_final(tmp_path: Path) -> None:
+    with staffed(tmp_path, 1, replay="never") as staff:
+        callers = [staff.desk.submit(body) for body in ({"do": "die"}, {"n": 2})]
+        staff.until(partial(all_heard, callers))
+        assert [caller.said for caller in callers] == [[(frame.REFUSED, b"")], [(frame.ANSWERED, b"20")]]
+        assert staff.desk.dispatch.replayed == 0 and staff.pool.replicas[0].restarts == 1
+
+
+@pytest.mark.parametrize(("seed", "replay"), [(1, "once"), (2, "once"), (3, "never")])
+def test_random_kills_lose_nothing_and_answer_nothing_twice(tmp_path: Path, seed: int, replay: str) -> None:
+    """Thousands of requests, a replica killed every few milliseconds, at any point of its loop."""
+    chance = random.Random(seed)
+    with staffed(tmp_path, 3, replay) as staff:
+        desk = staff.desk
+        asked: dict[int, Heard] = {}
+        waiting: list[Heard] = []
+        kills, kill_at, end = 0, time.monotonic() + 0.1, time.monotonic() + 1.5
+        while waiting or time.monotonic() < end:
+            waiting = [caller for caller in waiting if not caller.said]
+            while desk.dispatch.admits() and time.monotonic() < end:
+                body: dict[str, Any] = {"n": len(asked)}
+                if chance.random() < 0.01:
+                    body.update(do="sleep", seconds=0.003)
+                asked[len(asked)] = caller = desk.submit(body)
+                waiting.append(caller)
+            staff.turn()
+            now = time.monotonic()
+            ready = [replica for replica in staff.pool.replicas if replica.state == State.READY]
+            if kill_at < now < end and ready:
+                os.kill(chance.choice(ready).pid, signal.SIGKILL)
+                kills, kill_at = kills + 1, now + chance.uniform(0.0, 0.04)
+            assert now < end + 20, f"{len(waiting)} requests are lost"
+        outcomes = [caller.outcomes for caller in asked.values()]
+        assert all(len(heard) == 1 for heard in outcomes)
+        refused = sum(heard == [frame.REFUSED] for heard in outcomes)
+        for number, caller in asked.items():
+            assert caller.said[0] in ((frame.ANSWERED, b"%d" % (number * 10)), (frame.REFUSED, b""))
+        assert kills >= 10 and len(asked) > 1000
+        assert refused <= (kills if replay == "never" else kills // 2)
+        assert sum(replica.restarts for replica in staff.pool.replicas) >= kills - 3
+        staff.until(desk.all_free)
+        assert desk.dispatch.queued() == 0 and not any(desk.cells(index) for index in range(3))

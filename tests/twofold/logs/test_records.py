@@ -1,0 +1,147 @@
+"""Records of the access and predict logs, and the operator's line that never blocks."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twofold.logs import records as log
+
+AT = 1_700_000_000_123_456_789
+REQUEST_ID = b"/".join([b"0123456789ABCDEF0123456789ABCDEF"] * 3)
+
+
+def records(lines: bytes) -> list[dict[str, object]]:
+    assert lines.endswith(b"\n")
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+def test_an_access_record_is_the_contracts_envelope() -> None:
+    lines = log.AccessLog("ocid1.md").format([(AT, b"POST /predict 1.1", 200, 1770, REQUEST_ID, 31, 999)])
+    (record,) = records(lines)
+    assert uuid.UUID(str(record.pop("id"))).version == 4
+    assert record == {
+        "time": "2023-11-14T22:13:20.123Z",
+        "type": "com.oraclecloud.datascience.modeldeployment.access",
+        "source": "ocid1.md",
+        "specversion": "1.0",
+        "data": {
+            "logEmissionTime": "2023-11-14T22:13:20.123Z",
+            "message": "POST /predict 1.1",
+            "modelLatency": 1.77,
+            "opcRequestId": REQUEST_ID.decode(),
+            "status": 200,
+            "totalLatency": 0.999,
+            "bytes": 31,
+        },
+    }
+
+
+def test_ids_are_distinct_within_and_between_processes() -> None:
+    batch: list[log.AccessRecord] = [(AT, "GET / 1.1", 404, 0, b"", 0, 1)] * 1500
+    access, other = log.AccessLog("s"), log.AccessLog("s")
+    lines = access.format(batch[:700]) + access.format(batch) + other.format(batch)
+    ids = [str(record["id"]) for record in records(lines)]
+    assert len(set(ids)) == 3700
+    assert all(str(uuid.UUID(identity)) == identity for identity in ids)
+
+
+@given(
+    at=st.integers(0, 4_000_000_000_000_000_000),
+    message=st.one_of(st.binary(), st.text(st.characters(exclude_categories=["Cs"]))),
+    predict_us=st.integers(0, 2**32),
+    total_us=st.integers(0, 2**32),
+    source=st.text(st.characters(exclude_categories=["Cs"])),
+)
+def test_whatever_the_caller_sends_is_one_line_of_json(
+    at: int, message: bytes | str, predict_us: int, total_us: int, source: str
+) -> None:
+    lines = log.AccessLog(source).format([(at, message, 200, predict_us, b"", 1, total_us)])
+    assert lines.count(b"\n") == 1
+    (record,) = records(lines)
+    data = record["data"]
+    assert isinstance(data, dict)
+    text = message if isinstance(message, str) else message.decode("utf-8", "replace")
+    assert data["message"] == text[: log.MAX_MESSAGE]
+    assert data["modelLatency"] == predict_us / 1000
+    assert data["totalLatency"] == total_us / 1000
+    assert record["source"] == source
+    moment = datetime.datetime.fromisoformat(str(record["time"]))
+    assert moment.timestamp() * 1000 - at // 1_000_000 < 1
+
+
+def test_invented_messages_do_not_pile_up() -> None:
+    access = log.AccessLog("s")
+    batch: list[log.AccessRecord] = [(AT, b"GET /%d 1.1" % i, 404, 0, b"", 0, 1) for i in range(3000)]
+    lines = access.format([*batch, (AT, b"GET /" + b"x" * 30000, 404, 0, b"", 0, 1)])
+    assert len(access._messages) <= log.REMEMBERED_MESSAGES
+    assert len(lines.splitlines()[-1]) < 2 * log.MAX_MESSAGE
+
+
+def test_a_predict_record_wraps_raw_text() -> None:
+    predict = log.PredictLog("ocid1.md")
+    (record,) = records(predict.format(b'Fatal "error"\x1b[0m \xff\xc3\xa4', 3))
+    assert record["type"] == "com.oraclecloud.datascience.modeldeployment.predict"
+    data = record["data"]
+    assert isinstance(data, dict)
+    assert data["message"] == 'Fatal "error"\x1b[0m \ufffdä'
+    assert (data["stream"], data["replica"], data["opcRequestId"]) == ("native", 3, "")
+    (unknown,) = records(predict.format(b"", -1))
+    assert isinstance(unknown["data"], dict) and "replica" not in unknown["data"]
+
+
+SAY = """
+import sys
+from twofold.logs.records import say
+sys.exit(sum(not say('info', 'x' * 4000) for _ in range(99)))
+"""
+
+
+def run(stderr: int) -> int:
+    root = Path(__file__).parents[3]
+    return subprocess.run([sys.executable, "-c", SAY], stderr=stderr, cwd=root, timeout=20).returncode
+
+
+def test_say_is_one_bounded_line() -> None:
+    read, write = os.pipe()
+    script = "from twofold.logs.records import say; say('warning', 'two\\nlines ' + 'é' * 9999)"
+    root = Path(__file__).parents[3]
+    subprocess.run([sys.executable, "-c", script], stderr=write, cwd=root, timeout=20, check=True)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        line = pipe.read()
+    assert line.count(b"\n") == 1 and len(line) <= 4096
+    assert b"warning two lines " in line
+
+
+def test_say_does_not_wait_for_a_stuck_reader() -> None:
+    read, write = os.pipe()
+    try:
+        started = time.monotonic()
+        unsaid = run(write)
+        assert 0 < unsaid < 99, "a pipe of 64 KiB takes some lines and then no more"
+        assert time.monotonic() - started < 10
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_say_survives_a_full_device_and_a_closed_pipe() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        assert run(full) == 99
+        assert run(write) == 99
+    finally:
+        os.close(full)
+        os.close(write)

@@ -1,0 +1,209 @@
+"""Where log lines leave the process: a file that rotates, or stdout. Neither tears a line.
+
+Touches its file, or stdout.  Nothing raises: `write` returns how many lines could not be written,
+says so once per outage, and the next call simply tries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import stat
+from pathlib import Path
+
+from twofold.logs.records import say
+
+MAX_LINE = 1024 * 1024  # bytes; a longer line is dropped before it comes here
+PIPE_BUF = 4096  # what a pipe or socket that polls writable takes without blocking
+PATIENCE = 1.0  # seconds that a reader of stdout may take before it counts as stuck
+
+
+class Outage:
+    """Tells the operator when writing begins to fail and when it works again, not each time."""
+
+    __slots__ = ("_lost", "_name")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lost = 0
+
+    def lost(self, lines: int, reason: str) -> int:
+        """Note that lines were dropped; returns their number."""
+        if lines and not self._lost:
+            say("error", f"{self._name}: {reason}; log lines are dropped until it can be written again")
+        self._lost += lines
+        return lines
+
+    def over(self) -> None:
+        """Note that writing works."""
+        if self._lost:
+            say("info", f"{self._name}: writing again, {self._lost} lines were dropped")
+            self._lost = 0
+
+
+class File:
+    """A log file, rotated to `path.1` ... `path.<keep>` before it grows beyond `max_bytes`."""
+
+    __slots__ = ("_fd", "_keep", "_max_bytes", "_outage", "_path", "_size")
+
+    def __init__(self, path: Path, max_bytes: int, keep: int) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._keep = keep
+        self._outage = Outage(str(path))
+        self._fd = -1
+        self._size = 0
+        self.reopen()
+
+    def write(self, lines: bytes) -> int:
+        """Append whole lines; returns how many were dropped."""
+        dropped = 0
+        while lines:
+            end = len(lines)
+            if end > self._max_bytes:
+                end = lines.rfind(b"\n", 0, self._max_bytes) + 1 or lines.find(b"\n") + 1
+            dropped += self._append(lines[:end])
+            lines = lines[end:]
+        return dropped
+
+    def _append(self, lines: bytes) -> int:
+        written = 0
+        try:
+            if self._fd < 0:
+                self._open()
+            if self._size and self._size + len(lines) > self._max_bytes:
+                self._rotate()
+            view = memoryview(lines)
+            while written < len(lines):
+                written += os.write(self._fd, view[written:])
+        except OSError as error:
+            whole = lines.rfind(b"\n", 0, written) + 1
+            self._give_up()
+            return self._outage.lost(lines.count(b"\n", whole), error.strerror or str(error))
+        self._size += written
+        self._outage.over()
+        return 0
+
+    def reopen(self) -> None:
+        """Go on in a new file if somebody moved this one away."""
+        self.close()
+        try:
+            self._open()
+        except OSError as error:
+            self._outage.lost(0, error.strerror or str(error))
+
+    def close(self) -> None:
+        """Let go of the file; the next write opens it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _give_up(self) -> None:
+        """After a failed write: no half line stays, and the next write finds what stands there then."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):  # a device that fails here is mended when it is opened
+                _mend(self._fd)
+        self.close()
+
+    def _open(self) -> None:
+        fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            self._size = _mend(fd)
+        except OSError:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    def _rotate(self) -> None:
+        self.close()
+        try:
+            if self._keep:
+                for number in range(self._keep - 1, 0, -1):
+                    if (older := Path(f"{self._path}.{number}")).exists():
+                        older.replace(f"{self._path}.{number + 1}")
+                self._path.replace(f"{self._path}.1")
+            else:
+                os.truncate(self._path, 0)
+            self._open()
+        except OSError as error:
+            say("warning", f"{self._path}: cannot rotate: {error.strerror}; appending to it")
+            self._open()
+            self._size = 0  # so the next attempt comes after as many bytes again
+
+
+def _mend(fd: int) -> int:
+    """Cut away a last line without an end, left by a full disk or a kill; returns the size in bytes."""
+    size = os.fstat(fd).st_size
+    if not size or not stat.S_ISREG(os.fstat(fd).st_mode):
+        return 0
+    if os.pread(fd, 1, size - 1) == b"\n":
+        return size
+    start = max(0, size - MAX_LINE)
+    whole = start + os.pread(fd, size - start, start).rfind(b"\n") + 1
+    os.ftruncate(fd, whole)
+    return whole
+
+
+class Stdout:
+    """The process's stdout, whatever reads it. A reader that is stuck costs lines, not waiting."""
+
+    __slots__ = ("_begun", "_fd", "_most", "_outage", "_poll", "_stuck")
+
+    def __init__(self, fd: int = 1) -> None:
+        self._fd, self._most = _without_blocking(fd)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLOUT)
+        self._begun = b""  # the end of a line whose beginning has been written
+        self._stuck = False
+        self._outage = Outage("stdout")
+
+    def write(self, lines: bytes) -> int:
+        """Send whole lines; returns how many were dropped."""
+        data = self._begun + lines
+        sent, reason = self._send(data)
+        if sent == len(data):
+            self._begun = b""
+            self._outage.over()
+            return 0
+        whole = data.rfind(b"\n", 0, sent) + 1
+        inside = sent > whole or (sent == 0 and bool(self._begun))
+        end = data.find(b"\n", sent) + 1 if inside else sent
+        self._begun = data[sent:end]
+        return self._outage.lost(data.count(b"\n", end), reason)
+
+    def reopen(self) -> None:
+        """There is nothing to reopen."""
+
+    def _send(self, data: bytes) -> tuple[int, str]:
+        """How much could be sent, and why not all."""
+        view = memoryview(data)
+        sent = 0
+        while sent < len(data):
+            if not self._poll.poll(0 if self._stuck else int(PATIENCE * 1000)):
+                self._stuck = True
+                return sent, "its reader is stuck"
+            try:
+                sent += os.write(self._fd, view[sent : sent + self._most])
+            except OSError as error:
+                return sent, error.strerror or str(error)
+            self._stuck = False
+        return sent, ""
+
+
+def _without_blocking(fd: int) -> tuple[int, int]:
+    """An fd for the same place that does not block, and how much may be written to it at once.
+
+    O_NONBLOCK belongs to the open file, which is shared with the shell and everybody else, so a pipe
+    or terminal is opened anew.  Where that is not possible, small writes after poll() do not block.
+    """
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return fd, MAX_LINE
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        try:
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            return os.open(f"/proc/self/fd/{fd}", flags), MAX_LINE
+        except OSError:  # made by another user
+            pass
+    return fd, PIPE_BUF

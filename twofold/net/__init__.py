@@ -1,0 +1,1 @@
+"""Where peers are: addresses, networks, and Unix sockets at a path."""

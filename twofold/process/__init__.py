@@ -1,0 +1,1 @@
+"""Processes as seen by their parent: forked, watched, reaped, run once."""

@@ -1,0 +1,1 @@
+"""Sockets in turns: the event loop, the reactor on its epoll, and the transports."""
