@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class ProxyPlace:
+class ProxyContext:
     """A proxy's. It stops accepting and drains at SIGTERM."""
 
     number: int  # its block of counters and row of cells; unique among both generations alive
@@ -26,7 +26,7 @@ class ProxyPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class StewardPlace:
+class ControllerContext:
     """The steward's. It ends at SIGTERM."""
 
     memory_fd: int

@@ -19,7 +19,7 @@ from twofold.net.unix_socket import bind_to_path
 
 
 @dataclass(slots=True)
-class Sockets:
+class ListenerSet:
     """By the texts that name them in the settings."""
 
     held: dict[str, socket.socket] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from twofold.loadbalancer.access.oci_signature import SCHEME, Keys, body_digest
 from twofold.loadbalancer.http import forwarding
 from twofold.loadbalancer.http.error_responses import NOT_FOUND, Refusal
 from twofold.net.networks import Networks
-from twofold.wire.request_head import Head
+from twofold.wire.request_head import RequestHead
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.config import Config
@@ -32,7 +32,7 @@ LOOP = Refusal(
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, 2.1
 
 
-class Guard:
+class Authorization:
     """Made of the settings `allow`, `trusted_proxies`, `bearer_token_file` and `signature_keys`.
 
     Where both tokens and keys are given, a request needs one of the two: it has one Authorization
@@ -55,14 +55,14 @@ class Guard:
         """Whether this peer must begin with a PROXY line, which then says the address to admit."""
         return self._announced and ip in self._hops.trusted
 
-    def refusal(self, head: Head, now_unix: float) -> tuple[Refusal | None, float]:
+    def refusal(self, head: RequestHead, now_unix: float) -> tuple[Refusal | None, float]:
         """What is against the request, if anything, and until when (Unix time) that may be remembered."""
         genuine, until = self._authorised(head, now_unix)
         if not genuine:
             return NOT_FOUND, until
         return (LOOP if forwarding.loops(head, self._hops) else None), until
 
-    def digest(self, head: Head) -> bytes | None:
+    def digest(self, head: RequestHead) -> bytes | None:
         """SHA-256 that the body of an admitted request must have for its signature to hold; None: any.
 
         A head is remembered without its body, so this is to be compared for each request.
@@ -71,14 +71,14 @@ class Guard:
             return None
         return body_digest(head)
 
-    def _authorised(self, head: Head, now_unix: float) -> tuple[bool, float]:
+    def _authorised(self, head: RequestHead, now_unix: float) -> tuple[bool, float]:
         if not self._tokens and self._keys is None:
             return True, NEVER
         if self._keys is not None and _scheme(head) == SCHEME:
             return self._keys.judge(head, now_unix)
         return self._bears_token(head), NEVER
 
-    def _bears_token(self, head: Head) -> bool:
+    def _bears_token(self, head: RequestHead) -> bool:
         scheme, _, token = _authorization(head).partition(b" ")
         given = _hashed(token.strip(b" \t"))
         found = False
@@ -88,7 +88,7 @@ class Guard:
 
 
 def body_refusal(wanted: bytes, digest: bytes) -> Refusal | None:
-    """`digest`: the SHA-256 of the body that came, where `Guard.digest` wanted one."""
+    """`digest`: the SHA-256 of the body that came, where `Authorization.digest` wanted one."""
     return None if hmac.compare_digest(wanted, digest) else NOT_FOUND
 
 
@@ -116,12 +116,12 @@ def read_tokens(path: Path) -> tuple[bytes, ...]:
     return tuple(found)
 
 
-def _authorization(head: Head) -> bytes:
+def _authorization(head: RequestHead) -> bytes:
     values = [value for name, value in head.headers if name == b"authorization"]
     return values[0] if len(values) == 1 else b""
 
 
-def _scheme(head: Head) -> bytes:
+def _scheme(head: RequestHead) -> bytes:
     return _authorization(head).partition(b" ")[0].lower()
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from twofold.errors import ConfigError
 from twofold.loadbalancer.http.forwarding import origin_form
-from twofold.wire.request_head import Head
+from twofold.wire.request_head import RequestHead
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -59,12 +59,12 @@ class Signature(NamedTuple):
     value: bytes
 
 
-class Verdict(NamedTuple):
+class SignatureVerdict(NamedTuple):
     genuine: bool
     until: float  # Unix time until when it stays so
 
 
-FORGED = Verdict(False, NEVER)
+FORGED = SignatureVerdict(False, NEVER)
 
 
 class Keys:
@@ -96,7 +96,7 @@ class Keys:
             )
         return cls(keys)
 
-    def judge(self, head: Head, now: float) -> Verdict:
+    def judge(self, head: RequestHead, now: float) -> SignatureVerdict:
         """`now` is Unix time in seconds."""
         signature = read_authorization(head)
         if signature is None or not _covers(signature, head):
@@ -110,11 +110,11 @@ class Keys:
         if key is None or not genuine or now >= date + SKEW:
             return FORGED
         if now < date - SKEW:
-            return Verdict(False, date - SKEW)  # signed in the future; its time will come
-        return Verdict(True, date + SKEW)
+            return SignatureVerdict(False, date - SKEW)  # signed in the future; its time will come
+        return SignatureVerdict(True, date + SKEW)
 
 
-def read_authorization(head: Head) -> Signature | None:
+def read_authorization(head: RequestHead) -> Signature | None:
     """What the Authorization field says; None where it is missing, twofold, or not of this scheme."""
     parameters = _parameters(_sole(head, b"authorization") or b"")
     if parameters.get(b"version") != b"1" or parameters.get(b"algorithm") != b"rsa-sha256":
@@ -128,7 +128,7 @@ def read_authorization(head: Head) -> Signature | None:
     return Signature(key_id, names, value) if len(set(names)) == len(names) else None
 
 
-def body_digest(head: Head) -> bytes | None:
+def body_digest(head: RequestHead) -> bytes | None:
     """SHA-256 that the body of a genuine head must have; None where no body is signed."""
     if not _has_body(head):
         return None
@@ -138,7 +138,7 @@ def body_digest(head: Head) -> bytes | None:
         return b""  # no body has it
 
 
-def signing_string(head: Head, names: tuple[bytes, ...]) -> bytes | None:
+def signing_string(head: RequestHead, names: tuple[bytes, ...]) -> bytes | None:
     """What was signed, if all of it is here exactly once: two fields could be read as one or the other."""
     lines = []
     for name in names:
@@ -161,23 +161,23 @@ def _parameters(value: bytes) -> dict[bytes, bytes]:
     return found if len(found) == len(pairs) else {}
 
 
-def _covers(signature: Signature, head: Head) -> bool:
+def _covers(signature: Signature, head: RequestHead) -> bool:
     """Whether all is signed that must be."""
     signed = set(signature.headers)
     needed = _ALWAYS | _WITH_BODY if _has_body(head) else _ALWAYS
     return needed <= signed and bool(signed & {b"date", b"x-date"})
 
 
-def _has_body(head: Head) -> bool:
+def _has_body(head: RequestHead) -> bool:
     return head.method in _BODY_METHODS or head.chunked or bool(head.content_length)
 
 
-def _sole(head: Head, wanted: bytes) -> bytes | None:
+def _sole(head: RequestHead, wanted: bytes) -> bytes | None:
     values = [value for name, value in head.headers if name == wanted]
     return values[0] if len(values) == 1 else None
 
 
-def _date(head: Head, signature: Signature) -> int | None:
+def _date(head: RequestHead, signature: Signature) -> int | None:
     """Unix time of the signed date; x-date, for callers that cannot set Date, goes first."""
     name = b"x-date" if b"x-date" in signature.headers else b"date"
     match = _DATE.fullmatch(_sole(head, name) or b"")

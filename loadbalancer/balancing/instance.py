@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.balancing.outlier_detection import Failure, Record
+from twofold.loadbalancer.balancing.outlier_detection import Failure, OutlierRecord
 
 UP = "up"  # the state on the board
 
@@ -92,7 +92,7 @@ class Instance:
         self.latency_sum_us = 0
         self.suspected = False  # there is something in the record that a success ends
         # Counted for each failure
-        self.record = Record()
+        self.record = OutlierRecord()
         self.failures = [0] * len(Failure)
         self.retries = 0  # second attempts that came here; counted by the proxy
         self._lost = 0  # requests that were no success

@@ -36,7 +36,7 @@ THRESHOLD = {Failure.ANSWER: 5, Failure.CONNECT: 3, Failure.LATE: 3, Failure.REF
 COMMON = 2  # failures in a row at which one of the others counts as failing too
 
 
-class Record:
+class OutlierRecord:
     """What is held against one instance."""
 
     __slots__ = ("count", "ejections", "on_trial", "out", "rows", "unreachable", "until")
@@ -82,7 +82,7 @@ class Record:
         return returned
 
 
-def may_eject(others: Sequence[Record], total: int) -> bool:
+def may_eject(others: Sequence[OutlierRecord], total: int) -> bool:
     """Whether the pool can spare one for its answers, and they are its own fault.
 
     `others` are in rotation besides it, out of `total` instances that are meant to serve.

@@ -2,7 +2,7 @@
 
 Pure arithmetic, the clock is an argument (monotonic ns); one proxy's view.  The protocol of use:
 
-    pool = Pool(PoolSettings(), random.Random(), now)
+    pool = InstancePool(SelectionSettings(), random.Random(), now)
     added, removed = pool.apply(board["instances"], now)          whenever the board has changed
     while waiting and (instance := pool.choose(len(waiting))):    after a push, an ending, and a tick
         pool.started(instance); send(waiting.pop(), instance)     a new request: choose() if none waits
@@ -48,17 +48,17 @@ DRAIN = "drain"
 
 
 @dataclass(frozen=True, slots=True)
-class PoolSettings:
+class SelectionSettings:
     credits: int = 0  # for each instance; 0: from its workers and its pace
     slow_start: int = 5 * SECOND
     panic_percent: int = 50
     proxies: int = 1  # that share the instances' credits
 
 
-class Pool:
+class InstancePool:
     """`instances` by name, as the board has them now."""
 
-    def __init__(self, settings: PoolSettings, random: Random, now: int) -> None:
+    def __init__(self, settings: SelectionSettings, random: Random, now: int) -> None:
         self.settings = settings
         self.instances: dict[str, Instance] = {}
         self.panic = False

@@ -28,7 +28,7 @@ LONGEST_RETRY = 60
 T = TypeVar("T", bound=Hashable)
 
 
-class Waiting(Generic[T]):
+class WaitQueue(Generic[T]):
     """A bounded FIFO of requests. `wait` in ns; `rate` is what left it per second, 0 while unknown."""
 
     __slots__ = (

@@ -7,7 +7,7 @@ waits for one round at most: (tolls x quantum) / rate.
 Small answers go first, in the order in which they came: their requests have waited already,
 and there are only as many as there were requests.
 
-    toll = Toll(nbytes, go, now)
+    toll = Ticket(nbytes, go, now)
     shaper.add(toll)                        or add(toll, urgent=True)
     for paid in shaper.serve(meter.spend):  as many as there are tokens for, now
         if paid.go is not None: paid.go()
@@ -30,7 +30,7 @@ def quantum(rate: int) -> int:
     return min(MOST_QUANTUM, max(LEAST_QUANTUM, rate // 8 * QUANTUM_NS // 1_000_000_000))
 
 
-class Toll:
+class Ticket:
     """Something that waits; `go` is to be called once, when it is paid for, unless it was cancelled."""
 
     __slots__ = ("answer", "deficit", "go", "since", "size", "waits")
@@ -44,20 +44,20 @@ class Toll:
         self.waits = True  # neither paid nor cancelled
 
 
-class Shaper:
+class FairQueue:
     """`queued`: bytes that wait; `answers`: as many of them belong to answers."""
 
     def __init__(self) -> None:
         self.quantum = LEAST_QUANTUM
         self.queued = 0
         self.answers = 0
-        self._urgent: deque[Toll] = deque()
-        self._round: deque[Toll] = deque()
+        self._urgent: deque[Ticket] = deque()
+        self._round: deque[Ticket] = deque()
 
     def __len__(self) -> int:
         return len(self._urgent) + len(self._round)
 
-    def add(self, toll: Toll, urgent: bool = False) -> bool:
+    def add(self, toll: Ticket, urgent: bool = False) -> bool:
         """Whether it is the next one, so that a timer that was set for another is wrong."""
         self.queued += toll.size
         if toll.answer:
@@ -66,13 +66,13 @@ class Shaper:
         queue.append(toll)
         return len(queue) == 1 and (urgent or not self._urgent)
 
-    def cancel(self, toll: Toll) -> None:
+    def cancel(self, toll: Ticket) -> None:
         """It stays in the queue as a nothing, and leaves it for nothing."""
         toll.go = None
         if toll.waits:
             self._leave(toll)
 
-    def _leave(self, toll: Toll) -> None:
+    def _leave(self, toll: Ticket) -> None:
         toll.waits = False
         self.queued -= toll.size
         if toll.answer:
@@ -88,9 +88,9 @@ class Shaper:
                 return queue[0].size
         return 0
 
-    def serve(self, spend: Callable[[int], bool]) -> list[Toll]:
+    def serve(self, spend: Callable[[int], bool]) -> list[Ticket]:
         """Those that `spend` has paid for, in order; they are out of the queue."""
-        paid: list[Toll] = []
+        paid: list[Ticket] = []
         while self._urgent:
             if not self._pay(self._urgent, spend, paid):
                 return paid
@@ -103,7 +103,7 @@ class Shaper:
                 return paid
         return paid
 
-    def _pay(self, queue: deque[Toll], spend: Callable[[int], bool], paid: list[Toll]) -> bool:
+    def _pay(self, queue: deque[Ticket], spend: Callable[[int], bool], paid: list[Ticket]) -> bool:
         toll = queue[0]
         if toll.waits:
             if not spend(toll.size):

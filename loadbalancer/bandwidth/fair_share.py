@@ -23,7 +23,7 @@ _HAD, _FLOWS, _QUEUED, _STAMP = range(4)
 _WORDS = 4
 
 
-class Share:
+class FairShare:
     """One proxy's place; without a `number` it is alone.
 
     `elsewhere`: bytes that wait at the others; `flows`: how many flows they belong to.

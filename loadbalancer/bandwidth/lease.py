@@ -28,8 +28,8 @@ from contextlib import contextmanager
 from time import monotonic_ns
 
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.bandwidth.fair_share import Share
-from twofold.loadbalancer.bandwidth.token_bucket import NANO, Bucket, depth
+from twofold.loadbalancer.bandwidth.fair_share import FairShare
+from twofold.loadbalancer.bandwidth.token_bucket import NANO, TokenBucket, depth
 
 LEASE_NS = 5_000_000
 SEGMENT = 1448  # bytes of payload in a TCP segment of an Ethernet with timestamps
@@ -46,7 +46,7 @@ def wire_bits(nbytes: int) -> int:
     return (nbytes + OVERHEAD * -(-nbytes // SEGMENT)) << 3
 
 
-class Ledger:
+class SharedBucket:
     """The shared bucket. `fd` must stay open: closing any of its descriptors would drop the lock."""
 
     def __init__(self, shared: mmap.mmap, fd: int, clock: Callable[[], int] = monotonic_ns) -> None:
@@ -55,11 +55,11 @@ class Ledger:
         self.clock = clock
 
     @contextmanager
-    def open(self) -> Iterator[Bucket]:
+    def open(self) -> Iterator[TokenBucket]:
         """The bucket, locked; what is changed is written back."""
         fcntl.lockf(self._fd, fcntl.LOCK_EX, _WORDS.size, shared_memory.BUCKET_OFFSET)
         try:
-            bucket = Bucket(*_WORDS.unpack_from(self.shared, shared_memory.BUCKET_OFFSET))
+            bucket = TokenBucket(*_WORDS.unpack_from(self.shared, shared_memory.BUCKET_OFFSET))
             yield bucket
             _WORDS.pack_into(
                 self.shared, shared_memory.BUCKET_OFFSET, bucket.rate, bucket.level, bucket.stamp
@@ -67,14 +67,14 @@ class Ledger:
         finally:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, _WORDS.size, shared_memory.BUCKET_OFFSET)
 
-    def exchange(self, now: int, back: int, wanted: int) -> tuple[Bucket, int]:
+    def exchange(self, now: int, back: int, wanted: int) -> tuple[TokenBucket, int]:
         """Give `back` bits (below zero: into debt), take up to `wanted`; the bucket then, and the bits.
 
         The same as with open(), at half the cost.
         """
         fcntl.lockf(self._fd, fcntl.LOCK_EX, _WORDS.size, shared_memory.BUCKET_OFFSET)
         try:
-            bucket = Bucket(*_WORDS.unpack_from(self.shared, shared_memory.BUCKET_OFFSET))
+            bucket = TokenBucket(*_WORDS.unpack_from(self.shared, shared_memory.BUCKET_OFFSET))
             bucket.refill(now)
             bucket.give(back)
             taken = bucket.take(now, wanted) if wanted else 0
@@ -97,11 +97,11 @@ class Ledger:
             if bucket.stamp:
                 bucket.set_rate(now, rate)
             else:
-                fresh = Bucket.full(rate, now)
+                fresh = TokenBucket.full(rate, now)
                 bucket.rate, bucket.level, bucket.stamp = fresh.rate, fresh.level, fresh.stamp
 
 
-class Meter:
+class Lease:
     """One proxy's account. `allowance` is what is left of the lease, in bits, below zero if it owes.
 
     `number`: which proxy it is; without one, it takes no turns with others.
@@ -110,11 +110,11 @@ class Meter:
     __slots__ = ("_bits", "_ledger", "_level", "_looked", "allowance", "debt", "rate", "share")
 
     def __init__(
-        self, ledger: Ledger, bits: Callable[[int], int] = http_bits, number: int | None = None
+        self, ledger: SharedBucket, bits: Callable[[int], int] = http_bits, number: int | None = None
     ) -> None:
         self._ledger = ledger
         self._bits = None if bits is http_bits else bits  # the usual one is spelt out: calls cost
-        self.share = Share(ledger.shared, number)
+        self.share = FairShare(ledger.shared, number)
         self.allowance = 0
         self.rate = ledger.rate
         self.debt = 0  # of the bucket, in bits, as of the last visit

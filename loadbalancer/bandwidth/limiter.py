@@ -13,8 +13,8 @@ import math
 from collections.abc import Callable
 from time import monotonic_ns
 
-from twofold.loadbalancer.bandwidth.fair_queue import Shaper, Toll, quantum
-from twofold.loadbalancer.bandwidth.lease import Meter
+from twofold.loadbalancer.bandwidth.fair_queue import FairQueue, Ticket, quantum
+from twofold.loadbalancer.bandwidth.lease import Lease
 
 LONGEST_SLEEP = 0.02  # seconds: a live edit is felt within it
 MOST_QUANTUM = 65536
@@ -23,7 +23,7 @@ KEEP = 0.98  # of what was counted, from tick to tick: it is of the last second 
 MOST_ECHO = 100.0
 
 
-class Throttle:
+class BandwidthLimiter:
     """`quantum`: bytes that one flow may pass in a turn.
 
     `free`: bytes that may pass without a word, while nobody waits. pay() is spelt out where calls cost
@@ -32,13 +32,13 @@ class Throttle:
 
     def __init__(
         self,
-        meter: Meter,
+        meter: Lease,
         budget: float,
         clock: Callable[[], int] = monotonic_ns,
         waited: Callable[[int], None] = lambda microseconds: None,
     ) -> None:
         self._meter = meter
-        self._shaper = Shaper()
+        self._shaper = FairQueue()
         self._budget = budget
         self._waited = waited  # is told the microseconds of each toll that is paid
         self._clock = clock
@@ -81,16 +81,16 @@ class Throttle:
             self._meter.take_back(self.free)
             self.free = 0
 
-    def wait(self, nbytes: int, go: Callable[[], None], urgent: bool = False, answer: bool = False) -> Toll:
+    def wait(self, nbytes: int, go: Callable[[], None], urgent: bool = False, answer: bool = False) -> Ticket:
         """`urgent`: a whole small answer; `answer`: a piece of a large one."""
         self._gather()
-        toll = Toll(nbytes, go, self._clock(), urgent or answer)
+        toll = Ticket(nbytes, go, self._clock(), urgent or answer)
         first = self._shaper.add(toll, urgent)
         if first or self._timer is None:
             self._sleep()
         return toll
 
-    def cancel(self, toll: Toll) -> None:
+    def cancel(self, toll: Ticket) -> None:
         self._shaper.cancel(toll)
 
     def refusal_delay(self, nbytes: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from twofold.loadbalancer.bandwidth.autoscale import Autoscale
-from twofold.loadbalancer.bandwidth.lease import Ledger
+from twofold.loadbalancer.bandwidth.lease import SharedBucket
 from twofold.loadbalancer.config import LEAST_MBPS, BandwidthSettings
 from twofold.logs.records import say
 
@@ -17,10 +17,10 @@ MEGABIT = 1_000_000
 MOST_MBPS = 1_000_000.0
 
 
-class Limits:
+class BandwidthPolicy:
     """`mbps` and `maximum` in 10^6 bit/s; a maximum of 0 raises nothing."""
 
-    def __init__(self, ledger: Ledger, settings: BandwidthSettings, before: Mapping[str, Any]) -> None:
+    def __init__(self, ledger: SharedBucket, settings: BandwidthSettings, before: Mapping[str, Any]) -> None:
         """`before`: what a predecessor wrote down. Settings that have changed since then win."""
         self._ledger = ledger
         self._configured = [settings.bandwidth_mbps, settings.maximum_bandwidth_mbps]

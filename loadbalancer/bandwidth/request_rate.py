@@ -39,7 +39,7 @@ class Gcra:
         self._due = max(self._due, now) + units * self._per_unit
 
 
-class Callers:
+class CallerRates:
     """An account for each caller, the least recently seen forgotten when there are too many."""
 
     def __init__(self, rate: float) -> None:

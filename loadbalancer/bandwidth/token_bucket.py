@@ -20,7 +20,7 @@ def depth(rate: int) -> int:
     return min(MOST_DEPTH, max(LEAST_DEPTH, rate * DEPTH_NS // NANO))
 
 
-class Bucket:
+class TokenBucket:
     """`rate` in bit/s; `level` in nanobits, negative while in debt; `stamp` is when it was right."""
 
     __slots__ = ("level", "rate", "stamp")
@@ -31,7 +31,7 @@ class Bucket:
         self.stamp = stamp
 
     @classmethod
-    def full(cls, rate: int, now: int) -> Bucket:
+    def full(cls, rate: int, now: int) -> TokenBucket:
         return cls(rate, depth(rate) * NANO, now)
 
     def refill(self, now: int) -> None:

@@ -95,14 +95,14 @@ def _option(group: str, known: Field[Any]) -> inspect.Parameter:
 def balance(settings: config.Config, check: bool) -> int:
     """Balance until told to stop, or with `check`, say what would be done."""
     from twofold.loadbalancer.supervision import startup_checks, supervisor
-    from twofold.loadbalancer.supervision.resources import Lives
+    from twofold.loadbalancer.supervision.resources import ChildEntries
 
     startup_checks.verify(settings)
     if check:
-        startup_checks.load(Lives())
+        startup_checks.load(ChildEntries())
         print(config.to_json(settings))
         return int(ExitCode.OK)
-    return int(supervisor.start(settings, Lives(), say))
+    return int(supervisor.start(settings, ChildEntries(), say))
 
 
 def run(arguments: list[str]) -> int:

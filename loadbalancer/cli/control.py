@@ -74,7 +74,7 @@ class _Connection(http.client.HTTPConnection):
                 time.sleep(LOOK / 4)
 
 
-class Admin:
+class AdminClient:
     """One call after another."""
 
     def __init__(self, chosen: str) -> None:
@@ -112,7 +112,7 @@ class Admin:
 @app.command()
 def state(socket: str = SOCKET, as_json: bool = AS_JSON) -> None:
     """Show the pool, bandwidth and latency."""
-    found = Admin(socket).state()
+    found = AdminClient(socket).state()
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -124,7 +124,7 @@ def watch(socket: str = SOCKET) -> None:
     """Show them as they move, until Ctrl-C."""
     from rich.live import Live
 
-    admin = Admin(socket)
+    admin = AdminClient(socket)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which is how it is meant to end
     with (
         contextlib.suppress(KeyboardInterrupt),
@@ -144,7 +144,7 @@ def bandwidth(
     socket: str = SOCKET,
 ) -> None:
     """Change the bandwidth, at once; no connection notices."""
-    found = Admin(socket).call("PUT", "/bandwidth", {"mbps": mbps, "max_mbps": maximum})
+    found = AdminClient(socket).call("PUT", "/bandwidth", {"mbps": mbps, "max_mbps": maximum})
     print(_bandwidth(found))
 
 
@@ -153,7 +153,7 @@ def add(
     url: str = typer.Argument(help="HOST:PORT or unix:/PATH.", metavar="URL"), socket: str = SOCKET
 ) -> None:
     """Add an instance, or let a drained one take requests again."""
-    found = Admin(socket).call("POST", "/instances", {"url": url})
+    found = AdminClient(socket).call("POST", "/instances", {"url": url})
     hope = "; it gets requests once a probe finds it well" if found["state"] == "down" else ""
     print(_sentence(found) + hope)
 
@@ -161,7 +161,7 @@ def add(
 @app.command()
 def drain(name: str = NAME, wait: float = WAIT, socket: str = SOCKET) -> None:
     """Let an instance finish what it has, and give it nothing more."""
-    admin = Admin(socket)
+    admin = AdminClient(socket)
     found = admin.call("POST", f"/instances/{quote(name, safe='')}/drain")
     _until(admin, found, wait, lambda one: one is None or not one["outstanding"])
 
@@ -169,7 +169,7 @@ def drain(name: str = NAME, wait: float = WAIT, socket: str = SOCKET) -> None:
 @app.command()
 def remove(name: str = NAME, wait: float = WAIT, socket: str = SOCKET) -> None:
     """Drain an instance, then forget it."""
-    admin = Admin(socket)
+    admin = AdminClient(socket)
     found = admin.call("DELETE", f"/instances/{quote(name, safe='')}")
     _until(admin, found, wait, lambda one: one is None)
 
@@ -177,7 +177,7 @@ def remove(name: str = NAME, wait: float = WAIT, socket: str = SOCKET) -> None:
 @app.command()
 def reload(socket: str = SOCKET) -> None:
     """Read the settings again, and start the new code; bad settings change nothing."""
-    admin = Admin(socket)
+    admin = AdminClient(socket)
     before = admin.state()
     admin.call("POST", "/reload")
     for _ in range(int(PATIENCE / LOOK)):
@@ -195,7 +195,7 @@ def reload(socket: str = SOCKET) -> None:
     raise ConfigError(f"not reloaded within {PATIENCE:g} s; until then nothing changes", why)
 
 
-def _until(admin: Admin, one: dict[str, Any], seconds: float, done: Callable[[Any], bool]) -> None:
+def _until(admin: AdminClient, one: dict[str, Any], seconds: float, done: Callable[[Any], bool]) -> None:
     """Say what becomes of the instance, and with a patience wait for it."""
     name, until = one["name"], time.monotonic() + seconds
     now: dict[str, Any] | None = one

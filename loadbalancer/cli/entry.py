@@ -15,9 +15,9 @@ def balance(arguments: list[str]) -> int:
 
     if exec_handover.pending(os.environ):  # a reload has exec'ed this process: the settings are settled
         from twofold.loadbalancer.supervision import supervisor
-        from twofold.loadbalancer.supervision.resources import Lives
+        from twofold.loadbalancer.supervision.resources import ChildEntries
 
-        return int(supervisor.resume(exec_handover.receive(os.environ), Lives(), say))
+        return int(supervisor.resume(exec_handover.receive(os.environ), ChildEntries(), say))
     from twofold.loadbalancer.cli import commands
 
     return commands.run(arguments)

@@ -33,11 +33,11 @@ from starlette.routing import Route
 from twofold.errors import AddressError, ResourceError, TwofoldError
 from twofold.loadbalancer.config import default_admin_path
 from twofold.loadbalancer.control import status_page
-from twofold.loadbalancer.listeners import Sockets
+from twofold.loadbalancer.listeners import ListenerSet
 from twofold.logs.records import say
 
 if TYPE_CHECKING:
-    from twofold.loadbalancer.control.controller import Steward
+    from twofold.loadbalancer.control.controller import Controller
 
 BACKLOG = 64
 MAX_BODY = 65536
@@ -51,10 +51,10 @@ CODES = {404: "NotAuthorizedOrNotFound", 405: "MethodNotAllowed", 413: "PayloadT
 # ---------------------------------------------------------------------- the API
 
 
-class Api:
+class AdminApi:
     """What the admin asks for, said to the steward."""
 
-    def __init__(self, steward: Steward) -> None:
+    def __init__(self, steward: Controller) -> None:
         self._steward = steward
 
     def routes(self) -> list[Route]:
@@ -153,7 +153,7 @@ def application(routes: list[Route]) -> Starlette:
 # ---------------------------------------------------------------------- serving
 
 
-class Server(uvicorn.Server):
+class AdminServer(uvicorn.Server):
     """Signals are the steward's to handle."""
 
     @contextmanager
@@ -169,14 +169,14 @@ class Tell(logging.Handler):
         say(record.levelname.lower(), f"admin API: {record.getMessage()}{why}")
 
 
-class Services:
+class AdminServers:
     """The admin's socket, and the status address if there is one."""
 
-    def __init__(self, steward: Steward) -> None:
+    def __init__(self, steward: Controller) -> None:
         self._steward = steward
         self._watchers = status_page.Watchers(steward)
-        self._sockets = Sockets()
-        self._servers: list[Server] = []
+        self._sockets = ListenerSet()
+        self._servers: list[AdminServer] = []
 
     async def serve(self) -> None:
         """Until `stop`. A socket that cannot be opened is said, and the pool is looked after all the same."""
@@ -189,7 +189,7 @@ class Services:
         listeners = [] if self._steward.place.status is None else [self._steward.place.status]
         try:
             listeners.append(self._open())
-            self._servers.append(_server(application([*Api(self._steward).routes(), *looking])))
+            self._servers.append(_server(application([*AdminApi(self._steward).routes(), *looking])))
         except TwofoldError as error:
             say("error", f"no admin API: {error}")
         serving = [server.serve([each]) for server, each in zip(self._servers, listeners, strict=True)]
@@ -218,8 +218,8 @@ class Services:
         return self._sockets.held[text].dup()  # the server closes its own, and then the file must go
 
 
-def _server(app: Starlette) -> Server:
-    return Server(uvicorn.Config(
+def _server(app: Starlette) -> AdminServer:
+    return AdminServer(uvicorn.Config(
         app, loop="none", http="h11", ws="none", lifespan="off", log_config=None, access_log=False,
         server_header=False, limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=LEAVE,
     ))  # fmt: skip

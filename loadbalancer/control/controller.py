@@ -20,14 +20,14 @@ from typing import Any
 from twofold import __version__
 from twofold.errors import ConfigError
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.bandwidth.lease import Ledger
-from twofold.loadbalancer.bandwidth.policy import Limits
-from twofold.loadbalancer.child_context import StewardPlace
+from twofold.loadbalancer.bandwidth.lease import SharedBucket
+from twofold.loadbalancer.bandwidth.policy import BandwidthPolicy
+from twofold.loadbalancer.child_context import ControllerContext
 from twofold.loadbalancer.control import sliding_window, status_view
-from twofold.loadbalancer.control.discovery import Sources, WatchedFile
-from twofold.loadbalancer.control.endpoint import Member
-from twofold.loadbalancer.control.health_check import NOT_ASKED, Question
-from twofold.loadbalancer.control.registry import Census
+from twofold.loadbalancer.control.discovery import Discovery, WatchedFile
+from twofold.loadbalancer.control.endpoint import Endpoint
+from twofold.loadbalancer.control.health_check import NOT_ASKED, Probe
+from twofold.loadbalancer.control.registry import Registry
 from twofold.logs.records import say
 from twofold.native import load
 
@@ -38,7 +38,7 @@ BEAT = 0.1
 LATE = 0.2  # seconds by which a beat may be late before what a probe says of others says more of us
 
 
-class Pulse:
+class StallDetector:
     """Whether this process gets the processor: while it does not, nobody else is to blame."""
 
     def __init__(self) -> None:
@@ -49,24 +49,24 @@ class Pulse:
             self.faltered = now
 
 
-class Steward:
-    def __init__(self, place: StewardPlace) -> None:
+class Controller:
+    def __init__(self, place: ControllerContext) -> None:
         self.place = place
         self.config = config = place.config
         self.shared = shared_memory.attach(place.memory_fd)
         self.board = shared_memory.Board(self.shared)
-        self.ledger = Ledger(self.shared, place.memory_fd)
-        self.census = Census(self.shared)
-        self.pulse = Pulse()
-        self.trend = sliding_window.Trend()
+        self.ledger = SharedBucket(self.shared, place.memory_fd)
+        self.census = Registry(self.shared)
+        self.pulse = StallDetector()
+        self.trend = sliding_window.SlidingWindow()
         self.started = time.time()
         self.sampled = asyncio.Event()  # set, and cleared again, with every reading
         before = self._inherit()
-        self.limits = Limits(self.ledger, config.bandwidth, before.get("limits", {}))
+        self.limits = BandwidthPolicy(self.ledger, config.bandwidth, before.get("limits", {}))
         pool = config.pool
         known = self.census.members.values()
-        self.sources = Sources.of(pool.upstream, pool.upstream_file, known)
-        self._question = Question(pool.probe_path, pool.probe_timeout, pool.proxy_protocol_out)
+        self.sources = Discovery.of(pool.upstream, pool.upstream_file, known)
+        self._question = Probe(pool.probe_path, pool.probe_timeout, pool.proxy_protocol_out)
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._resolving: asyncio.Task[None] | None = None
         self._failed: asyncio.Future[None]
@@ -89,14 +89,14 @@ class Steward:
         self.limits.set(mbps, maximum)
         self.publish()
 
-    def add(self, text: str) -> Member:
+    def add(self, text: str) -> Endpoint:
         """It joins, or stays after all, or takes requests again. ValueError if it cannot."""
         member = self.census.add(text)
         say("info", f"{member.name} is added")
         self._settle()
         return member
 
-    def drain(self, text: str) -> Member:
+    def drain(self, text: str) -> Endpoint:
         """It finishes what it has, and gets nothing more. KeyError if there is none of that name."""
         member = self.census.find(text)
         member.drained = True
@@ -104,7 +104,7 @@ class Steward:
         self._settle()
         return member
 
-    def remove(self, text: str) -> Member:
+    def remove(self, text: str) -> Endpoint:
         """It is drained, then forgotten. KeyError."""
         member = self.census.find(text)
         self.census.remove(member)
@@ -117,10 +117,10 @@ class Steward:
 
     # ------------------------------------------------------------------ what it shows
 
-    def facts(self) -> status_view.Facts:
+    def facts(self) -> status_view.StatusFacts:
         with self.ledger.open() as bucket:
             rate, debt = bucket.rate, bucket.debt(monotonic_ns()) if bucket.rate else 0
-        return status_view.Facts(
+        return status_view.StatusFacts(
             version=__version__,
             started=self.started,
             rate=rate,
@@ -192,7 +192,7 @@ class Steward:
         self.census.reconcile(self.sources.wanted(), self.sources.certain)
         self._settle()
 
-    async def _watch(self, member: Member) -> None:
+    async def _watch(self, member: Endpoint) -> None:
         """Probe it for ever."""
         loop, interval, verdict = asyncio.get_running_loop(), self.config.pool.probe_interval, member.verdict
         while True:
@@ -206,7 +206,7 @@ class Steward:
             pause = interval * (SOON if verdict.wavering else 1.0)
             await asyncio.sleep(pause * (1 + random.uniform(-JITTER, JITTER)))
 
-    def _turned(self, member: Member) -> None:
+    def _turned(self, member: Endpoint) -> None:
         if member.verdict.up:
             member.since_ns = monotonic_ns() if self._booted else 0
             say("info", f"{member.name} is up")
@@ -266,7 +266,7 @@ class Steward:
             works.append(self._watch_file(self.sources.file))
         tasks = [asyncio.ensure_future(work) for work in works]
         stop: asyncio.Future[Any] = asyncio.ensure_future(stopping.wait())
-        services = admin_api.Services(self)
+        services = admin_api.AdminServers(self)
         serving = asyncio.ensure_future(services.serve())
         until: list[asyncio.Future[Any]] = [stop, serving, self._failed, *tasks]
         done, _ = await asyncio.wait(until, return_when=asyncio.FIRST_COMPLETED)
@@ -298,7 +298,7 @@ class Steward:
             self._reconcile()
 
 
-def run(place: StewardPlace) -> int:
+def run(place: ControllerContext) -> int:
     """Be the steward until told to stop; the exit code."""
-    asyncio.run(Steward(place).serve())
+    asyncio.run(Controller(place).serve())
     return 0

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from twofold.errors import ConfigError
-from twofold.loadbalancer.control.endpoint import DNS, FILE, SETTINGS, Member
+from twofold.loadbalancer.control.endpoint import DNS, FILE, SETTINGS, Endpoint
 from twofold.logs.records import say
 from twofold.net import address
-from twofold.net.address import Address, Upstream
+from twofold.net.address import Address, Target
 
 FORMS = "http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT"
 INTERVAL = 0.5
@@ -25,9 +25,9 @@ SETTLED = 0.1  # seconds since its last change, after which a file is not being 
 PATIENCE = 5.0  # seconds with a resolver
 
 
-def parse_file(text: str, place: str) -> list[Upstream]:
+def parse_file(text: str, place: str) -> list[Target]:
     """One upstream a line, or a YAML list of them; raises ConfigError, which names the line."""
-    found: dict[str, Upstream] = {}
+    found: dict[str, Target] = {}
     for number, word in _entries(text, place):
         upstream = address.upstream(word)
         if upstream is None:
@@ -64,7 +64,7 @@ def _yaml_entries(text: str, place: str) -> Iterator[tuple[int, str]]:
 class WatchedFile:
     """The instances that a file names, read again when the file is another one or has changed."""
 
-    def __init__(self, path: str, known: Iterable[Upstream] = ()) -> None:
+    def __init__(self, path: str, known: Iterable[Target] = ()) -> None:
         """`known` holds until the file has been read."""
         self._path = Path(path)
         self._stamp: tuple[int, int, int] | None = None
@@ -97,7 +97,7 @@ class WatchedFile:
         self._missed = False
         return self._take(found)
 
-    def _take(self, found: list[Upstream]) -> bool:
+    def _take(self, found: list[Target]) -> bool:
         if self.upstreams and not found:
             say("error", f"the old instances stay: {self._path} names none")
             return False
@@ -118,10 +118,10 @@ class Names:
         """A predecessor has heard this from the resolver."""
         self._known.setdefault(name, []).append(where)
 
-    def addresses(self, upstream: Upstream) -> list[Address]:
+    def addresses(self, upstream: Target) -> list[Address]:
         return self._known.get(upstream.name, [])
 
-    async def resolve(self, upstream: Upstream) -> bool:
+    async def resolve(self, upstream: Target) -> bool:
         """True when it stands for others now. While the resolver fails, the last answer holds."""
         wanted, loop = upstream.address, asyncio.get_running_loop()
         try:
@@ -144,7 +144,7 @@ class Names:
         self._known[upstream.name] = found
         return changed
 
-    async def resolve_all(self, upstreams: Iterable[Upstream]) -> bool:
+    async def resolve_all(self, upstreams: Iterable[Target]) -> bool:
         return any(await asyncio.gather(*map(self.resolve, upstreams)))
 
 
@@ -158,18 +158,18 @@ class Wanted:
 
 
 @dataclass(slots=True)
-class Sources:
+class Discovery:
     """Everybody but the admin who names instances."""
 
-    named: list[Upstream]
+    named: list[Target]
     file: WatchedFile | None = None
     names: Names = field(default_factory=Names)
 
     @classmethod
-    def of(cls, texts: Sequence[str], path: str, known: Iterable[Member]) -> Sources:
+    def of(cls, texts: Sequence[str], path: str, known: Iterable[Endpoint]) -> Discovery:
         """What the settings say. `known`: until file and resolver have answered, what they said before."""
         named = [found for text in texts if (found := address.upstream(text))]
-        names, listed = Names(), dict[str, Upstream]()
+        names, listed = Names(), dict[str, Target]()
         for member in known:
             if member.source == DNS:
                 names.remember(member.origin, member.where)
@@ -178,7 +178,7 @@ class Sources:
                 listed[upstream.name] = upstream
         return cls(named, WatchedFile(path, listed.values()) if path else None, names)
 
-    def dns(self) -> list[Upstream]:
+    def dns(self) -> list[Target]:
         named = self.named + (self.file.upstreams if self.file else [])
         return [upstream for upstream in named if upstream.dns]
 
@@ -197,7 +197,7 @@ class Sources:
             for upstream in upstreams:
                 if upstream.dns:
                     for where in self.names.addresses(upstream):
-                        wanted[Upstream(where).name] = Wanted(where, DNS, upstream.name)
+                        wanted[Target(where).name] = Wanted(where, DNS, upstream.name)
                 else:
                     wanted[upstream.name] = Wanted(upstream.address, source)
         return wanted

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from twofold.loadbalancer.control.health_check import Verdict
+from twofold.loadbalancer.control.health_check import ProbeResult
 from twofold.net.address import Address
 
 SETTINGS, FILE, DNS, ADMIN = "settings", "file", "dns", "admin"  # who has named it
@@ -18,13 +18,13 @@ UP, DOWN, DRAIN = "up", "down", "drain"
 
 
 @dataclass(slots=True)
-class Member:
+class Endpoint:
     name: str
     where: Address
     source: str
     cell: int
     origin: str = ""  # of DNS, the name that stood for it
-    verdict: Verdict = field(default_factory=Verdict)
+    verdict: ProbeResult = field(default_factory=ProbeResult)
     since_ns: int = 0  # when it came back; 0: well from the start, or never
     drained: bool = False  # the admin wants it to get nothing more
     leaving: bool = False  # gone as soon as nothing is in its hands
@@ -55,17 +55,17 @@ class Member:
         }  # fmt: skip
 
 
-def from_entry(entry: Mapping[str, Any], now: int) -> Member:
+def from_entry(entry: Mapping[str, Any], now: int) -> Endpoint:
     """The member that a predecessor wrote down; raises KeyError if it is not what we write."""
     well = bool(entry.get("well", entry["state"] == UP))
     ever = well or bool(entry.get("ever", entry["since_ns"]))
-    return Member(
+    return Endpoint(
         name=entry["name"],
         where=Address(entry["host"], entry["port"], entry["path"]),
         source=entry.get("source", SETTINGS),
         cell=entry["cell"],
         origin=entry.get("origin", ""),
-        verdict=Verdict(well, ever, entry["workers"], entry.get("why", "")),
+        verdict=ProbeResult(well, ever, entry["workers"], entry.get("why", "")),
         since_ns=entry["since_ns"],
         drained=bool(entry.get("drained", False)),
         leaving=bool(entry.get("leaving", False)),

@@ -1,6 +1,6 @@
 """Is an instance well? One GET of its health path, and what a row of answers means.
 
-Touches one connection of its own per probe.  `Verdict` is arithmetic: two failures in a row take an
+Touches one connection of its own per probe.  `ProbeResult` is arithmetic: two failures in a row take an
 instance out, one success lets a new one in, two bring one back.
 """
 
@@ -38,7 +38,7 @@ class Health:
     local: str = ""
 
 
-class Verdict:
+class ProbeResult:
     """`up` is what the answers say so far; `ever` whether it has been up before."""
 
     __slots__ = ("_row", "ever", "local", "up", "why", "workers")
@@ -74,7 +74,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class Probe:
     """How instances are asked."""
 
     path: str

@@ -18,8 +18,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.control.sliding_window import REFUSALS, Reading, Trend
-from twofold.loadbalancer.control.status_view import FAILURES, UNSEEN, Facts, shown_state, statuses
+from twofold.loadbalancer.control.sliding_window import REFUSALS, Reading, SlidingWindow
+from twofold.loadbalancer.control.status_view import FAILURES, UNSEEN, StatusFacts, shown_state, statuses
 
 PREFIX = "twofold_balance_"
 STATES = ("up", "down", "drain", "ejected")
@@ -28,7 +28,7 @@ STATES = ("up", "down", "drain", "ejected")
 SHOWN_BUCKETS = range(4, 28)
 
 
-def exposition(facts: Facts, trend: Trend, reading: Reading) -> bytes:
+def exposition(facts: StatusFacts, trend: SlidingWindow, reading: Reading) -> bytes:
     """The answer to a scrape."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collected(facts, trend, reading))
@@ -37,8 +37,8 @@ def exposition(facts: Facts, trend: Trend, reading: Reading) -> bytes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Collected(Collector):
-    facts: Facts
-    trend: Trend
+    facts: StatusFacts
+    trend: SlidingWindow
     reading: Reading
 
     def collect(self) -> Iterator[Metric]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.control.discovery import Wanted
-from twofold.loadbalancer.control.endpoint import ADMIN, Member, from_entry
+from twofold.loadbalancer.control.endpoint import ADMIN, Endpoint, from_entry
 from twofold.logs.records import say
 from twofold.net import address
 from twofold.net.address import Address
@@ -22,10 +22,10 @@ from twofold.net.address import Address
 DWELL_NS = 200_000_000  # the proxies may not have seen yet that one drains, nor shown what it has in hand
 
 
-class Census:
+class Registry:
     def __init__(self, shared: mmap.mmap) -> None:
         self._shared = shared
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, Endpoint] = {}
         self.removed: set[str] = set()  # by the admin, though somebody names them
 
     def inherit(self, entries: Iterable[Mapping[str, Any]], removed: Iterable[str]) -> None:
@@ -38,7 +38,7 @@ class Census:
 
     # ------------------------------------------------------------------ what the admin may do
 
-    def find(self, text: str) -> Member:
+    def find(self, text: str) -> Endpoint:
         """By its name, or without what every name begins with. KeyError if there is none."""
         upstream = address.upstream(text) or address.upstream(f"http://{text}")
         for name in (text, upstream.name if upstream else text):
@@ -46,7 +46,7 @@ class Census:
                 return self.members[name]
         raise KeyError(text)
 
-    def add(self, text: str) -> Member:
+    def add(self, text: str) -> Endpoint:
         """ValueError if it is no instance, or one too many."""
         found = address.upstream(f"http://{text}" if address.tcp(text) else text)
         if found is None or found.dns:
@@ -59,7 +59,7 @@ class Census:
         known.stay()
         return known
 
-    def remove(self, member: Member) -> None:
+    def remove(self, member: Endpoint) -> None:
         """It is drained, then forgotten."""
         if member.source != ADMIN:
             self.removed.add(member.name)
@@ -88,7 +88,7 @@ class Census:
         elif member.source != ADMIN:
             member.source, member.origin, member.leaving = who.source, who.origin, False
 
-    def _join(self, name: str, where: Address, source: str) -> Member:
+    def _join(self, name: str, where: Address, source: str) -> Endpoint:
         taken = {member.cell for member in self.members.values()}
         free = next((cell for cell in range(shared_memory.MAX_INSTANCES) if cell not in taken), None)
         if free is None:
@@ -98,19 +98,19 @@ class Census:
             shared_memory.cell(self._shared, proxy, free)[:] = memoryview(
                 bytes(shared_memory.CELL_SIZE)
             ).cast("Q")
-        member = self.members[name] = Member(name, where, source, free)
+        member = self.members[name] = Endpoint(name, where, source, free)
         return member
 
     # ------------------------------------------------------------------ who may go
 
-    def outstanding(self, member: Member) -> int:
+    def outstanding(self, member: Endpoint) -> int:
         """Requests in its hands."""
         return sum(
             shared_memory.cell(self._shared, proxy, member.cell)[shared_memory.OUTSTANDING]
             for proxy in range(shared_memory.MAX_PROXIES)
         )
 
-    def part(self, now: int) -> list[Member]:
+    def part(self, now: int) -> list[Endpoint]:
         """Forget those that leave and have nothing in hand any more."""
         gone = [
             member

@@ -98,7 +98,7 @@ class Point:
 
 
 @dataclass(slots=True)
-class Trend:
+class SlidingWindow:
     readings: deque[Reading] = field(default_factory=lambda: deque(maxlen=WINDOW + 1))
     points: deque[Point] = field(default_factory=lambda: deque(maxlen=POINTS))
 

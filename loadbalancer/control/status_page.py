@@ -25,7 +25,7 @@ from starlette.routing import Route
 from twofold.loadbalancer.control import status_view
 
 if TYPE_CHECKING:
-    from twofold.loadbalancer.control.controller import Steward
+    from twofold.loadbalancer.control.controller import Controller
 
 PAGE = Path(__file__).with_name("status.html")
 PLACE = b"{/* state */}"
@@ -37,7 +37,7 @@ FRESH = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 class Watchers:
     """Everybody who looks at the page."""
 
-    def __init__(self, steward: Steward) -> None:
+    def __init__(self, steward: Controller) -> None:
         self._steward = steward
         self._next: asyncio.Future[bytes] | None = None
         self._many = 0

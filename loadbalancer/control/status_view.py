@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.control.sliding_window import REFUSALS, Reading, Sight, Trend, grown
+from twofold.loadbalancer.control.sliding_window import REFUSALS, Reading, Sight, SlidingWindow, grown
 
 FAILURES = {
     "answer": shared_memory.FIVEXX,
@@ -22,7 +22,7 @@ UNSEEN = Sight((0,) * shared_memory.CELL_WORDS)
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class StatusFacts:
     """What cannot be read from the counters."""
 
     version: str
@@ -37,7 +37,7 @@ class Facts:
     compiled: bool = False  # see compiled.py
 
 
-def state(facts: Facts, trend: Trend, reading: Reading) -> dict[str, Any]:
+def state(facts: StatusFacts, trend: SlidingWindow, reading: Reading) -> dict[str, Any]:
     """Everything an operator may want to know, for JSON."""
     cells = reading.cells
     return {
@@ -64,7 +64,7 @@ def _pair(found: tuple[float | None, float | None]) -> dict[str, float | None]:
     return {"p50": low, "p99": high}
 
 
-def _bandwidth(facts: Facts, trend: Trend, cells: Sequence[int]) -> dict[str, Any]:
+def _bandwidth(facts: StatusFacts, trend: SlidingWindow, cells: Sequence[int]) -> dict[str, Any]:
     received, sent = trend.mbps()
     return {
         "mbps": facts.rate / 1e6,  # of now
@@ -80,7 +80,7 @@ def _bandwidth(facts: Facts, trend: Trend, cells: Sequence[int]) -> dict[str, An
     }
 
 
-def _requests(trend: Trend, cells: Sequence[int]) -> dict[str, Any]:
+def _requests(trend: SlidingWindow, cells: Sequence[int]) -> dict[str, Any]:
     window = trend.window()
     of_late = grown(window[1].cells, window[2].cells) if window else [0] * shared_memory.CELLS
     seconds = window[0] if window else 1.0
@@ -122,7 +122,9 @@ class _Late:
     all: int  # requests of the whole pool
 
 
-def instances(members: Iterable[Mapping[str, Any]], trend: Trend, reading: Reading) -> list[dict[str, Any]]:
+def instances(
+    members: Iterable[Mapping[str, Any]], trend: SlidingWindow, reading: Reading
+) -> list[dict[str, Any]]:
     window = trend.window()
     grew: dict[str, Sequence[int]] = {}
     for name, now in reading.instances.items():
@@ -169,7 +171,7 @@ def shown_state(member: Mapping[str, Any], sight: Sight, now: int) -> str:
     return "ejected" if ejected else str(member["state"])
 
 
-def history(trend: Trend) -> dict[str, list[float | None]]:
+def history(trend: SlidingWindow) -> dict[str, list[float | None]]:
     """The last minute, a column for each figure, two points a second."""
     columns = zip(*(asdict(point).values() for point in trend.points), strict=True)
     names = ("received", "sent", "limit", "requests", "p50", "p99", "refused")

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from twofold.net.networks import Networks, canonical
-from twofold.wire.request_head import Head
+from twofold.wire.request_head import RequestHead
 
 if TYPE_CHECKING:
     pass
@@ -62,7 +62,7 @@ class Hops:
     trusted: Networks
 
 
-def upstream_fields(head: Head, peer: str, hops: Hops) -> bytes:
+def upstream_fields(head: RequestHead, peer: str, hops: Hops) -> bytes:
     """The lines to send to an instance, but for opc-request-id and content-length, the proxy's to add.
 
     `peer` is the client's address; empty for one that came by a Unix socket.
@@ -120,14 +120,14 @@ def nominated(fields: Fields) -> frozenset[bytes]:
     return _nominated([value for name, value in fields if name == b"connection"])
 
 
-def loops(head: Head, hops: Hops) -> bool:
+def loops(head: RequestHead, hops: Hops) -> bool:
     """Whether this request has been here before, or has come a way that no sane request comes."""
     entries = [entry for name, value in head.headers if name == b"via" for entry in value.split(b",")]
     # RFC 9110, 7.6.3: received-protocol, blanks, received-by, and perhaps a comment
     return len(entries) >= MAX_HOPS or any(hops.pseudonym in entry.split()[1:2] for entry in entries)
 
 
-def client_address(head: Head, peer: str, hops: Hops) -> str:
+def client_address(head: RequestHead, peer: str, hops: Hops) -> str:
     """Who sent the request: the last address in the chain that no trusted peer vouches for.
 
     For limits by caller. An X-Forwarded-For entry that is no address ends the search before it.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from twofold.loadbalancer.http import forwarding
 from twofold.loadbalancer.http.error_responses import LENGTH, Refusal, too_large
-from twofold.wire.request_head import Head
+from twofold.wire.request_head import RequestHead
 
 NEVER = math.inf
 SMALL_BODY = 49152
@@ -19,8 +19,8 @@ IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    head: Head
+class ProxyPlan:
+    head: RequestHead
     length: int  # bytes of the body
     message: bytes  # for the access log: "POST /predict 1.1"
     close: bool
@@ -58,7 +58,9 @@ class Plan:
         return known
 
 
-def make_plan(head: Head, max_body: int, refusal: Refusal | None, keep_until: float = NEVER) -> Plan:
+def make_plan(
+    head: RequestHead, max_body: int, refusal: Refusal | None, keep_until: float = NEVER
+) -> ProxyPlan:
     """`refusal`: what the guard has against it."""
     refusal = refusal or _refusal(head, max_body)
     unread = head.chunked or (refusal is not None and bool(head.content_length))
@@ -68,7 +70,7 @@ def make_plan(head: Head, max_body: int, refusal: Refusal | None, keep_until: fl
         connection = b"connection: close\r\n"
     elif head.version == (1, 0):
         connection = b"connection: keep-alive\r\n"
-    return Plan(
+    return ProxyPlan(
         head=head,
         length=head.content_length or 0,
         message=b"%s %s %d.%d" % (head.method.encode(), head.target.partition(b"?")[0], *head.version),
@@ -82,7 +84,7 @@ def make_plan(head: Head, max_body: int, refusal: Refusal | None, keep_until: fl
     )
 
 
-def _refusal(head: Head, max_body: int) -> Refusal | None:
+def _refusal(head: RequestHead, max_body: int) -> Refusal | None:
     if head.chunked or (head.content_length is None and head.method in ("POST", "PUT", "PATCH")):
         return LENGTH
     if (head.content_length or 0) > max_body:
@@ -90,7 +92,7 @@ def _refusal(head: Head, max_body: int) -> Refusal | None:
     return None
 
 
-def _render(head: Head, length: int, peer: str, hops: forwarding.Hops) -> bytes:
+def _render(head: RequestHead, length: int, peer: str, hops: forwarding.Hops) -> bytes:
     # RFC 9112, 3.2: an origin server is asked in origin form, whatever form the proxy was asked in.
     lines = b"%b %b HTTP/1.1\r\n" % (head.method.encode(), forwarding.origin_form(head.target))
     fields = forwarding.upstream_fields(head, peer, hops)

@@ -4,7 +4,7 @@ Pure: no I/O, no clock.  Strict, like server.http1: an answer that two parsers c
 ways is not repaired but refused, and its connection is never used again (RFC 9112, 6.3 and 11.2).
 
 Parsing costs some 6 us, and an instance repeats itself: of two answers only a few values differ.
-So a `Template` is made of each kind of head: one regular expression with the bytes that stay as
+So a `HeadTemplate` is made of each kind of head: one regular expression with the bytes that stay as
 literals and a hole for each value that was seen to change.  A head that matches has been checked
 byte by byte, and its groups are the pieces to send on.  Fields that decide about framing are never
 a hole but for the number in Content-Length.
@@ -46,11 +46,11 @@ _NO_BODY = (204, 304)
 MAX_TEMPLATES = 64
 
 
-class BadAnswer(Exception):
+class BadResponse(Exception):
     """What the instance sent is not an answer that could be passed on."""
 
 
-class AnswerHead(NamedTuple):
+class ResponseHead(NamedTuple):
     status: int
     reason: bytes
     version: int  # the minor one
@@ -70,17 +70,17 @@ def doomed(partial: bytes) -> bool:
     return not partial.startswith(_BEGINNING[: len(partial)]) or _BARE_LINE_FEED.search(partial) is not None
 
 
-def parse(raw: bytes, to_head: bool = False) -> AnswerHead:
+def parse(raw: bytes, to_head: bool = False) -> ResponseHead:
     """The head that `raw` is, up to its empty line. `to_head`: it answers a HEAD request."""
     if len(raw) > MAX_HEAD:
-        raise BadAnswer("the head is too large")
+        raise BadResponse("the head is too large")
     match = _HEAD.fullmatch(raw)
     if match is None:
-        raise BadAnswer("the head is not HTTP/1.1")
+        raise BadResponse("the head is not HTTP/1.1")
     minor, code, reason, block = match.groups(b"")
     fields = tuple((name.lower(), value.strip(b" \t")) for name, value in _FIELD.findall(block))
     if len(fields) > MAX_FIELDS:
-        raise BadAnswer("the head has too many fields")
+        raise BadResponse("the head has too many fields")
     status, modern = int(code), minor == b"1"
     named = _single(fields)
     framing, length = _framing(named, status, modern)
@@ -92,14 +92,14 @@ def parse(raw: bytes, to_head: bool = False) -> AnswerHead:
     request_id = named.get(b"opc-request-id", b"")
     if not _IS_ID.fullmatch(request_id):
         request_id = b""
-    return AnswerHead(status, reason, int(minor), fields, framing, length, keep, request_id)
+    return ResponseHead(status, reason, int(minor), fields, framing, length, keep, request_id)
 
 
 def _single(fields: tuple[tuple[bytes, bytes], ...]) -> dict[bytes, bytes]:
     named: dict[bytes, bytes] = {}
     for name, value in fields:
         if name in named and name in (b"content-length", b"transfer-encoding"):
-            raise BadAnswer(f"the field {name.decode()} is given twice")
+            raise BadResponse(f"the field {name.decode()} is given twice")
         named[name] = named[name] + b"," + value if name in named and name == b"connection" else value
     return named
 
@@ -108,14 +108,14 @@ def _framing(named: dict[bytes, bytes], status: int, modern: bool) -> tuple[int,
     coding, length = named.get(b"transfer-encoding"), named.get(b"content-length")
     if coding is not None:
         if length is not None or not modern or coding.lower() != b"chunked":
-            raise BadAnswer("its transfer-encoding is not plainly chunked")
+            raise BadResponse("its transfer-encoding is not plainly chunked")
         if status < 200 or status == 204:  # RFC 9112, 6.1
-            raise BadAnswer("a transfer-encoding where no body can be")
+            raise BadResponse("a transfer-encoding where no body can be")
         return CHUNKED, 0
     if length is None:
         return TO_THE_END, 0
     if not length.isdigit() or len(length) > 18:
-        raise BadAnswer("its content-length is not a number")
+        raise BadResponse("its content-length is not a number")
     return LENGTH, int(length)
 
 
@@ -124,7 +124,7 @@ def _keep_alive(value: bytes, modern: bool) -> bool:
     return b"close" not in options and (modern or b"keep-alive" in options)
 
 
-class Template:
+class HeadTemplate:
     """One kind of head, to be matched against the next ones.
 
     Where an answer begins with `start`, of `size` bytes, `rest(answer, size)` matches the rest of
@@ -143,7 +143,7 @@ class Template:
         "holes", "id_size", "kept", "lines", "opening", "rest", "same", "size", "start", "status", "total",
     )  # fmt: skip
 
-    def __init__(self, raw: bytes, head: AnswerHead, holes: frozenset[bytes]) -> None:
+    def __init__(self, raw: bytes, head: ResponseHead, holes: frozenset[bytes]) -> None:
         self.status = head.status
         self.holes = holes
         self.has_id = bool(head.request_id)
@@ -266,14 +266,14 @@ def _line(line: bytes, name: bytes, holes: frozenset[bytes]) -> tuple[bytes, int
     return re.escape(line) + rb"\r\n", 0
 
 
-class Templates:
+class HeadTemplates:
     """The kinds of heads that instances send, learnt as they come; bounded."""
 
     def __init__(self) -> None:
-        self._by_shape: dict[tuple[bytes, ...], Template] = {}
+        self._by_shape: dict[tuple[bytes, ...], HeadTemplate] = {}
         self._learnt = 0
 
-    def learn(self, raw: bytes, head: AnswerHead) -> Template | None:
+    def learn(self, raw: bytes, head: ResponseHead) -> HeadTemplate | None:
         """A template that matches `raw` and its like; None where it must be parsed each time.
 
         Only whole answers in HTTP/1.1 of known length come in question, from instances that keep the
@@ -300,5 +300,5 @@ class Templates:
             if holes == known.holes and known.match(raw):
                 return known
         self._learnt += 1
-        self._by_shape[shape] = made = Template(raw, head, holes)
+        self._by_shape[shape] = made = HeadTemplate(raw, head, holes)
         return made

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.access import identity
-from twofold.loadbalancer.access.authorization import Guard
-from twofold.loadbalancer.bandwidth.request_rate import Callers, Gcra
+from twofold.loadbalancer.access.authorization import Authorization
+from twofold.loadbalancer.bandwidth.request_rate import CallerRates, Gcra
 from twofold.loadbalancer.http import error_responses, forwarding, request_plan
 from twofold.loadbalancer.http.error_responses import Refusal
-from twofold.loadbalancer.http.request_plan import Plan
+from twofold.loadbalancer.http.request_plan import ProxyPlan
 from twofold.wire import request_head
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ class Admission:
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
         self.config = config = proxy.config
-        self.guard = Guard(config)
+        self.guard = Authorization(config)
         self.hops = identity.hops(config)
         self.max_body = int(config.limits.max_body_mb * MB)
-        self.plans: dict[bytes, Plan] = {}
+        self.plans: dict[bytes, ProxyPlan] = {}
         limits, share = config.bandwidth, config.listen.proxies
         self._requests = Gcra(limits.requests_per_second / share) if limits.requests_per_second else None
         self._caller_requests = _callers(limits.caller_requests_per_second / share)
@@ -46,7 +46,7 @@ class Admission:
         limits_by_request = (self._requests, self._caller_requests, self._caller_bits)
         self.simple = all(limit is None for limit in limits_by_request)
 
-    def plan(self, raw: bytes) -> Plan:
+    def plan(self, raw: bytes) -> ProxyPlan:
         """What follows from a head; raises BadRequest."""
         known = self.plans.get(raw)
         if known is not None and known.keep_until > self.proxy.wall:
@@ -74,7 +74,7 @@ class Admission:
         elif not self.proxy.crowd.has_room(self.proxy.now):
             client.refuse(error_responses.CROWDED, close=True)
 
-    def admit(self, client: Client, chosen: Plan) -> Refusal | None:
+    def admit(self, client: Client, chosen: ProxyPlan) -> Refusal | None:
         """Before the body is read: the limits by request, by caller, then bandwidth."""
         now, cells = monotonic_ns(), self.proxy.cells
         if not self.simple:
@@ -87,7 +87,7 @@ class Admission:
             return error_responses.bandwidth(delay)
         return None
 
-    def _by_rate(self, client: Client, chosen: Plan, now: int) -> Refusal | None:
+    def _by_rate(self, client: Client, chosen: ProxyPlan, now: int) -> Refusal | None:
         cells = self.proxy.cells
         caller = self._caller(client, chosen)
         size = 8 * (chosen.length + len(client.raw))
@@ -108,7 +108,7 @@ class Admission:
             caller = self._caller(client, client.plan)
             self._caller_bits.of(caller).charge(monotonic_ns(), 8 * nbytes)
 
-    def _caller(self, client: Client, chosen: Plan) -> str:
+    def _caller(self, client: Client, chosen: ProxyPlan) -> str:
         if self._caller_header:
             for name, value in chosen.head.headers:
                 if name == self._caller_header:
@@ -116,5 +116,5 @@ class Admission:
         return forwarding.client_address(chosen.head, client.peer, self.hops)
 
 
-def _callers(rate: float) -> Callers | None:
-    return Callers(rate) if rate else None
+def _callers(rate: float) -> CallerRates | None:
+    return CallerRates(rate) if rate else None

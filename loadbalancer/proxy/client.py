@@ -24,16 +24,16 @@ from typing import TYPE_CHECKING, Any, Final
 from twofold.loadbalancer.access import authorization
 from twofold.loadbalancer.http.error_responses import Refusal
 from twofold.loadbalancer.http.request_plan import NEVER
-from twofold.loadbalancer.proxy.response import Reply
-from twofold.loadbalancer.proxy.upstream import HIGH_WATER, LOW_WATER, Upstream
-from twofold.reactor.transport import Protocol, Transport
+from twofold.loadbalancer.proxy.response import ClientResponse
+from twofold.loadbalancer.proxy.upstream import HIGH_WATER, LOW_WATER, UpstreamConnection
+from twofold.reactor.transport import ConnectionProtocol, Transport
 from twofold.wire import request_head
 
 if TYPE_CHECKING:
-    from twofold.loadbalancer.bandwidth.fair_queue import Toll
-    from twofold.loadbalancer.http.request_plan import Plan
+    from twofold.loadbalancer.bandwidth.fair_queue import Ticket
+    from twofold.loadbalancer.http.request_plan import ProxyPlan
     from twofold.loadbalancer.proxy.process import Proxy
-    from twofold.loadbalancer.proxy.upstream_pool import Link
+    from twofold.loadbalancer.proxy.upstream_pool import UpstreamPool
 
 # States. What is Final costs a compiled module no look for its value.
 IDLE: Final = 0
@@ -57,7 +57,7 @@ MAX_LINGER = 4 << 20  # bytes of a refused body that are read and dropped
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Client(Protocol):
+class Client(ConnectionProtocol):
     __deletable__ = ("reply",)
     __slots__ = (
         "advancing", "bytes_in", "due", "expected", "head", "left", "link", "message", "partial", "paused",
@@ -76,9 +76,9 @@ class Client(Protocol):
         self.paused = 0
         self.progress = -1
         self.advancing = False
-        self.reply = Reply(self)
+        self.reply = ClientResponse(self)
         # The request in hand
-        self.plan: Plan = proxy.no_plan
+        self.plan: ProxyPlan = proxy.no_plan
         self.head = b""  # the bytes for an instance
         self.message = b""  # with what of the body is here and not yet sent
         self.raw = b""  # the head that `plan` was made from
@@ -88,9 +88,9 @@ class Client(Protocol):
         self.left = 0  # bytes of a flowing body that have not been read
         self.due = 0.0
         self.retried = 0  # `started` of the last request that was given a second attempt
-        self.toll: Toll | None = None
-        self.link: Link | None = None
-        self.upstream: Upstream | None = None
+        self.toll: Ticket | None = None
+        self.link: UpstreamPool | None = None
+        self.upstream: UpstreamConnection | None = None
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -175,7 +175,7 @@ class Client(Protocol):
         self._begin(plan)
         return True
 
-    def _begin(self, plan: Plan, gathered: bool = False) -> None:
+    def _begin(self, plan: ProxyPlan, gathered: bool = False) -> None:
         """Admit the request, before its body is read."""
         refused = plan.refusal or self.proxy.admission.admit(self, plan)
         if refused is not None:
@@ -188,7 +188,7 @@ class Client(Protocol):
         else:
             self._await_body(plan)
 
-    def _await_body(self, plan: Plan) -> None:
+    def _await_body(self, plan: ProxyPlan) -> None:
         self.since = self.proxy.now
         self.due = self.since + BODY_SECONDS + plan.length / MIN_BODY_RATE
         if plan.head.expect_continue and len(self.partial) < plan.length:
@@ -283,14 +283,14 @@ class Client(Protocol):
         upstream.transport.write(piece)
         self._has(upstream)
 
-    def _has(self, upstream: Upstream) -> None:
+    def _has(self, upstream: UpstreamConnection) -> None:
         """The instance has what is there of the request."""
         whole = not self.left and self.toll is None
         if whole and self.state == FLOW:
             self.state = ASKED
         upstream.given(whole)
 
-    def hand_over(self, upstream: Upstream) -> bytes:
+    def hand_over(self, upstream: UpstreamConnection) -> bytes:
         """The bytes for the instance that takes the request: its head, and what is there of the body."""
         self.upstream = upstream
         data = self.message

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-async def dial(entry: Mapping[str, Any], local: bool) -> socket.socket:
+async def connect(entry: Mapping[str, Any], local: bool) -> socket.socket:
     """Connected, not blocking; raises OSError. `local`: by the instance's own Unix socket if it has one."""
     sock = _at(entry["local"].replace("@", "\0", 1)) if local and entry.get("local") else None
     if sock is not None:

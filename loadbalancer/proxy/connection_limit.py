@@ -19,7 +19,7 @@ QUIET = 1.0  # seconds without a request
 KEPT_BACK = 2048  # descriptors at most for instances and for the proxy itself, or a quarter of all
 
 
-class Crowd:
+class ConnectionLimit:
     def __init__(self, most: int) -> None:
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.most = min(most, descriptors - min(KEPT_BACK, descriptors // 4))

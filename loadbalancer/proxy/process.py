@@ -27,22 +27,22 @@ import uvloop
 
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.access.tls import Certificates
-from twofold.loadbalancer.balancing.selection import Pool, PoolSettings
-from twofold.loadbalancer.bandwidth.lease import Ledger, Meter, http_bits, wire_bits
-from twofold.loadbalancer.bandwidth.limiter import Throttle
-from twofold.loadbalancer.child_context import ProxyPlace
+from twofold.loadbalancer.balancing.selection import InstancePool, SelectionSettings
+from twofold.loadbalancer.bandwidth.lease import Lease, SharedBucket, http_bits, wire_bits
+from twofold.loadbalancer.bandwidth.limiter import BandwidthLimiter
+from twofold.loadbalancer.child_context import ProxyContext
 from twofold.loadbalancer.config import Config
 from twofold.loadbalancer.http import request_plan
-from twofold.loadbalancer.http.response_head import Templates
+from twofold.loadbalancer.http.response_head import HeadTemplates
 from twofold.loadbalancer.proxy import timeouts
 from twofold.loadbalancer.proxy.admission import Admission
 from twofold.loadbalancer.proxy.client import Client
-from twofold.loadbalancer.proxy.connection_limit import Crowd
+from twofold.loadbalancer.proxy.connection_limit import ConnectionLimit
 from twofold.loadbalancer.proxy.journal import Journal, waited
-from twofold.loadbalancer.proxy.proxy_handshake import Preface
-from twofold.loadbalancer.proxy.router import Roster
+from twofold.loadbalancer.proxy.proxy_handshake import ProxyHandshake
+from twofold.loadbalancer.proxy.router import Router
 from twofold.logs.records import say
-from twofold.reactor.event_loop import Loop
+from twofold.reactor.event_loop import EventLoop
 from twofold.reactor.reactor import Reactor
 from twofold.wire import request_head
 from twofold.wire.request_ids import RequestIds
@@ -53,7 +53,7 @@ GC_THRESHOLD = 20000
 
 
 class Proxy:
-    def __init__(self, place: ProxyPlace) -> None:
+    def __init__(self, place: ProxyContext) -> None:
         self.place = place
         self.config = config = place.config
         self.shared = shared_memory.attach(place.memory_fd)
@@ -62,16 +62,16 @@ class Proxy:
         )
         self.cells = self.book.cells
         self.journal = self.book.entries
-        self.throttle = Throttle(
+        self.throttle = BandwidthLimiter(
             _meter(self.shared, place),
             config.bandwidth.delay_budget,
             waited=partial(waited, self.cells, shared_memory.THROTTLE),
         )
-        self.pool = Pool(_pool_settings(config), Random(), time.monotonic_ns())
-        self.roster = Roster(self, self.pool)
-        self.templates = Templates()
+        self.pool = InstancePool(_pool_settings(config), Random(), time.monotonic_ns())
+        self.roster = Router(self, self.pool)
+        self.templates = HeadTemplates()
         self.ids = RequestIds()
-        self.crowd = Crowd(config.limits.max_connections)
+        self.crowd = ConnectionLimit(config.limits.max_connections)
         self.clients = self.crowd.clients
         self.certificates = Certificates(config.listen) if config.listen.tls_certificate else None
         self.reactor: Reactor = None  # type: ignore[assignment]  # as soon as there is a loop
@@ -202,7 +202,7 @@ class Proxy:
         local, lines = listener.family == socket.AF_UNIX, self.config.listen.proxy_protocol != "off"
         context = None if self.certificates is None or local else self.certificates.context
         if lines and not local:
-            server = await loop.create_server(lambda: Preface(self, context), sock=listener)
+            server = await loop.create_server(lambda: ProxyHandshake(self, context), sock=listener)
         elif context is not None:
             patience = self.config.timeouts.head_timeout
             server = await loop.create_server(
@@ -237,25 +237,25 @@ class Proxy:
                 self.warn(f"a bug in the proxy's tick: {type(error).__name__}: {error}")
 
 
-def _meter(shared: mmap.mmap, place: ProxyPlace) -> Meter:
+def _meter(shared: mmap.mmap, place: ProxyContext) -> Lease:
     bits = wire_bits if place.config.bandwidth.accounting == "wire" else http_bits
-    return Meter(Ledger(shared, place.memory_fd), bits, place.number)
+    return Lease(SharedBucket(shared, place.memory_fd), bits, place.number)
 
 
-def _pool_settings(config: Config) -> PoolSettings:
+def _pool_settings(config: Config) -> SelectionSettings:
     chosen = config.pool
-    return PoolSettings(
+    return SelectionSettings(
         chosen.credits, int(chosen.slow_start * 1e9), chosen.panic_percent, config.listen.proxies
     )
 
 
-def run(place: ProxyPlace) -> int:
+def run(place: ProxyContext) -> int:
     """Be a proxy until told to stop; the exit code."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     proxy = Proxy(place)
     listen = place.config.listen
     foreign = proxy.certificates is not None or listen.proxy_protocol != "off"
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if foreign else Loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if foreign else EventLoop) as runner:
         runner.run(proxy.serve())
     return 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PATIENCE = 5.0  # seconds
 
 
-class Preface(asyncio.BufferedProtocol):
+class ProxyHandshake(asyncio.BufferedProtocol):
     def __init__(self, proxy: Proxy, context: ssl.SSLContext | None) -> None:
         self.proxy = proxy
         self.context = context

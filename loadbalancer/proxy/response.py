@@ -18,13 +18,13 @@ from twofold.loadbalancer.bandwidth.fair_queue import LEAST_QUANTUM
 from twofold.loadbalancer.http import error_responses, response_head
 from twofold.loadbalancer.http.error_responses import Refusal
 from twofold.loadbalancer.http.forwarding import answer_fields
-from twofold.loadbalancer.http.response_head import AnswerHead, BadAnswer
+from twofold.loadbalancer.http.response_head import BadResponse, ResponseHead
 from twofold.loadbalancer.shared_memory import BYTES_IN
 from twofold.wire import chunked
 from twofold.wire.request_head import STATUS_LINES
 
 if TYPE_CHECKING:
-    from twofold.loadbalancer.bandwidth.fair_queue import Toll
+    from twofold.loadbalancer.bandwidth.fair_queue import Ticket
     from twofold.loadbalancer.proxy.client import Client
 
 BANDWIDTH, PRESSURE, CHOKED = 1, 4, 16  # of a client: see client.py
@@ -33,7 +33,7 @@ MAX_INTERIM = 64  # interim answers to one request
 CLOSE = b"connection: close\r\n"
 
 
-class Reply:
+class ClientResponse:
     __slots__ = (
         "begun",
         "bytes_out",
@@ -59,7 +59,7 @@ class Reply:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.pieces: deque[bytes] = deque()  # wait for bandwidth, in order
-        self.toll: Toll | None = None
+        self.toll: Ticket | None = None
         self.held_back = 0  # bytes of `pieces` that do not take their turn yet
         self.progress = -1
         self.since = self.heard = 0.0  # when the client last took something, when the instance last sent
@@ -112,11 +112,11 @@ class Reply:
 
     # ------------------------------------------------------------------ an answer that flows
 
-    def interim(self, head: AnswerHead) -> None:
+    def interim(self, head: ResponseHead) -> None:
         """1xx: passed on to those who know it (RFC 9110, 15.2); 100 was ours to say."""
         self.interims += 1
         if self.interims > MAX_INTERIM:
-            raise BadAnswer("it sends one interim answer after the other")
+            raise BadResponse("it sends one interim answer after the other")
         if head.status != 100 and self.client.plan.head.version == (1, 1):
             fields = b"".join(
                 b"%b: %b\r\n" % field for field in answer_fields(head.fields) if field[0] != b"content-length"
@@ -125,7 +125,7 @@ class Reply:
             if len(data) <= LEAST_QUANTUM:  # or a part of it could have gone when the request is given up
                 self._send(data)
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: ResponseHead) -> None:
         client, proxy = self.client, self.client.proxy
         modern = client.plan.head.version == (1, 1)
         unframed = head.framing in (response_head.CHUNKED, response_head.TO_THE_END)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.balancing.instance import Instance
 from twofold.loadbalancer.balancing.retry_budget import RetryBudget
-from twofold.loadbalancer.balancing.selection import Pool
-from twofold.loadbalancer.balancing.wait_queue import Waiting
+from twofold.loadbalancer.balancing.selection import InstancePool
+from twofold.loadbalancer.balancing.wait_queue import WaitQueue
 from twofold.loadbalancer.http.error_responses import LOST, Refusal, down, queue_full
 from twofold.loadbalancer.proxy.client import ASKED
 from twofold.loadbalancer.proxy.journal import waited
-from twofold.loadbalancer.proxy.upstream_pool import Link
+from twofold.loadbalancer.proxy.upstream_pool import UpstreamPool
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.proxy.client import Client
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 MB = 1 << 20
 
 
-class Roster:
-    def __init__(self, proxy: Proxy, pool: Pool) -> None:
+class Router:
+    def __init__(self, proxy: Proxy, pool: InstancePool) -> None:
         settings = proxy.config.queue
         self.proxy = proxy
         self.pool = pool
-        self.waiting: Waiting[Client] = Waiting(
+        self.waiting: WaitQueue[Client] = WaitQueue(
             settings.queue_size, int(settings.queue_mb * MB), int(settings.queue_wait * 1e9)
         )
         self.budget = RetryBudget(monotonic_ns())
@@ -49,12 +49,12 @@ class Roster:
         if instance is None:
             self._enqueue(client, now)
             return
-        link: Link = instance.link
+        link: UpstreamPool = instance.link
         idle = link.idle
         if not idle or not idle[-1].transport.reading:
             link.hand(client, now)
             return
-        # The hot path: Pool.started, Link.hand, Upstream.ask and Client.hand_over at once.
+        # The hot path: InstancePool.started, UpstreamPool.hand, Upstream.ask and Client.hand_over at once.
         instance.load += instance.step
         instance.requests += 1
         client.link, client.state = link, ASKED
@@ -128,7 +128,7 @@ class Roster:
         """The steward's board has changed."""
         added, removed = self.pool.apply(instances, now)
         for instance in added:
-            instance.link = Link(self.proxy, self.pool, instance)
+            instance.link = UpstreamPool(self.proxy, self.pool, instance)
         for instance in removed:
             instance.link.close()
         self.dispatch(now)

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from twofold.loadbalancer.balancing.instance import WEIGHT
 from twofold.loadbalancer.http import response_head
-from twofold.loadbalancer.http.response_head import AnswerHead, BadAnswer, Template
+from twofold.loadbalancer.http.response_head import BadResponse, HeadTemplate, ResponseHead
 from twofold.loadbalancer.shared_memory import BYTES_IN
-from twofold.reactor.transport import Protocol
+from twofold.reactor.transport import ConnectionProtocol
 from twofold.wire import chunked, proxy_protocol
 from twofold.wire.request_head import MAX_HEAD, find_head
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.proxy.client import Client
     from twofold.loadbalancer.proxy.process import Proxy
-    from twofold.loadbalancer.proxy.upstream_pool import Link
+    from twofold.loadbalancer.proxy.upstream_pool import UpstreamPool
     from twofold.reactor.transport import Transport
 
 FREE: Final = 0
@@ -39,7 +39,7 @@ HIGH_WATER = 131072  # bytes that wait for the other side to take them
 LOW_WATER = 32768
 
 
-class Upstream(Protocol):
+class UpstreamConnection(ConnectionProtocol):
     __slots__ = (
         "apart",
         "asked_at",
@@ -60,12 +60,12 @@ class Upstream(Protocol):
         "whole",
     )
 
-    def __init__(self, proxy: Proxy, link: Link) -> None:
+    def __init__(self, proxy: Proxy, link: UpstreamPool) -> None:
         self.proxy = proxy
         self.link = link
         self.transport: Transport = None  # type: ignore[assignment]
         self.client: Client | None = None
-        self.template: Template | None = None
+        self.template: HeadTemplate | None = None
         self.opened = self.since = proxy.now
         self.said_close = False
         # The answer in hand
@@ -75,7 +75,7 @@ class Upstream(Protocol):
         self.apart = False  # see Instance.set_apart
         self.whole = True  # the request has been written to its end
         self.partial = b""
-        self.head: AnswerHead | None = None
+        self.head: ResponseHead | None = None
         self.left = 0
         self.chunks: chunked.ChunkReader | None = None
 
@@ -202,7 +202,7 @@ class Upstream(Protocol):
                 self.state = HEAD
                 self.partial += data
                 self._heads(client)
-        except (BadAnswer, chunked.BadChunk) as fault:
+        except (BadResponse, chunked.BadChunk) as fault:
             self.fail(str(fault))
 
     def _heads(self, client: Client) -> None:
@@ -210,15 +210,15 @@ class Upstream(Protocol):
             end = find_head(self.partial)
             if end < 0:
                 if len(self.partial) > MAX_HEAD:
-                    raise BadAnswer("the head is too large")
+                    raise BadResponse("the head is too large")
                 if response_head.doomed(self.partial):
-                    raise BadAnswer("the head is not HTTP/1.1")
+                    raise BadResponse("the head is not HTTP/1.1")
                 return
             raw, rest = self.partial[:end], self.partial[end:]
             head = response_head.parse(raw, client.plan.to_head)
             self.partial = rest
             if head.status == 101:
-                raise BadAnswer("it switches protocols, which nobody asked for")
+                raise BadResponse("it switches protocols, which nobody asked for")
             if not head.interim:
                 break
             client.reply.interim(head)
@@ -311,9 +311,9 @@ class Upstream(Protocol):
             self.client.resume(PRESSURE)
 
 
-def _endpoints(client: Client) -> proxy_protocol.Endpoints | None:
+def _endpoints(client: Client) -> proxy_protocol.ConnectionAddresses | None:
     """What an instance that wants a PROXY line is told of the client."""
     peer, here = (client.transport.get_extra_info(name) for name in ("peername", "sockname"))
     if not (isinstance(peer, tuple) and isinstance(here, tuple) and client.peer):
         return None
-    return proxy_protocol.Endpoints(client.peer, peer[1], here[0], here[1])
+    return proxy_protocol.ConnectionAddresses(client.peer, peer[1], here[0], here[1])

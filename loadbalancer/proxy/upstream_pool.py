@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.http.error_responses import BAD_ANSWER, CROWDED, LOST
-from twofold.loadbalancer.proxy.connect import dial
-from twofold.loadbalancer.proxy.upstream import FREE, Upstream
+from twofold.loadbalancer.proxy.connect import connect
+from twofold.loadbalancer.proxy.upstream import FREE, UpstreamConnection
 from twofold.reactor.transport import Transport
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.balancing.instance import Instance
-    from twofold.loadbalancer.balancing.selection import Pool
+    from twofold.loadbalancer.balancing.selection import InstancePool
     from twofold.loadbalancer.proxy.client import Client
     from twofold.loadbalancer.proxy.process import Proxy
 
@@ -30,13 +30,13 @@ PATIENCE = 20
 PAUSE = 0.02  # seconds
 
 
-class Link:
-    def __init__(self, proxy: Proxy, pool: Pool, instance: Instance) -> None:
+class UpstreamPool:
+    def __init__(self, proxy: Proxy, pool: InstancePool, instance: Instance) -> None:
         self.proxy = proxy
         self.pool = pool
         self.instance = instance
-        self.idle: list[Upstream] = []  # LIFO: the few that are used stay warm
-        self.connections: set[Upstream] = set()
+        self.idle: list[UpstreamConnection] = []  # LIFO: the few that are used stay warm
+        self.connections: set[UpstreamConnection] = set()
         self.opening: dict[Client, asyncio.Task[None]] = {}
         self.line = proxy.config.pool.proxy_protocol_out  # said first of all, of one client: no reuse
         self.line = "" if self.line == "off" else self.line
@@ -66,7 +66,7 @@ class Link:
         else:
             upstream.ask(client, monotonic_ns())
 
-    async def _connect(self) -> Upstream:
+    async def _connect(self) -> UpstreamConnection:
         instance, started = self.instance, monotonic_ns()
         for _ in range(PATIENCE):
             try:
@@ -82,9 +82,9 @@ class Link:
         instance.way_ns = min(instance.way_ns, took) if instance.way_ns else took
         return upstream
 
-    async def _connect_once(self) -> Upstream:
-        sock = await dial(self.instance.entry, self.proxy.config.pool.unix)
-        upstream = Upstream(self.proxy, self)
+    async def _connect_once(self) -> UpstreamConnection:
+        sock = await connect(self.instance.entry, self.proxy.config.pool.unix)
+        upstream = UpstreamConnection(self.proxy, self)
         Transport(self.proxy.reactor, sock, upstream, first=True)
         self.connections.add(upstream)
         self.proxy.cells[shared_memory.UPSTREAM_OPENED] += 1
@@ -100,7 +100,7 @@ class Link:
             return False
         return True
 
-    def _keep_or_close(self, upstream: Upstream) -> None:
+    def _keep_or_close(self, upstream: UpstreamConnection) -> None:
         """For a request to come, if it may."""
         if self.keeps:
             upstream.since = self.proxy.now
@@ -110,7 +110,7 @@ class Link:
 
     # ------------------------------------------------------------------ what became of a request
 
-    def done(self, upstream: Upstream, status: int, now: int) -> None:
+    def done(self, upstream: UpstreamConnection, status: int, now: int) -> None:
         """A whole answer has come."""
         upstream.rejoin()
         until, upstream.heard_at = upstream.heard_at or now, 0
@@ -186,7 +186,7 @@ class Link:
 
     # ------------------------------------------------------------------ connections
 
-    def closed(self, upstream: Upstream) -> None:
+    def closed(self, upstream: UpstreamConnection) -> None:
         if upstream in self.connections:
             self.connections.discard(upstream)
             self.proxy.cells[shared_memory.UPSTREAM_OPEN] -= 1

@@ -18,7 +18,7 @@ VARIABLE = "TWOFOLD_BALANCE_HANDOVER"
 
 
 @dataclass(frozen=True, slots=True)
-class Handover:
+class ExecHandover:
     config: str  # the new one, as JSON: it has been checked, and its file may have changed since
     memory: int
     sockets: dict[str, int]
@@ -53,12 +53,12 @@ def pending(environ: MutableMapping[str, str]) -> bool:
     return VARIABLE in environ
 
 
-def receive(environ: MutableMapping[str, str]) -> Handover:
+def receive(environ: MutableMapping[str, str]) -> ExecHandover:
     """What the program before us left, once; no child of ours inherits it."""
     note = int(environ.pop(VARIABLE))
     os.lseek(note, 0, os.SEEK_SET)
     with open(note) as reading:
-        taken = Handover(**json.load(reading))
+        taken = ExecHandover(**json.load(reading))
     for fd in taken._descriptors():
         os.set_inheritable(fd, False)
     return taken

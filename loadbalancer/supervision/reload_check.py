@@ -16,7 +16,7 @@ MAX_TEXT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsal:
+class ReloadCheck:
     pid: int
     until: float
     output: int  # memfds, so that nobody has to read while it runs
@@ -36,7 +36,7 @@ class Rehearsal:
         os.kill(self.pid, signal.SIGKILL)
 
 
-def begin(command: list[str], now: float) -> Rehearsal:
+def begin(command: list[str], now: float) -> ReloadCheck:
     """Run `command` with the option that makes it a check. Raises OSError."""
     output, complaints = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("output", "complaints"))
     actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, complaints, 2)]
@@ -46,7 +46,7 @@ def begin(command: list[str], now: float) -> Rehearsal:
         os.close(output)
         os.close(complaints)
         raise
-    return Rehearsal(pid, now + PATIENCE, output, complaints)
+    return ReloadCheck(pid, now + PATIENCE, output, complaints)
 
 
 def _text(fd: int) -> str:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 from twofold.errors import ExitCode
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.bandwidth.lease import Ledger
-from twofold.loadbalancer.child_context import ProxyPlace, StewardPlace
+from twofold.loadbalancer.bandwidth.lease import SharedBucket
+from twofold.loadbalancer.child_context import ControllerContext, ProxyContext
 from twofold.loadbalancer.config import MAX_PROXIES, Config
-from twofold.loadbalancer.listeners import Sockets
+from twofold.loadbalancer.listeners import ListenerSet
 from twofold.logs import writer
 
 NUMBERS = range(2 * MAX_PROXIES)  # of proxies
@@ -27,27 +27,27 @@ MEGABYTE = 1 << 20
 _WORD = struct.Struct("<Q")
 
 
-def _proxy(place: ProxyPlace) -> int:
+def _proxy(place: ProxyContext) -> int:
     from twofold.loadbalancer.proxy import process
 
     return process.run(place)
 
 
-def _steward(place: StewardPlace) -> int:
+def _steward(place: ControllerContext) -> int:
     from twofold.loadbalancer.control import controller  # with its framework, which nobody else pays for
 
     return controller.run(place)
 
 
 @dataclass(frozen=True, slots=True)
-class Lives:
+class ChildEntries:
     """What the children are, and the modules that they come from.
 
     `preload` is imported by the supervisor, so that a proxy is replaced within milliseconds.
     """
 
-    proxy: Callable[[ProxyPlace], int] = _proxy
-    steward: Callable[[StewardPlace], int] = _steward
+    proxy: Callable[[ProxyContext], int] = _proxy
+    steward: Callable[[ControllerContext], int] = _steward
     preload: tuple[str, ...] = ("twofold.loadbalancer.proxy.process",)
     modules: tuple[str, ...] = (
         "twofold.loadbalancer.proxy.process",
@@ -56,12 +56,12 @@ class Lives:
 
 
 @dataclass(slots=True)
-class Estate:
+class Resources:
     config: Config
-    lives: Lives
+    lives: ChildEntries
     memory_fd: int
     shared: mmap.mmap
-    sockets: Sockets = field(default_factory=Sockets)
+    sockets: ListenerSet = field(default_factory=ListenerSet)
     pipes: dict[int, tuple[int, int]] = field(default_factory=dict)  # (reading, writing) by proxy
 
     def texts(self) -> list[str]:
@@ -86,7 +86,7 @@ class Estate:
     def be_proxy(self, number: int, ready: int) -> int:
         listen = self.config.listen.listen
         self.sockets.inherit(listen)
-        place = ProxyPlace(
+        place = ProxyContext(
             number=number,
             listeners=tuple(self.sockets.held[text] for text in listen),
             memory_fd=self.memory_fd,
@@ -100,7 +100,7 @@ class Estate:
         status = self.config.control.status
         self.sockets.inherit([status])
         return self.lives.steward(
-            StewardPlace(self.memory_fd, self.config, os.getppid(), self.sockets.held.get(status), ready)
+            ControllerContext(self.memory_fd, self.config, os.getppid(), self.sockets.held.get(status), ready)
         )
 
     def be_scribe(self, ready: int) -> int:
@@ -116,9 +116,9 @@ class Estate:
         inputs = []
         for reading, writing in self.pipes.values():
             os.close(writing)  # ours, or it would wait for its own end
-            inputs.append(writer.Input(reading, "access"))
+            inputs.append(writer.LogInput(reading, "access"))
         most, source = int(log.log_max_mb * MEGABYTE), log.deployment_id or "twofold"
-        writer.run(inputs, writer.Destination(log.log_dir, most, log.log_keep, source), dropped)
+        writer.run(inputs, writer.LogDestination(log.log_dir, most, log.log_keep, source), dropped)
         return int(ExitCode.OK)
 
     # ------------------------------------------------------------------ what is seen of it
@@ -143,7 +143,7 @@ class Estate:
     def sentence(self) -> str:
         """What it does, in words."""
         members = len(shared_memory.Board(self.shared).read().get("instances", ()))
-        mbps = Ledger(self.shared, self.memory_fd).rate / 1e6  # the admin may have changed it
+        mbps = SharedBucket(self.shared, self.memory_fd).rate / 1e6  # the admin may have changed it
         rate = f"{mbps:g} Mbps" if mbps else "unlimited bandwidth"
         many = "1 instance" if members == 1 else f"{members} instances"
         return f"balancing on {' and '.join(self.urls())} over {many}, {rate}"

@@ -14,13 +14,13 @@ from twofold.errors import ResourceError
 from twofold.loadbalancer.access import authorization, tls
 from twofold.loadbalancer.config import Config
 from twofold.loadbalancer.control import discovery
-from twofold.loadbalancer.supervision.resources import Lives
+from twofold.loadbalancer.supervision.resources import ChildEntries
 
 
 def verify(config: Config) -> None:
     """Raises TwofoldError for what the settings alone do not show."""
     _make_log_folder(config.log.log_dir)
-    authorization.Guard(config)
+    authorization.Authorization(config)
     if config.listen.tls_certificate:
         tls.Certificates(config.listen)
     if config.pool.upstream_file:
@@ -28,7 +28,7 @@ def verify(config: Config) -> None:
         discovery.parse_file(file.read_text("utf-8", "replace"), str(file))
 
 
-def load(lives: Lives) -> None:
+def load(lives: ChildEntries) -> None:
     """Import what the children will, so that a program that cannot run never replaces one that does."""
     for module in lives.modules:
         importlib.import_module(module)

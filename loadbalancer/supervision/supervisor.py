@@ -30,8 +30,8 @@ from twofold.errors import ExitCode, TwofoldError
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.config import Config, from_json
 from twofold.loadbalancer.supervision import reload_check
-from twofold.loadbalancer.supervision.exec_handover import Handover
-from twofold.loadbalancer.supervision.resources import NUMBERS, Estate, Lives
+from twofold.loadbalancer.supervision.exec_handover import ExecHandover
+from twofold.loadbalancer.supervision.resources import NUMBERS, ChildEntries, Resources
 from twofold.process import child as children
 from twofold.process.child import CAUGHT, PROXY, SCRIBE, STEWARD, STOP_SIGNALS, Child
 
@@ -47,7 +47,7 @@ Announce = Callable[[str, str], object]  # level, message
 
 
 @dataclass(slots=True)
-class Progress:
+class GenerationProgress:
     """How far this generation has come."""
 
     began: float
@@ -61,12 +61,12 @@ class Progress:
 
 @dataclass(slots=True)
 class Supervisor:
-    estate: Estate
+    estate: Resources
     announce: Announce
-    progress: Progress
+    progress: GenerationProgress
     command: list[str]  # this program, to be run again
     children: list[Child] = field(default_factory=list)
-    rehearsal: reload_check.Rehearsal | None = None
+    rehearsal: reload_check.ReloadCheck | None = None
     _wakeup: int = -1
 
     def run(self) -> ExitCode:
@@ -261,10 +261,10 @@ class Supervisor:
             self._refuse(f"cannot run {self.command[0]}: {error.strerror}")
         signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
 
-    def _handover(self, settings: str) -> Handover:
+    def _handover(self, settings: str) -> ExecHandover:
         estate = self.estate
         facts = ("role", "number", "pid", "leave_by")
-        return Handover(
+        return ExecHandover(
             config=settings,
             memory=estate.memory_fd,
             sockets={text: each.fileno() for text, each in estate.sockets.held.items()},
@@ -317,23 +317,23 @@ def _catch_signals() -> int:
     return read
 
 
-def start(config: Config, lives: Lives, announce: Announce) -> ExitCode:
+def start(config: Config, lives: ChildEntries, announce: Announce) -> ExitCode:
     """Balance until told to stop; the exit code of whatever ended it."""
     fd = shared_memory.create()
-    estate = Estate(config, lives, fd, shared_memory.attach(fd))
-    return Supervisor(estate, announce, Progress(time.monotonic(), first=True), _command()).run()
+    estate = Resources(config, lives, fd, shared_memory.attach(fd))
+    return Supervisor(estate, announce, GenerationProgress(time.monotonic(), first=True), _command()).run()
 
 
-def resume(left: Handover, lives: Lives, announce: Announce) -> ExitCode:
+def resume(left: ExecHandover, lives: ChildEntries, announce: Announce) -> ExitCode:
     """Go on, in the same process, from what the program before this one left."""
     fd = left.memory
     if os.fstat(fd).st_size != shared_memory.SIZE:  # of another version: what it counted is not ours to read
         os.close(fd)
         fd = shared_memory.create()
-    estate = Estate(from_json(left.config), lives, fd, shared_memory.attach(fd))
+    estate = Resources(from_json(left.config), lives, fd, shared_memory.attach(fd))
     estate.sockets.held = {text: socket.socket(fileno=each) for text, each in left.sockets.items()}
     estate.pipes = {int(number): (ends[0], ends[1]) for number, ends in left.pipes.items()}
-    progress = Progress(time.monotonic(), first=False, again=left.again)
+    progress = GenerationProgress(time.monotonic(), first=False, again=left.again)
     before = [Child(**facts, old=True) for facts in left.children]
     return Supervisor(estate, announce, progress, _command(), before).run()
 

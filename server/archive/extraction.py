@@ -35,7 +35,7 @@ class BadArchive(Exception):
     """The archive is broken, of an unknown kind, or wants something that no honest archive wants."""
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
@@ -49,7 +49,7 @@ def parts_of(name: str) -> Parts:
     return parts
 
 
-class Tree:
+class ExtractionRoot:
     """The folder that fills up, and what of the disk it may still take."""
 
     def __init__(self, root: Path) -> None:
@@ -80,7 +80,7 @@ class Tree:
         self._path(parts).mkdir(mode & 0o755 | 0o700)
         self._folders.add(parts)
 
-    def write_file(self, parts: Parts, mode: int, mtime: float, size: int, source: Source) -> None:
+    def write_file(self, parts: Parts, mode: int, mtime: float, size: int, source: ByteSource) -> None:
         path = self._place(parts, size)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb", buffering=0) as file:

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable
 from typing import IO
 
-from twofold.server.archive.extraction import CHUNK, BadArchive, Source
+from twofold.server.archive.extraction import CHUNK, BadArchive, ByteSource
 
 BLOCK = 512
 MAX_HEADER = 1 << 20
@@ -23,7 +23,7 @@ HEADERS = (
 )
 
 
-def decompressed(raw: IO[bytes]) -> Source:
+def decompressed(raw: IO[bytes]) -> ByteSource:
     """The content of a tar file. BadArchive if it is of no known kind."""
     start = raw.read(BLOCK)
     raw.seek(0)
@@ -49,7 +49,7 @@ def decompressed(raw: IO[bytes]) -> Source:
 class _Lzma:
     """lzma with its own error turned into one that unpack() knows."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ByteSource) -> None:
         self._source = source
 
     def read(self, size: int, /) -> bytes:
@@ -61,7 +61,7 @@ class _Lzma:
             raise EOFError(str(error)) from None
 
 
-class Header(tarfile.TarInfo):
+class TarHeader(tarfile.TarInfo):
     """A tar header that may not make tarfile read any amount into memory, nor step backwards.
 
     Its size is looked at where it is asked for: each of tarfile's security fixes makes headers another
@@ -81,13 +81,13 @@ class Header(tarfile.TarInfo):
         self._size = size
 
 
-class Tape:
+class TarStream:
     """The decompressed bytes as a file for tarfile, which reads forward, but looks back at one byte.
 
     To step back, a decompressor would start again at the beginning; here the last block is kept.
     """
 
-    def __init__(self, source: Source, tick: Callable[[], None]) -> None:
+    def __init__(self, source: ByteSource, tick: Callable[[], None]) -> None:
         self._source = source
         self._tick = tick
         self._ticked = 0

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO
 
 from twofold.errors import ResourceError
-from twofold.server.archive.extraction import MAX_TARGET, BadArchive, Tree, parts_of
-from twofold.server.archive.tar_stream import Header, Tape, decompressed
+from twofold.server.archive.extraction import MAX_TARGET, BadArchive, ExtractionRoot, parts_of
+from twofold.server.archive.tar_stream import TarHeader, TarStream, decompressed
 
 Progress = Callable[[int, int], None]  # bytes done, of all
 
@@ -37,7 +37,7 @@ HOSTILE = (
 
 def unpack(archive: Path, folder: Path, progress: Progress) -> None:
     """Unpack into the empty `folder`. BadArchive or ResourceError, and then half of it may be there."""
-    tree = Tree(folder)
+    tree = ExtractionRoot(folder)
     try:
         with archive.open("rb") as raw:
             if zipfile.is_zipfile(raw):
@@ -65,7 +65,7 @@ def unpack(archive: Path, folder: Path, progress: Progress) -> None:
 # ---------------------------------------------------------------------- zip
 
 
-def _unpack_zip(raw: IO[bytes], tree: Tree, progress: Progress) -> None:
+def _unpack_zip(raw: IO[bytes], tree: ExtractionRoot, progress: Progress) -> None:
     with zipfile.ZipFile(raw) as archive:
         entries = archive.infolist()
         total = sum(entry.file_size for entry in entries)
@@ -77,7 +77,7 @@ def _unpack_zip(raw: IO[bytes], tree: Tree, progress: Progress) -> None:
             progress(done, total)
 
 
-def _unpack_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, tree: Tree) -> None:
+def _unpack_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, tree: ExtractionRoot) -> None:
     mode = entry.external_attr >> 16
     kind, parts = stat.S_IFMT(mode), parts_of(entry.filename)
     if entry.is_dir():
@@ -104,11 +104,11 @@ def _zip_time(entry: zipfile.ZipInfo) -> float:
 # ---------------------------------------------------------------------- tar
 
 
-def _unpack_tar(raw: IO[bytes], tree: Tree, progress: Progress) -> None:
+def _unpack_tar(raw: IO[bytes], tree: ExtractionRoot, progress: Progress) -> None:
     total = os.fstat(raw.fileno()).st_size
     tree.needs(total)  # a compressed archive only grows
-    tape = Tape(decompressed(raw), lambda: progress(raw.tell(), total))
-    with tarfile.open(fileobj=tape, mode="r:", tarinfo=Header) as archive:  # type: ignore[call-overload]
+    tape = TarStream(decompressed(raw), lambda: progress(raw.tell(), total))
+    with tarfile.open(fileobj=tape, mode="r:", tarinfo=TarHeader) as archive:  # type: ignore[call-overload]
         while (member := archive.next()) is not None:
             _unpack_member(archive, member, tree)
             archive.members.clear()  # which tarfile would keep: 50 MB for a large environment
@@ -116,7 +116,7 @@ def _unpack_tar(raw: IO[bytes], tree: Tree, progress: Progress) -> None:
     progress(total, total)
 
 
-def _unpack_member(archive: tarfile.TarFile, member: tarfile.TarInfo, tree: Tree) -> None:
+def _unpack_member(archive: tarfile.TarFile, member: tarfile.TarInfo, tree: ExtractionRoot) -> None:
     parts = parts_of(member.name)
     if member.isdir():
         tree.make_folder(parts, member.mode)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from twofold.errors import ArtifactError, ConfigError, ResourceError
 from twofold.server.archive.cache import Cache
-from twofold.server.artifact.diagnostics import Finding
+from twofold.server.artifact.diagnostics import Diagnostic
 
 SCORE, RUNTIME, SAMPLE = "score.py", "runtime.yaml", "sample.json"
 MAX_YAML = 1 << 20
@@ -57,7 +57,7 @@ class Artifact:
     runtime: Runtime | None = None
     sample: Path | None = None
     archive: Path | None = None
-    remarks: tuple[Finding, ...] = ()
+    remarks: tuple[Diagnostic, ...] = ()
 
     def holds_sample(self) -> bool:
         """The sample request is the artifact's own, and not one that a setting names."""
@@ -188,7 +188,7 @@ def _runtime(document: Mapping[str, object], file: Path) -> Runtime | None:
     return _read_section(section, document, file)
 
 
-def _misplaced(document: Mapping[str, object]) -> Iterator[Finding]:
+def _misplaced(document: Mapping[str, object]) -> Iterator[Diagnostic]:
     """A warning for each key that would mean something in another place, or if it were spelt right."""
     waiting: list[tuple[tuple[str, ...], Mapping[str, object]]] = [((), document)]
     seen: set[int] = set()  # an alias in YAML leads to the same section again
@@ -201,17 +201,17 @@ def _misplaced(document: Mapping[str, object]) -> Iterator[Finding]:
         waiting += [((*path, key), value) for key, value in section.items() if isinstance(value, Mapping)]
 
 
-def _judge(key: str, path: tuple[str, ...]) -> Iterator[Finding]:
+def _judge(key: str, path: tuple[str, ...]) -> Iterator[Diagnostic]:
     from difflib import get_close_matches
 
     right = PLACES.get(key)
     if right is not None and right != path:
         where = f"below {' > '.join(right)}" if right else "at the top, not indented"
-        yield Finding("warning", RUNTIME, f"{key} is in the wrong place, and ignored", f"write it {where}")
+        yield Diagnostic("warning", RUNTIME, f"{key} is in the wrong place, and ignored", f"write it {where}")
     elif right is None and key.startswith("INFERENCE_"):
         near = get_close_matches(key, PLACES, 1)
         remedy = f"did you mean {near[0]}?" if near else "remove it"
-        yield Finding("warning", RUNTIME, f"{key} means nothing here, and is ignored", remedy)
+        yield Diagnostic("warning", RUNTIME, f"{key} means nothing here, and is ignored", remedy)
 
 
 def _read_section(section: object, document: Mapping[str, object], file: Path) -> Runtime:

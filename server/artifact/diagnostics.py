@@ -20,7 +20,7 @@ CRASH = "a library that the model uses crashes, or there is not enough memory"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnostic:
     """`note`: neither good nor bad, it merely was not looked at."""
 
     level: Literal["ok", "note", "warning", "error"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from twofold.server.artifact.diagnostics import Finding
+    from twofold.server.artifact.diagnostics import Diagnostic
 
 STYLES = {"ok": "green", "note": "dim", "warning": "yellow", "error": "bold red"}
 LEVELS = {"dead": "warning"}
@@ -151,11 +151,11 @@ class Announcer:
             self.console.print(text, style=style, soft_wrap=True)
 
 
-def verdicts(stream: TextIO) -> Callable[[Finding], None]:
+def verdicts(stream: TextIO) -> Callable[[Diagnostic], None]:
     """A printer of findings, one line each and its remedy below, in columns."""
     console = _console(stream) if stream.isatty() else None
 
-    def show(finding: Finding) -> None:
+    def show(finding: Diagnostic) -> None:
         message = finding.message.replace("\n", f"\n{MARGIN}")
         line = f"{finding.subject:<{WIDTH}} {message}"
         remedy = f"{MARGIN}-> {finding.remedy}" if finding.remedy else ""

@@ -32,7 +32,7 @@ PACKAGES = {"oci": "twofold[oci]", "s3": "twofold[s3]", "http": "twofold[https]"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ArchiveLocation:
     """What the user named: a local path, which may be a folder too, or else a URL."""
 
     named: str
@@ -41,30 +41,30 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownArchive:
     """What was found out about one version of an archive."""
 
     identity: str
     digest: str
 
 
-def locate(named: str, oci_root: str) -> Place:
+def locate(named: str, oci_root: str) -> ArchiveLocation:
     """EnvironmentFailure if `named` is no place at all, or needs what is not installed."""
     scheme, separator, rest = named.partition("://")
     if not separator:
-        return Place(named, Path(named).expanduser().absolute())
+        return ArchiveLocation(named, Path(named).expanduser().absolute())
     if scheme == "file":
-        return Place(named, Path(unquote(urlsplit(named).path)))
+        return ArchiveLocation(named, Path(unquote(urlsplit(named).path)))
     if scheme == "oci":
         if oci_root:
-            return Place(named, _mapped(named, rest, oci_root))
+            return ArchiveLocation(named, _mapped(named, rest, oci_root))
         if not _installed("ocifs"):
             raise EnvironmentFailure(
                 f"{named} is in an object store, and ocifs, which reads it, is not installed",
                 "name a local copy with --env, or a folder that stands for the store with --oci-root, "
                 "or install twofold[oci]",
             )
-    return Place(named, None, named)
+    return ArchiveLocation(named, None, named)
 
 
 def _mapped(named: str, rest: str, oci_root: str) -> Path:
@@ -84,7 +84,7 @@ def _installed(package: str) -> bool:
 
 @contextmanager
 def archive(
-    place: Place, cache_folder: Path, ready: Callable[[str], Path | None], progress: Progress
+    place: ArchiveLocation, cache_folder: Path, ready: Callable[[str], Path | None], progress: Progress
 ) -> Iterator[tuple[str, Path | None]]:
     """(SHA-256, file) of the archive at `place`. No file where `ready(SHA-256)` makes it unnecessary.
 
@@ -99,7 +99,7 @@ def archive(
     if place.local is not None:
         identity = _identity(place.local)
         if not (known and known.identity == identity):
-            known = Known(identity, _digest(place.local, progress))
+            known = KnownArchive(identity, _digest(place.local, progress))
             _write(record, known)
         yield known.digest, place.local
         if _identity(place.local) != identity:
@@ -122,7 +122,9 @@ def archive(
             file.unlink(missing_ok=True)
 
 
-def _fetch(place: Place, file: Path, known: Known | None, lock: int, progress: Progress) -> Known:
+def _fetch(
+    place: ArchiveLocation, file: Path, known: KnownArchive | None, lock: int, progress: Progress
+) -> KnownArchive:
     """Ask the store; download where `known` is not what it has."""
     file.unlink(missing_ok=True)
     last: dict[str, Any] = {}
@@ -140,7 +142,7 @@ def _fetch(place: Place, file: Path, known: Known | None, lock: int, progress: P
             process.kill()
             raise
     if "digest" in last:
-        return Known(last["identity"], last["digest"])
+        return KnownArchive(last["identity"], last["digest"])
     if known and "identity" in last:
         return known
     reason = last.get("error") or f"the download ended with code {process.returncode}"
@@ -150,7 +152,7 @@ def _fetch(place: Place, file: Path, known: Known | None, lock: int, progress: P
     raise _failure(place, reason, last.get("fault", ""))
 
 
-def _failure(place: Place, reason: str, fault: str) -> TwofoldError:
+def _failure(place: ArchiveLocation, reason: str, fault: str) -> TwofoldError:
     if fault == "disk":
         return ResourceError(
             f"cannot download {place.named}: {reason}", "free some, or choose another --cache-dir"
@@ -188,14 +190,14 @@ def _digest(file: Path, progress: Progress) -> str:
     return digest.hexdigest()
 
 
-def _read(record: Path) -> Known | None:
+def _read(record: Path) -> KnownArchive | None:
     try:
-        return Known(**json.loads(record.read_text()))
+        return KnownArchive(**json.loads(record.read_text()))
     except (OSError, ValueError, TypeError):
         return None  # none yet, or from another version: it is only a shortcut
 
 
-def _write(record: Path, known: Known) -> None:
+def _write(record: Path, known: KnownArchive) -> None:
     """Atomic, because other starts read it without a lock."""
     part = record.with_suffix(f".{os.getpid()}.part")
     try:

@@ -28,9 +28,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twofold.server.front import pages, responses, route
 from twofold.server.front.asgi import EXTENSION
-from twofold.server.front.route import Refusal, Rules
+from twofold.server.front.route import Refusal, RouteRules
 from twofold.server.telemetry import metrics
-from twofold.wire.request_head import Head, error_body
+from twofold.wire.request_head import RequestHead, error_body
 from twofold.wire.request_ids import RequestIds
 
 CODES = {404: "NotAuthorizedOrNotFound", 405: "MethodNotAllowed"}
@@ -66,7 +66,7 @@ class Backend(Protocol):
         """One predict; `request_id` is the first group of its id, or empty. Never raises."""
 
 
-def create_app(backend: Backend, rules: Rules) -> Starlette:
+def create_app(backend: Backend, rules: RouteRules) -> Starlette:
     """The application over a backend that is there already."""
     app = _assemble(None)
     app.state.backend = backend
@@ -88,7 +88,7 @@ async def _own_instance(app: Starlette) -> AsyncIterator[None]:
     settings = config.load("", None, os.environ, {})
     async with embedding.open_backend(settings) as backend:
         app.state.backend = backend
-        app.state.rules = Rules(int(settings.http.max_body_mb * 2**20), settings.http.root_ocid)
+        app.state.rules = RouteRules(int(settings.http.max_body_mb * 2**20), settings.http.root_ocid)
         yield
 
 
@@ -240,13 +240,13 @@ async def fail(request: Request, error: Exception) -> Response:
     return _json(500, {"code": "InternalServerError", "message": "the server failed; its log says why"})
 
 
-def _head(scope: Scope) -> Head:
+def _head(scope: Scope) -> RequestHead:
     """The request as `plan` wants it, from a scope that another server may have made."""
     fields: dict[bytes, bytes] = dict(scope["headers"])
     length = fields.get(b"content-length", b"")
     group = fields.get(b"opc-request-id", b"").partition(b"/")[0]
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
-    return Head(
+    return RequestHead(
         method=scope["method"],
         target=raw_path,
         path=scope["path"],

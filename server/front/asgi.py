@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from twofold.logs.records import say
 from twofold.server.front.responses import NO_TIMING
-from twofold.wire.request_head import STATUS_LINES, Head, error_body
+from twofold.wire.request_head import STATUS_LINES, RequestHead, error_body
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -38,10 +38,10 @@ _OURS = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"content
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class AsgiRequest:
     """One request, and who sent it to whom."""
 
-    head: Head
+    head: RequestHead
     body: bytes
     request_id: bytes
     client: tuple[str, int] | None = None
@@ -51,7 +51,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class AsgiOutcome:
     """What became of it: for the log, and whether the connection may go on."""
 
     status: int
@@ -69,10 +69,10 @@ async def _at_once() -> None:
 
 async def serve(
     app: Application,
-    call: Call,
+    call: AsgiRequest,
     write: Callable[[bytes], object],
     drained: Callable[[], Awaitable[None]] = _at_once,
-) -> Outcome:
+) -> AsgiOutcome:
     """Let `app` answer. Never raises but for cancellation, which means that the client has left."""
     response = _Response(call, write, drained)
     try:
@@ -83,10 +83,10 @@ async def serve(
         if not response.complete:
             response.fail()
         say("error", f"{call.head.method} {call.head.path}: {_place(error)}{type(error).__name__}: {error}")
-    return Outcome(response.status, response.sent, response.close)
+    return AsgiOutcome(response.status, response.sent, response.close)
 
 
-def build_scope(call: Call) -> dict[str, Any]:
+def build_scope(call: AsgiRequest) -> dict[str, Any]:
     """The connection scope of the ASGI specification, HTTP part."""
     head = call.head
     raw = head.target.partition(b"?")[0]
@@ -113,7 +113,7 @@ class _Response:
     """Takes the application's messages and writes the answer."""
 
     def __init__(
-        self, call: Call, write: Callable[[bytes], object], drained: Callable[[], Awaitable[None]]
+        self, call: AsgiRequest, write: Callable[[bytes], object], drained: Callable[[], Awaitable[None]]
     ) -> None:
         self._call = call
         self._write = write

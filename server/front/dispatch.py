@@ -64,7 +64,7 @@ class Caller(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Lanes:
+class QueuePipes:
     """The inherited fds of one front."""
 
     queue: int
@@ -73,7 +73,7 @@ class Lanes:
 
 class Dispatch:
     def __init__(
-        self, memory: mmap.mmap, layout: slots.Layout, front: int, lanes: Lanes, timeout: float
+        self, memory: mmap.mmap, layout: slots.Layout, front: int, lanes: QueuePipes, timeout: float
     ) -> None:
         self.memory = memory
         self.view = memoryview(memory)

@@ -21,7 +21,7 @@ from typing import Any
 from twofold.errors import TwofoldError
 from twofold.server.config import Config, to_json
 from twofold.server.front import responses
-from twofold.server.front.dispatch import Dispatch, Lanes
+from twofold.server.front.dispatch import Dispatch, QueuePipes
 from twofold.server.front.outcomes import BUSY, DOWN, failure
 from twofold.server.front.route import Refusal
 from twofold.server.replica import frame, slots
@@ -33,13 +33,13 @@ START_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PredictResponse:
     status: int
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...]
 
 
-class _Waiting:
+class _EmbeddedCall:
     """A caller that is a coroutine."""
 
     __slots__ = ("dispatch", "done", "size")
@@ -74,7 +74,7 @@ class SlotBackend:
         replicas = len(self.board()["replicas"])
         return metrics.snapshot(self.dispatch.memory, self.dispatch.layout, self.dispatch.queued(), replicas)
 
-    async def predict(self, body: bytes, kind: int, request_id: bytes) -> Answer:
+    async def predict(self, body: bytes, kind: int, request_id: bytes) -> PredictResponse:
         """One predict. `request_id` is the caller's group, or empty."""
         dispatch, minted = self.dispatch, self.ids.mint(request_id)
         slot = dispatch.take()
@@ -82,7 +82,7 @@ class SlotBackend:
             retry = ((b"retry-after", b"%d" % dispatch.retry_after()),)
             return _refused(DOWN if dispatch.unavailable else BUSY, minted, responses.NO_TIMING, retry)
         dispatch.body(slot, len(body))[:] = body
-        waiting = _Waiting(dispatch, len(body))
+        waiting = _EmbeddedCall(dispatch, len(body))
         dispatch.submit(waiting, slot, len(body), kind, minted)
         try:
             outcome, payload, spent = await waiting.done
@@ -90,7 +90,7 @@ class SlotBackend:
             dispatch.cancel(waiting, slot)
             raise
         if outcome == frame.ANSWERED:
-            return Answer(200, payload, _fields(minted, spent))
+            return PredictResponse(200, payload, _fields(minted, spent))
         return _refused(failure(outcome, payload), minted, spent)
 
 
@@ -105,8 +105,8 @@ def _fields(request_id: bytes, spent: bytes) -> tuple[tuple[bytes, bytes], ...]:
 
 def _refused(
     refusal: Refusal, request_id: bytes, spent: bytes, more: tuple[tuple[bytes, bytes], ...] = ()
-) -> Answer:
-    return Answer(refusal.status, refusal.body(), (*_fields(request_id, spent), *more))
+) -> PredictResponse:
+    return PredictResponse(refusal.status, refusal.body(), (*_fields(request_id, spent), *more))
 
 
 @asynccontextmanager
@@ -142,7 +142,7 @@ def _receive(ours: socket.socket, config: Config) -> SlotBackend:
     layout = slots.Layout(*loads(line))
     memory = slots.attach(fds[0], layout)
     os.close(fds[0])
-    dispatch = Dispatch(memory, layout, 0, Lanes(fds[1], fds[2]), config.replicas.predict_timeout)
+    dispatch = Dispatch(memory, layout, 0, QueuePipes(fds[1], fds[2]), config.replicas.predict_timeout)
     return SlotBackend(dispatch, RequestIds())
 
 

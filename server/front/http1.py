@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from twofold.server.front import dispatch, responses, route
 from twofold.server.front.outcomes import BUSY, DOWN, failure
-from twofold.server.front.route import Plan, Refusal
+from twofold.server.front.route import Refusal, RoutePlan
 from twofold.server.replica import frame
 from twofold.wire import request_head
 
@@ -66,7 +66,7 @@ class Connection(asyncio.BufferedProtocol):
         self.full = False  # the socket takes no more: the client reads more slowly than it asks
         self.advancing = False
         # The request in hand
-        self.plan: Plan = front.no_plan
+        self.plan: RoutePlan = front.no_plan
         self.raw = b""  # the head that `plan` was made from
         self.expected = -1  # bytes of a read that holds such a head and its body, and nothing else
         self.slot = -1
@@ -159,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
         self._begin(self.plan)
         return True
 
-    def _begin(self, chosen: Plan) -> None:
+    def _begin(self, chosen: RoutePlan) -> None:
         self.request_id = self.front.ids.mint(chosen.head.request_id)
         have = len(self.partial or b"")
         if chosen.refusal is not None:
@@ -176,7 +176,7 @@ class Connection(asyncio.BufferedProtocol):
             if chosen.length == 0:
                 self._read_small()
 
-    def _receive_into_slot(self, chosen: Plan) -> None:
+    def _receive_into_slot(self, chosen: RoutePlan) -> None:
         slot = self.dispatch.take_large()
         if slot is None:
             self._refuse_busy(unread=True)
@@ -209,7 +209,7 @@ class Connection(asyncio.BufferedProtocol):
             self._submit(chosen, slot)
         return True
 
-    def _submit(self, chosen: Plan, slot: int) -> None:
+    def _submit(self, chosen: RoutePlan, slot: int) -> None:
         self.plan, self.slot, self.state = chosen, slot, WAITING
         if not self.request_id:
             self.request_id = self.front.ids.mint(chosen.head.request_id)

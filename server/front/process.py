@@ -23,11 +23,11 @@ from twofold.logs import writer
 from twofold.server.config import Config
 from twofold.server.front import asgi, responses, route
 from twofold.server.front.api import create_app
-from twofold.server.front.dispatch import Dispatch, Lanes
+from twofold.server.front.dispatch import Dispatch, QueuePipes
 from twofold.server.front.embedding import SlotBackend
 from twofold.server.front.http1 import GONE, Connection
 from twofold.server.front.listeners import Listeners
-from twofold.server.front.route import Plan, Rules
+from twofold.server.front.route import RoutePlan, RouteRules
 from twofold.server.replica import slots
 from twofold.server.telemetry import metrics
 from twofold.wire import request_head
@@ -45,20 +45,20 @@ Entry = tuple[log.AccessRecord, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class FrontContext:
     """What a front inherits from the supervisor."""
 
     number: int
     listeners: Listeners
     memory: mmap.mmap
     layout: slots.Layout
-    lanes: Lanes
+    lanes: QueuePipes
     access_log: int  # fd of the scribe's pipe, or -1
     config: Config
 
 
 class Front:
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: FrontContext) -> None:
         self.place = place
         self.http = place.config.http
         self.dispatch = Dispatch(
@@ -66,12 +66,12 @@ class Front:
         )
         self.counters = metrics.Counters(place.memory, place.number)
         self.cells = self.counters.cells
-        self.rules = Rules(place.layout.max_body, self.http.root_ocid)
-        self.plans: dict[bytes, Plan] = {}
+        self.rules = RouteRules(place.layout.max_body, self.http.root_ocid)
+        self.plans: dict[bytes, RoutePlan] = {}
         nothing = route.make_plan(request_head.parse_head(b"GET / HTTP/1.0\r\n\r\n"), self.rules)
         self.no_plan = replace(nothing, message=b"- - -")  # of a head that could not be read
         self.ids = RequestIds()
-        self.answers = responses.Answers()
+        self.answers = responses.Responses()
         self.connections: set[Connection] = set()
         self.draining = False
         self.connection = b""  # the Connection field that drain puts on every answer
@@ -85,7 +85,7 @@ class Front:
 
     # ------------------------------------------------------------------ for connections
 
-    def remember(self, raw: bytes) -> Plan:
+    def remember(self, raw: bytes) -> RoutePlan:
         """The plan of a head that is not in `plans`; raises BadRequest."""
         made = route.make_plan(request_head.parse_head(raw), self.rules)
         if len(raw) <= MAX_PLAN_HEAD:
@@ -101,13 +101,13 @@ class Front:
     def disconnected(self, connection: Connection) -> None:
         self.connections.discard(connection)
 
-    def run_application(self, connection: Connection, chosen: Plan, body: bytes) -> asyncio.Task[None]:
+    def run_application(self, connection: Connection, chosen: RoutePlan, body: bytes) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(self._application(connection, chosen, body))
 
-    async def _application(self, connection: Connection, chosen: Plan, body: bytes) -> None:
+    async def _application(self, connection: Connection, chosen: RoutePlan, body: bytes) -> None:
         """Every route but predict: the ASGI application has the request."""
         transport = connection.transport
-        call = asgi.Call(
+        call = asgi.AsgiRequest(
             head=chosen.head,
             body=body,
             request_id=connection.request_id,
@@ -240,7 +240,7 @@ def _count(cells: list[int], batch: list[Entry]) -> None:
         cells[start + metrics.SUM] += sum(column)
 
 
-def run(place: Place) -> int:
+def run(place: FrontContext) -> int:
     """Be a front until told to stop; the exit code."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

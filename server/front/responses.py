@@ -37,7 +37,7 @@ def timing(queue_us: int, predict_us: int, encode_us: int) -> bytes:
     )
 
 
-class Answers:
+class Responses:
     """Renders the answers of one front."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from twofold.server.replica import frame
 from twofold.wire import request_head
-from twofold.wire.request_head import Head
+from twofold.wire.request_head import RequestHead
 
 EXPRESS = 1  # predict: slot, descriptor, answer
 APPLICATION = 2  # everything else: the ASGI application
@@ -34,9 +34,9 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RoutePlan:
     lane: int
-    head: Head
+    head: RequestHead
     kind: int
     length: int
     message: bytes  # for the access log: "POST /predict 1.1"
@@ -46,14 +46,14 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class RouteRules:
     """The settings that a plan depends on."""
 
     max_body: int
     ocid: str = ""
 
 
-def make_plan(head: Head, rules: Rules) -> Plan:
+def make_plan(head: RequestHead, rules: RouteRules) -> RoutePlan:
     refusal = _refusal(head, rules)
     predict = is_predict(head.path)
     unread_body = head.chunked or (refusal is not None and (head.content_length or 0) > 0)
@@ -63,7 +63,7 @@ def make_plan(head: Head, rules: Rules) -> Plan:
         connection = b"connection: close\r\n"
     elif head.version == (1, 0):
         connection = b"connection: keep-alive\r\n"
-    return Plan(
+    return RoutePlan(
         lane=REFUSED if refusal else EXPRESS if predict else APPLICATION,
         head=head,
         kind=frame.JSON if is_json(head.content_type) else frame.BYTES,
@@ -86,7 +86,7 @@ def is_json(content_type: bytes) -> bool:
     return not kind or kind == b"application/json" or kind.endswith(b"+json")
 
 
-def _refusal(head: Head, rules: Rules) -> Refusal | None:
+def _refusal(head: RequestHead, rules: RouteRules) -> Refusal | None:
     if not is_predict(head.path):
         if head.chunked:
             return Refusal(411, "LengthRequired", "send a Content-Length; chunked bodies are not accepted")

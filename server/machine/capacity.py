@@ -39,7 +39,7 @@ MOST_REPLICAS = 192  # with up to 64 spares they fill the mailboxes of an instan
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CapacityPlan:
     """What to start. `gpus` names a device for each replica, or None; `reason` says why so many."""
 
     replicas: int
@@ -48,7 +48,7 @@ class Plan:
     reason: str
 
 
-def plan(settings: ReplicaSettings, cores: float, gpus: list[str]) -> Plan:
+def plan(settings: ReplicaSettings, cores: float, gpus: list[str]) -> CapacityPlan:
     """One replica for each GPU, otherwise one for each hardware thread; the settings win over both."""
     share = min(cores, THREADS_PER_OCPU * settings.ocpus) if settings.ocpus else cores
     if settings.replicas:
@@ -64,12 +64,12 @@ def plan(settings: ReplicaSettings, cores: float, gpus: list[str]) -> Plan:
         count, reason = MOST_REPLICAS, "the most that one instance holds"
     threads = settings.threads or max(1, int(share / count))
     devices = tuple(gpus[index % len(gpus)] if gpus else None for index in range(count))
-    return Plan(
+    return CapacityPlan(
         count, threads, devices, f"{many(count, 'replica')} ({reason}), {many(threads, 'thread')} each"
     )
 
 
-def fit(wanted: Plan, first_replica: int, available: int) -> tuple[int, str]:
+def fit(wanted: CapacityPlan, first_replica: int, available: int) -> tuple[int, str]:
     """(replicas that memory carries, why they are fewer than planned or "").
 
     `first_replica`: bytes that the replica already running holds; `available`: bytes left beside it.

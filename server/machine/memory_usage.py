@@ -11,13 +11,13 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Footprint:
+class MemoryUsage:
     rss: int = 0
     pss: int = 0
     private: int = 0
 
 
-def measure(pid: int) -> Footprint:
+def measure(pid: int) -> MemoryUsage:
     """All zero for a process that is gone or not ours to see."""
     sizes: dict[str, int] = {}
     try:
@@ -27,8 +27,8 @@ def measure(pid: int) -> Footprint:
                 if rest.endswith("kB\n"):
                     sizes[name] = int(rest.split()[0]) * 1024
     except OSError:
-        return Footprint()
-    return Footprint(
+        return MemoryUsage()
+    return MemoryUsage(
         rss=sizes.get("Rss", 0),
         pss=sizes.get("Pss", 0),
         private=sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0),

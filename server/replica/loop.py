@@ -34,7 +34,7 @@ NOTHING = bytes(slots.MAILBOX_SIZE)
 PATIENCE = 10.0  # seconds to wait for the subreaper to become the parent
 
 
-class Stop(Exception):
+class StopServing(Exception):
     """SIGTERM arrived while no request was in hand."""
 
 
@@ -42,7 +42,7 @@ class AnswerTooLarge(Exception):
     """The result, encoded, does not fit into its slot."""
 
 
-class Replica:
+class ReplicaLoop:
     """One replica's view of the shared memory, and the request loop."""
 
     def __init__(self, inherited: Inherited, index: int, loaded: model.Model) -> None:
@@ -68,7 +68,7 @@ class Replica:
     def terminate(self, signum: int, stack: Any) -> None:
         self.stopping = True
         if self.memory[self.mailbox : self.mailbox + slots.MAILBOX_SIZE] == NOTHING:
-            raise Stop
+            raise StopServing
 
     def run(self) -> int:
         """Serve until told to stop; the exit code."""
@@ -85,7 +85,7 @@ class Replica:
                     break
                 self._report([handle(cell) for cell in range(start, start + taken, size)])
                 self.memory[start : start + taken] = NOTHING[:taken]  # the claims are settled
-        except Stop:
+        except StopServing:
             pass
         return self.exit_code
 
@@ -221,7 +221,7 @@ def be_replica(inherited: Inherited, order: dict[str, Any], preloaded: model.Mod
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
             code = EXIT_BROKEN
-            code = Replica(inherited, index, loaded).run()
+            code = ReplicaLoop(inherited, index, loaded).run()
     except BaseException:
         traceback.print_exc()
     finally:

@@ -20,7 +20,7 @@ RUNTIME = Path(__file__).parents[1] / "replica"
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ForkServerSpec:
     """What a nursery must know besides the channels."""
 
     python: Path
@@ -32,12 +32,12 @@ class Facts:
     source: str
     sample: Path | None
 
-    def without_preload(self) -> Facts:
+    def without_preload(self) -> ForkServerSpec:
         return replace(self, preload="none")
 
 
-class Nursery:
-    def __init__(self, channels: Channels, facts: Facts) -> None:
+class ForkServer:
+    def __init__(self, channels: Channels, facts: ForkServerSpec) -> None:
         self.preload = facts.preload
         self._control, theirs = socket.socketpair()
         completions, crashes = [pipe.write for pipe in channels.completions], list(channels.crashes)

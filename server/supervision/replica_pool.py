@@ -20,11 +20,11 @@ from typing import Any
 from twofold.errors import EnvironmentFailure, ModelError
 from twofold.server.config import Config
 from twofold.server.machine import capacity, memory_usage
-from twofold.server.machine.capacity import Plan
+from twofold.server.machine.capacity import CapacityPlan
 from twofold.server.replica import frame, slots
 from twofold.server.supervision import exit_reasons
 from twofold.server.supervision.channels import Channels
-from twofold.server.supervision.fork_server import Facts, Nursery
+from twofold.server.supervision.fork_server import ForkServer, ForkServerSpec
 from twofold.server.supervision.quarantine import Quarantine
 from twofold.server.supervision.replica_state import Replica, State
 
@@ -38,19 +38,19 @@ Announce = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
-class Supplies:
+class PoolContext:
     """What a pool works with."""
 
     config: Config
-    plan: Plan
-    facts: Facts
+    plan: CapacityPlan
+    facts: ForkServerSpec
     channels: Channels
     quarantine: Quarantine
     announce: Announce
 
 
-class Pool:
-    def __init__(self, supplies: Supplies) -> None:
+class ReplicaPool:
+    def __init__(self, supplies: PoolContext) -> None:
         self.supplies = supplies
         self.settings = supplies.config.replicas
         self.channels = supplies.channels
@@ -70,7 +70,7 @@ class Pool:
         self.fallback = ""  # why preload did not stay as wanted
         self.memory_saved = 0  # bytes that replicas share instead of having a copy each
         self.messages: list[str] = []
-        self.nursery: Nursery | None = None
+        self.nursery: ForkServer | None = None
         self._completions = self.channels.completion_writers()
         self._early: dict[int, int] = {}  # ends that we heard of before we knew whose pid it was
         self._ooms = exit_reasons.oom_kills()
@@ -79,7 +79,7 @@ class Pool:
 
     def start(self, now: float) -> None:
         """Start the nursery and order the first replica, whose memory decides how many follow."""
-        self.nursery = Nursery(self.channels, self.facts)
+        self.nursery = ForkServer(self.channels, self.facts)
         self._order(self.replicas[0], now)
 
     def _order(self, replica: Replica, now: float) -> None:
@@ -103,7 +103,7 @@ class Pool:
         if self.leaving:
             return
         if self.nursery is None:
-            self.nursery = Nursery(self.channels, self.facts)
+            self.nursery = ForkServer(self.channels, self.facts)
         for replica in self.replicas[: None if self.measured else 1]:
             if replica.state in (State.ABSENT, State.BACKOFF) and now >= replica.retry_at:
                 self._order(replica, now)

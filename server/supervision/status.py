@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from twofold.server.artifact.artifact import SAMPLE, Artifact
 from twofold.server.config import Config
-from twofold.server.machine.capacity import Plan
+from twofold.server.machine.capacity import CapacityPlan
 from twofold.server.supervision.replica_state import Replica, State
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def compose(supervisor: Supervisor) -> dict[str, Any]:
     }
 
 
-def choose_preload(config: Config, plan: Plan, artifact: Artifact) -> tuple[str, str]:
+def choose_preload(config: Config, plan: CapacityPlan, artifact: Artifact) -> tuple[str, str]:
     """(why it is not what was asked for, or nothing; the mode to start with)."""
     wanted = config.replicas.preload
     if wanted != "none" and any(gpu is not None for gpu in plan.gpus):

@@ -25,16 +25,16 @@ from twofold.process import prctl
 from twofold.server.artifact.artifact import Artifact
 from twofold.server.config import Config
 from twofold.server.environment.environment import Environment
-from twofold.server.front.dispatch import Lanes
+from twofold.server.front.dispatch import QueuePipes
 from twofold.server.front.listeners import Listeners, listen
 from twofold.server.machine import capacity
 from twofold.server.replica import slots
 from twofold.server.supervision import channels
 from twofold.server.supervision import status as board
 from twofold.server.supervision.channels import Channels
-from twofold.server.supervision.fork_server import Facts
+from twofold.server.supervision.fork_server import ForkServerSpec
 from twofold.server.supervision.quarantine import Quarantine
-from twofold.server.supervision.replica_pool import Announce, Pool, Supplies
+from twofold.server.supervision.replica_pool import Announce, PoolContext, ReplicaPool
 from twofold.server.telemetry import metrics
 
 TURN = 0.1  # seconds between looks at deadlines when nothing happens
@@ -59,7 +59,7 @@ class Forked:
 
 
 @dataclass(slots=True)
-class Stop:
+class StopProgress:
     """How far stopping has come."""
 
     requested_at: float = 0.0
@@ -72,12 +72,12 @@ class Supervisor:
     environment: Environment
     artifact: Artifact
     announce: Announce
-    pool: Pool
+    pool: ReplicaPool
     channels: Channels
     listeners: Listeners | None
     guest: socket.socket | None
     children: list[Forked] = field(default_factory=list)
-    stop: Stop = field(default_factory=Stop)
+    stop: StopProgress = field(default_factory=StopProgress)
     failed: TwofoldError | None = None
     announced: bool = False
     started: float = field(default_factory=time.time)
@@ -199,12 +199,12 @@ class Supervisor:
         assert self.listeners is not None
         pipes = self.channels
         return process.run(
-            process.Place(
+            process.FrontContext(
                 number=number,
                 listeners=self.listeners,
                 memory=pipes.memory,
                 layout=pipes.layout,
-                lanes=Lanes(pipes.queue.write, pipes.completions[number].read),
+                lanes=QueuePipes(pipes.queue.write, pipes.completions[number].read),
                 access_log=pipes.access_logs[number].write if self.config.log.access_log else -1,
                 config=self.config,
             )
@@ -222,13 +222,13 @@ class Supervisor:
             counters.cells[cell[stream]] += lines
             counters.flush()
 
-        inputs = [writer.Input(pipe.read, "access") for pipe in pipes.access_logs]
+        inputs = [writer.LogInput(pipe.read, "access") for pipe in pipes.access_logs]
         if settings.predict_log:
             inputs += [
-                writer.Input(pipes.predict_log.read, "predict"),
-                writer.Input(pipes.native_log.read, "predict", wrap=True),
+                writer.LogInput(pipes.predict_log.read, "predict"),
+                writer.LogInput(pipes.native_log.read, "predict", wrap=True),
             ]
-        destination = writer.Destination(
+        destination = writer.LogDestination(
             settings.log_dir, int(settings.log_max_mb * channels.MEGABYTE), settings.log_keep,
             settings.deployment_id or "twofold",
         )  # fmt: skip
@@ -334,7 +334,7 @@ def run(
         config.replicas.quarantine_seconds,
         int(config.replicas.quarantine_mb * channels.MEGABYTE),
     )
-    pool = Pool(Supplies(config, plan, facts, pipes, keep, announce))
+    pool = ReplicaPool(PoolContext(config, plan, facts, pipes, keep, announce))
     if plan.reason:
         announce("note", message=plan.reason)
     if why:
@@ -343,8 +343,10 @@ def run(
     return Supervisor(config, environment, artifact, announce, pool, pipes, listeners, guest).run()
 
 
-def _facts(config: Config, environment: Environment, artifact: Artifact, preload: str, threads: int) -> Facts:
-    return Facts(
+def _facts(
+    config: Config, environment: Environment, artifact: Artifact, preload: str, threads: int
+) -> ForkServerSpec:
+    return ForkServerSpec(
         python=environment.python,
         variables={**capacity.thread_variables(threads), **environment.variables},
         artifact=artifact.path,

@@ -19,7 +19,7 @@ from twofold.process import one_shot
 from twofold.server.artifact import artifact
 from twofold.server.artifact.artifact import Artifact
 from twofold.server.artifact.diagnostics import CRASH, REMEDIES, SLOW
-from twofold.server.artifact.diagnostics import Finding as Finding  # for callers of run()
+from twofold.server.artifact.diagnostics import Diagnostic as Diagnostic  # for callers of run()
 from twofold.server.config import Config
 from twofold.server.environment import environment
 from twofold.server.environment.environment import Environment
@@ -29,7 +29,7 @@ from twofold.server.validation import score_signature
 RUNTIME = Path(__file__).parents[1] / "replica"
 STAGES = {"import": "import of score.py", "load": "load_model()", "predict": "predict()"}
 OWN_FRAMES = (str(RUNTIME), "<frozen ")
-Report = Callable[[Finding], None]
+Report = Callable[[Diagnostic], None]
 Progress = Callable[[str, int, int], None]
 
 
@@ -37,7 +37,7 @@ def run(config: Config, report: Report, progress: Progress = lambda what, done, 
     """Report finding by finding; the exit code is that of the first error."""
     failed: list[ExitCode] = []
 
-    def note(finding: Finding) -> None:
+    def note(finding: Diagnostic) -> None:
         report(finding)
         if finding.level == "error":
             failed.append(finding.exit_code)
@@ -45,12 +45,12 @@ def run(config: Config, report: Report, progress: Progress = lambda what, done, 
     subject = "artifact"
     try:
         opened = artifact.opened(config.artifact, config.cache_folder(), config.replicas.sample)
-        note(Finding("ok", "artifact", f"{opened.name}, with score.py at {opened.path}"))
+        note(Diagnostic("ok", "artifact", f"{opened.name}, with score.py at {opened.path}"))
         for finding in examine(opened):
             note(finding)
         subject = "environment"
         prepared = environment.prepare(opened.runtime, config.environment, progress)
-        note(Finding("ok", subject, f"{prepared.name}, Python {prepared.version} at {prepared.python}"))
+        note(Diagnostic("ok", subject, f"{prepared.name}, Python {prepared.version} at {prepared.python}"))
         if not failed:
             subject = "model"
             _check_model(config, opened, prepared, note)
@@ -58,7 +58,7 @@ def run(config: Config, report: Report, progress: Progress = lambda what, done, 
         message = f"{error.place}: {error.message}" if error.place else error.message
         if isinstance(error, ConfigError):
             subject, message = error.place, error.message
-        note(Finding("error", subject, message, error.remedy, error.exit_code))
+        note(Diagnostic("error", subject, message, error.remedy, error.exit_code))
     return failed[0] if failed else ExitCode.OK
 
 
@@ -78,33 +78,33 @@ def require(opened: Artifact, note: Callable[[str], None]) -> None:
         raise kind(first.message, first.remedy + more, first.subject)
 
 
-def examine(opened: Artifact) -> list[Finding]:
+def examine(opened: Artifact) -> list[Diagnostic]:
     """What the files themselves tell, without running anything."""
     version = opened.runtime.python_version if opened.runtime else ""
     complaints = score_signature.check(opened.path / artifact.SCORE, version)
-    fine = Finding("ok", artifact.SCORE, "defines load_model() and predict() as it should")
+    fine = Diagnostic("ok", artifact.SCORE, "defines load_model() and predict() as it should")
     return [*(complaints or [fine]), *_examine_runtime(opened), *_examine_sample(opened)]
 
 
-def _examine_runtime(opened: Artifact) -> Iterator[Finding]:
+def _examine_runtime(opened: Artifact) -> Iterator[Diagnostic]:
     subject, runtime = artifact.RUNTIME, opened.runtime
     yield from opened.remarks
     if runtime is None:
         there = (opened.path / artifact.RUNTIME).exists()
         what = "says nothing about deployment" if there else "there is none"
-        yield Finding("ok", subject, f"{what}: the default environment serves")
+        yield Diagnostic("ok", subject, f"{what}: the default environment serves")
         return
     if runtime.format != artifact.FORMAT:
         message = f"MODEL_ARTIFACT_VERSION is {runtime.format or 'missing'}"
-        yield Finding("warning", subject, message, f"the model catalog wants '{artifact.FORMAT}'")
+        yield Diagnostic("warning", subject, message, f"the model catalog wants '{artifact.FORMAT}'")
     if not runtime.python_version:
         message = "INFERENCE_PYTHON_VERSION is missing"
-        yield Finding("warning", subject, message, "write it, so that it can be checked")
+        yield Diagnostic("warning", subject, message, "write it, so that it can be checked")
     wanted = f", Python {runtime.python_version}" if runtime.python_version else ""
-    yield Finding("ok", subject, f"environment {runtime.env_path or 'default'}{wanted}")
+    yield Diagnostic("ok", subject, f"environment {runtime.env_path or 'default'}{wanted}")
 
 
-def _examine_sample(opened: Artifact) -> Iterator[Finding]:
+def _examine_sample(opened: Artifact) -> Iterator[Diagnostic]:
     """A sample request that cannot be read, or is called *.json and is not JSON."""
     if opened.sample is None:
         return
@@ -117,13 +117,13 @@ def _examine_sample(opened: Artifact) -> Iterator[Finding]:
         codec.read_sample(str(opened.sample))
     except OSError as error:
         message, remedy = f"{name} cannot be read: {error.strerror}", "check its permissions"
-        yield Finding("error", "sample", message, remedy, code)
+        yield Diagnostic("error", "sample", message, remedy, code)
     except ValueError as error:
         line, column = getattr(error, "lineno", 0), getattr(error, "colno", 0)
         place = f" in line {line}, column {column}" if line else ""
         message = f"{name} is not JSON{place}: {getattr(error, 'msg', error)}"
         remedy = "correct it; a sample of another kind has another name than *.json"
-        yield Finding("error", "sample", message, remedy, code)
+        yield Diagnostic("error", "sample", message, remedy, code)
 
 
 # ---------------------------------------------------------------------- the throw-away process
@@ -159,7 +159,7 @@ def _check_model(config: Config, opened: Artifact, prepared: Environment, note: 
     _report_answer(answer, note)
     if opened.sample is None:
         message = f"no {artifact.SAMPLE} in the artifact, so predict() was not tried"
-        note(Finding("note", "sample", message, "add one, or name a file with --sample"))
+        note(Diagnostic("note", "sample", message, "add one, or name a file with --sample"))
 
 
 def _answer(output: bytes) -> dict[str, Any] | None:
@@ -172,7 +172,7 @@ def _answer(output: bytes) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) and "stages" in answer else None
 
 
-def _unanswered(outcome: one_shot.Outcome, limit: float) -> tuple[str, str]:
+def _unanswered(outcome: one_shot.ProcessOutcome, limit: float) -> tuple[str, str]:
     """Message and remedy for a process that ended without a word."""
     if outcome.code is None:
         return (
@@ -194,7 +194,7 @@ def _unanswered(outcome: one_shot.Outcome, limit: float) -> tuple[str, str]:
 
 def _report_answer(answer: Mapping[str, Any], note: Report) -> None:
     extras = "orjson" if answer.get("orjson") else "json (orjson in the environment would be faster)"
-    note(Finding("ok", "python", f"{answer['python']}; answers are written by {extras}"))
+    note(Diagnostic("ok", "python", f"{answer['python']}; answers are written by {extras}"))
     done = set()
     for stage in answer["stages"]:
         name, error = stage["name"], stage["error"]
@@ -202,10 +202,10 @@ def _report_answer(answer: Mapping[str, Any], note: Report) -> None:
         done.add(name)
         if error:
             remedy = REMEDIES.get(name, "correct score.py")
-            note(Finding("error", subject, error.strip(), remedy, ExitCode.MODEL))
+            note(Diagnostic("error", subject, error.strip(), remedy, ExitCode.MODEL))
             continue
         spent = f"{stage['seconds']:.2f} s, {max(0.0, stage['memory_mb']):.0f} MB more memory"
         early = name == "load" and answer.get("loaded_by_import")
-        note(Finding("ok", subject, f"{spent}, called while score.py was imported" if early else spent))
+        note(Diagnostic("ok", subject, f"{spent}, called while score.py was imported" if early else spent))
     if "predict" in done and answer.get("result_preview"):
-        note(Finding("ok", "answer", str(answer["result_preview"])))
+        note(Diagnostic("ok", "answer", str(answer["result_preview"])))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from twofold.errors import ExitCode
-from twofold.server.artifact.diagnostics import Finding
+from twofold.server.artifact.diagnostics import Diagnostic
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -25,7 +25,7 @@ class _Signature:
     required: set[str] = field(default_factory=set)
 
 
-def check(score: Path, python_version: str = "") -> list[Finding]:
+def check(score: Path, python_version: str = "") -> list[Diagnostic]:
     """What is wrong with load_model() and predict(), without running anything; [] if nothing.
 
     `python_version` is the model's: a file for a newer Python than ours may be fine and unreadable here.
@@ -42,13 +42,13 @@ def check(score: Path, python_version: str = "") -> list[Finding]:
         message = f"is not valid Python{f' in line {line}' if line else ''}: {reason}"
         if newer:
             remedy = f"only Python {python_version} can judge: importing it will show"
-            return [Finding("warning", score.name, message, remedy)]
+            return [Diagnostic("warning", score.name, message, remedy)]
         return [_error(score.name, message, "correct it")]
     functions = {node.name: node for node in tree.body if isinstance(node, Function)}
     return [*_check_load_model(functions.get("load_model")), *_check_predict(functions.get("predict"))]
 
 
-def _check_load_model(function: Function | None) -> list[Finding]:
+def _check_load_model(function: Function | None) -> list[Diagnostic]:
     subject = "load_model()"
     found = _check_definition(subject, function)
     if found or function is None:
@@ -60,7 +60,7 @@ def _check_load_model(function: Function | None) -> list[Finding]:
     return []
 
 
-def _check_predict(function: Function | None) -> list[Finding]:
+def _check_predict(function: Function | None) -> list[Diagnostic]:
     subject = "predict()"
     found = _check_definition(subject, function)
     if found or function is None:
@@ -77,7 +77,7 @@ def _check_predict(function: Function | None) -> list[Finding]:
     return found
 
 
-def _check_definition(subject: str, function: Function | None) -> list[Finding]:
+def _check_definition(subject: str, function: Function | None) -> list[Diagnostic]:
     if function is None:
         return [_error(subject, "score.py defines none", "define it with `def` at the top level of the file")]
     if isinstance(function, ast.AsyncFunctionDef):
@@ -93,5 +93,5 @@ def _signature(function: Function) -> _Signature:
     return _Signature(positional, required | {argument.arg for argument, default in named if default is None})
 
 
-def _error(subject: str, message: str, remedy: str) -> Finding:
-    return Finding("error", subject, message, remedy, ExitCode.ARTIFACT)
+def _error(subject: str, message: str, remedy: str) -> Diagnostic:
+    return Diagnostic("error", subject, message, remedy, ExitCode.ARTIFACT)

@@ -25,9 +25,9 @@ from twofold.server.front.dispatch import EXPIRED, Dispatch
 from twofold.server.machine import capacity
 from twofold.server.replica import frame, prctl, slots
 from twofold.server.supervision.channels import Channels
-from twofold.server.supervision.fork_server import Facts, Nursery
+from twofold.server.supervision.fork_server import ForkServer, ForkServerSpec
 from twofold.server.supervision.quarantine import Quarantine
-from twofold.server.supervision.replica_pool import Pool, Supplies
+from twofold.server.supervision.replica_pool import PoolContext, ReplicaPool
 from twofold.server.supervision.replica_state import State
 
 SLOTS = 64
@@ -78,8 +78,8 @@ class Desk:
     reports: list[dict[str, Any]] = field(default_factory=list)
     partial: bytes = b""
 
-    def facts(self, claim: int = slots.MAX_CLAIM) -> Facts:
-        return Facts(
+    def facts(self, claim: int = slots.MAX_CLAIM) -> ForkServerSpec:
+        return ForkServerSpec(
             python=Path(sys.executable), variables=os.environ, artifact=self.artifact, preload="none",
             threads=1, claim=claim, source="test", sample=None,
         )  # fmt: skip
@@ -166,7 +166,7 @@ class Lone:
     """One replica without a pool: nobody settles what it leaves behind."""
 
     desk: Desk
-    nursery: Nursery
+    nursery: ForkServer
     pid: int = 0
 
     def order(self) -> None:
@@ -190,7 +190,7 @@ class Lone:
 @pytest.fixture
 def lone(tmp_path: Path) -> Iterator[Lone]:
     with open_desk(tmp_path) as desk:
-        made = Lone(desk, Nursery(desk.pipes, desk.facts()))
+        made = Lone(desk, ForkServer(desk.pipes, desk.facts()))
         try:
             made.order()
             yield made
@@ -312,13 +312,13 @@ class Staff:
 
     def __init__(self, desk: Desk, replicas: int, replay: str = "once") -> None:
         config = Config(replicas=ReplicaSettings(replicas=replicas, replay=replay))
-        plan = capacity.Plan(replicas, 1, (None,) * replicas, "")
+        plan = capacity.CapacityPlan(replicas, 1, (None,) * replicas, "")
         facts = desk.facts(slots.MAX_CLAIM if replay == "once" else 1)
         quarantine = Quarantine(desk.pipes.memory, desk.artifact.parent / "kept", 60.0, 1 << 20)
         self.desk = desk
         self.said: list[dict[str, Any]] = []
         announce = lambda event, **facts: self.said.append({"event": event, **facts})
-        self.pool = Pool(Supplies(config, plan, facts, desk.pipes, quarantine, announce))
+        self.pool = ReplicaPool(PoolContext(config, plan, facts, desk.pipes, quarantine, announce))
 
     def turn(self) -> None:
         now = time.monotonic()

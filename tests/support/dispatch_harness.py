@@ -13,7 +13,7 @@ from typing import Any, cast
 from unittest import mock
 
 from twofold.server.config import Config, HttpSettings, ReplicaSettings
-from twofold.server.front.dispatch import Dispatch, Lanes
+from twofold.server.front.dispatch import Dispatch, QueuePipes
 from twofold.server.replica import frame, slots
 from twofold.server.supervision import channels
 from twofold.server.supervision.channels import Channels
@@ -40,8 +40,8 @@ def laid(
             os.close(fd)
 
 
-def lanes(pipes: Channels, front: int = 0) -> Lanes:
-    return Lanes(pipes.queue.write, pipes.completions[front].read)
+def lanes(pipes: Channels, front: int = 0) -> QueuePipes:
+    return QueuePipes(pipes.queue.write, pipes.completions[front].read)
 
 
 def readable(fd: int, timeout: float = 0.0) -> bool:

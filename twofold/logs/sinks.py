@@ -42,7 +42,7 @@ class Outage:
             self._lost = 0
 
 
-class File:
+class FileSink:
     """A log file, rotated to `path.1` ... `path.<keep>` before it grows beyond `max_bytes`."""
 
     __slots__ = ("_fd", "_keep", "_max_bytes", "_outage", "_path", "_size")
@@ -145,7 +145,7 @@ def _mend(fd: int) -> int:
     return whole
 
 
-class Stdout:
+class StdoutSink:
     """The process's stdout, whatever reads it. A reader that is stuck costs lines, not waiting."""
 
     __slots__ = ("_begun", "_fd", "_most", "_outage", "_poll", "_stuck")

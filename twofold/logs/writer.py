@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twofold.logs.records import PredictLog
-from twofold.logs.sinks import MAX_LINE, File, Stdout
+from twofold.logs.sinks import MAX_LINE, FileSink, StdoutSink
 
 CANCEL = b"\x18"
 CHUNK = 64 * 1024  # bytes taken from a pipe at once; four times as much costs twice the time
@@ -40,7 +40,7 @@ MID_LINE = 1000  # milliseconds that a writer may need for the second half of a 
 
 
 @dataclass(frozen=True, slots=True)
-class Input:
+class LogInput:
     """The reading end of a pipe. `wrap`: its lines are raw text and become records of the predict log."""
 
     fd: int
@@ -50,7 +50,7 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
-class Destination:
+class LogDestination:
     """Where the streams go: files in `directory`, or stdout if it is empty."""
 
     directory: str = ""
@@ -109,7 +109,7 @@ class PipeWriter:
             self.pending -= sent
 
 
-class Lines:
+class LineBuffer:
     """Cuts what comes out of one pipe into whole lines."""
 
     __slots__ = ("_begun", "_raw", "_skipping", "torn")
@@ -172,19 +172,19 @@ class Lines:
         return b"".join(kept) + last
 
 
-class Scribe:
+class LogWriter:
     """The loop from pipes to outlets."""
 
     def __init__(
-        self, inputs: Sequence[Input], destination: Destination, dropped: Callable[[str, int], None]
+        self, inputs: Sequence[LogInput], destination: LogDestination, dropped: Callable[[str, int], None]
     ) -> None:
-        self._inputs = {each.fd: (each, Lines(each.wrap)) for each in inputs}
+        self._inputs = {each.fd: (each, LineBuffer(each.wrap)) for each in inputs}
         self._records = PredictLog(destination.source)
         self._dropped = dropped
-        self._outlets: dict[str, File | Stdout]
+        self._outlets: dict[str, FileSink | StdoutSink]
         if destination.directory:
             self._outlets = {
-                stream: File(
+                stream: FileSink(
                     Path(destination.directory, stream + ".log"),
                     destination.max_bytes,
                     destination.keep,
@@ -192,7 +192,7 @@ class Scribe:
                 for stream in STREAMS
             }
         else:
-            self._outlets = dict.fromkeys(STREAMS, Stdout())
+            self._outlets = dict.fromkeys(STREAMS, StdoutSink())
 
     def run(self, alarm: int) -> None:
         """Write until every input is at its end; from `alarm` come the numbers of signals."""
@@ -236,7 +236,7 @@ class Scribe:
         return bool(chunk)
 
 
-def run(inputs: Sequence[Input], destination: Destination, dropped: Callable[[str, int], None]) -> None:
+def run(inputs: Sequence[LogInput], destination: LogDestination, dropped: Callable[[str, int], None]) -> None:
     """Be the scribe, in the main thread of a process of its own, until every writer is gone.
 
     SIGUSR1 and SIGHUP reopen the files; SIGUSR2 ends it between two lines; SIGINT and SIGTERM are
@@ -251,4 +251,4 @@ def run(inputs: Sequence[Input], destination: Destination, dropped: Callable[[st
         signal.signal(number, lambda _number, _stack: None)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    Scribe(inputs, destination, dropped).run(alarm)
+    LogWriter(inputs, destination, dropped).run(alarm)

@@ -41,7 +41,7 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Upstream:
+class Target:
     """Where one instance is, or with `dns` a name that stands for any number of them."""
 
     address: Address
@@ -85,11 +85,11 @@ def listening(text: str) -> Address | None:
     return unix(text) if text.startswith("unix:") else tcp(text)
 
 
-def upstream(text: str) -> Upstream | None:
+def upstream(text: str) -> Target | None:
     """http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT; a last slash and the port 80 may be left out."""
     if text.startswith("unix:"):
         path = unix(text)
-        return Upstream(path) if path else None
+        return Target(path) if path else None
     dns, plain = text.startswith("dns+"), text.removeprefix("dns+")
     authority = plain.removeprefix("http://").removesuffix("/")
     if authority == plain.removesuffix("/"):
@@ -97,4 +97,4 @@ def upstream(text: str) -> Upstream | None:
     address = tcp(authority) or tcp(f"{authority}:80")
     if address is None or not address.port or "*" in authority:
         return None
-    return Upstream(address, dns)
+    return Target(address, dns)

@@ -21,7 +21,7 @@ MAX_ERRORS = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ProcessOutcome:
     """How it ended. `code` is negative for a signal, None when its time was up."""
 
     code: int | None
@@ -53,7 +53,7 @@ def run(
     given: bytes = b"",
     folder: Path | None = None,
     lock: int | None = None,
-) -> Outcome:
+) -> ProcessOutcome:
     """Run `command` in `folder`, with `given` as its input, for at most `timeout` seconds.
 
     `lock` is a descriptor that it inherits, and with it a flock().  OSError if it cannot start.
@@ -82,7 +82,9 @@ def run(
             code = None
         finally:
             _end(process)
-        return Outcome(code, _tail(stdout, MAX_OUTPUT), _tail(stderr, MAX_ERRORS).decode("utf-8", "replace"))
+        return ProcessOutcome(
+            code, _tail(stdout, MAX_OUTPUT), _tail(stderr, MAX_ERRORS).decode("utf-8", "replace")
+        )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -112,7 +112,7 @@ def _mask(events: int) -> int:
     return reads | (EPOLLOUT if events & selectors.EVENT_WRITE else 0)
 
 
-class Loop(asyncio.SelectorEventLoop):
+class EventLoop(asyncio.SelectorEventLoop):
     """`waiter.turn` is for a reactor to set."""
 
     def __init__(self) -> None:

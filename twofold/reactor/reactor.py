@@ -1,6 +1,6 @@
 """The sockets of plain connections, in turns: read all that is there, think, send all that came of it.
 
-Touches an epoll and the listeners.  The epoll is that of a Loop, which waits there and calls turn(); or it is
+Touches an epoll and the listeners.  The epoll is that of a EventLoop, which waits there and calls turn(); or it is
 one of its own, which uvloop watches as one descriptor where it is needed for TLS.
 
 uvloop reads from a connection, calls its protocol, reads from the next.  Each way through the kernel
@@ -19,8 +19,8 @@ from collections.abc import Callable
 from select import EPOLLIN
 from typing import Any, Final
 
-from twofold.reactor.event_loop import MOST_EVENTS, Events, Loop
-from twofold.reactor.transport import Protocol, Transport
+from twofold.reactor.event_loop import MOST_EVENTS, EventLoop, Events
+from twofold.reactor.transport import ConnectionProtocol, Transport
 
 MOST_TURNS = 4  # before uvloop is asked again
 MOST_ACCEPTED = 64
@@ -41,7 +41,7 @@ class Reactor:
         self._transports: dict[int, Transport] = {}
         self._turning = False
         self._listeners: set[socket.socket] = set()
-        if isinstance(loop, Loop):
+        if isinstance(loop, EventLoop):
             self._epoll = loop.waiter.epoll
             loop.waiter.turn = self.turn
         else:
@@ -167,12 +167,12 @@ class Reactor:
 
     # ------------------------------------------------------------------ listening
 
-    def listen(self, listener: socket.socket, made: Callable[[], Protocol]) -> None:
+    def listen(self, listener: socket.socket, made: Callable[[], ConnectionProtocol]) -> None:
         listener.setblocking(False)
         self._listeners.add(listener)
         self._listen_on(listener, made)
 
-    def _listen_on(self, listener: socket.socket, made: Callable[[], Protocol]) -> None:
+    def _listen_on(self, listener: socket.socket, made: Callable[[], ConnectionProtocol]) -> None:
         if listener in self._listeners:
             self.loop.add_reader(listener.fileno(), self._accept, listener, made)
 
@@ -180,7 +180,7 @@ class Reactor:
         while self._listeners:
             self.loop.remove_reader(self._listeners.pop().fileno())
 
-    def _accept(self, listener: socket.socket, made: Callable[[], Protocol]) -> None:
+    def _accept(self, listener: socket.socket, made: Callable[[], ConnectionProtocol]) -> None:
         for _ in range(MOST_ACCEPTED):
             try:
                 sock, _ = listener.accept()

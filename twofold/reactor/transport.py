@@ -1,6 +1,6 @@
 """A connection's socket: what it reads and writes goes through the reactor.
 
-Touches its socket, and the reactor's epoll.  Protocol and Transport are asyncio's in all but name:
+Touches its socket, and the reactor's epoll.  ConnectionProtocol and Transport are asyncio's in all but name:
 a compiled class (compiled.py) has no interpreted one above it.  TLS stays with uvloop, whose
 transports a protocol cannot tell from these.
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PLAIN_CONTROL = b"reno"  # of congestion: every kernel has it, and as a rule lets everybody choose it
 
 
-class Protocol:
+class ConnectionProtocol:
     """What a connection tells."""
 
     __slots__ = ()
@@ -44,7 +44,7 @@ class Protocol:
         return True
 
 
-NOBODY = Protocol()  # is told what happens after the end
+NOBODY = ConnectionProtocol()  # is told what happens after the end
 
 
 class Transport:
@@ -62,7 +62,7 @@ class Transport:
     )  # fmt: skip
 
     def __init__(
-        self, reactor: Reactor, sock: socket.socket, protocol: Protocol, first: bool = False
+        self, reactor: Reactor, sock: socket.socket, protocol: ConnectionProtocol, first: bool = False
     ) -> None:
         """Begin to read, for `protocol`; `sock` does not block, and is the transport's now."""
         self._reactor = reactor
@@ -230,7 +230,7 @@ class Transport:
             self._reactor.loop.call_soon(self._lost, self.protocol, error)
             self.protocol = NOBODY
 
-    def _lost(self, protocol: Protocol, error: OSError | None) -> None:
+    def _lost(self, protocol: ConnectionProtocol, error: OSError | None) -> None:
         try:
             protocol.connection_lost(error)
         finally:

@@ -26,7 +26,7 @@ _LOCAL, _PROXY = 0x20, 0x21
 _CHECKSUM = 0x03  # the kind of TLV that holds a CRC32c of it all
 
 
-class Endpoints(NamedTuple):
+class ConnectionAddresses(NamedTuple):
     """Both ends of the connection that a proxy took."""
 
     source: str
@@ -37,7 +37,7 @@ class Endpoints(NamedTuple):
 
 class ProxyLine(NamedTuple):
     size: int  # bytes that it takes; traffic follows
-    endpoints: Endpoints | None  # None: the proxy speaks for itself, or does not know
+    endpoints: ConnectionAddresses | None  # None: the proxy speaks for itself, or does not know
 
 
 class BadProxyLine(Exception):
@@ -72,7 +72,7 @@ def needed(data: bytes) -> int:
     return _V2.size + int.from_bytes(data[14:16], "big") - len(data)
 
 
-def render(version: str, endpoints: Endpoints | None) -> bytes:
+def render(version: str, endpoints: ConnectionAddresses | None) -> bytes:
     """The line to send; `version` is v1 or v2. Without endpoints the instance takes us for the client."""
     if endpoints is None:
         return b"PROXY UNKNOWN\r\n" if version == "v1" else _V2.pack(SIGNATURE, _LOCAL, _UNSPECIFIED, 0)
@@ -88,7 +88,7 @@ def render(version: str, endpoints: Endpoints | None) -> bytes:
     return _V2.pack(SIGNATURE, _PROXY, kind, len(pair)) + pair
 
 
-def _parse_v1(line: bytes) -> Endpoints | None:
+def _parse_v1(line: bytes) -> ConnectionAddresses | None:
     if _V1_UNKNOWN.fullmatch(line):
         return None
     match = _V1.fullmatch(line)
@@ -103,7 +103,7 @@ def _parse_v1(line: bytes) -> Endpoints | None:
     for port in (source_port, destination_port):
         if str(int(port)) != port or int(port) > 65535:
             raise BadProxyLine("the PROXY line has a wrong port")
-    return Endpoints(source, int(source_port), destination, int(destination_port))
+    return ConnectionAddresses(source, int(source_port), destination, int(destination_port))
 
 
 def _parse_v2(data: bytes) -> ProxyLine | None:
@@ -129,7 +129,7 @@ def _parse_v2(data: bytes) -> ProxyLine | None:
         return ProxyLine(size, None)
     source, destination, source_port, destination_port = pair.unpack_from(data, _V2.size)
     family = IPv4Address if kind == _TCP4 else IPv6Address
-    ends = Endpoints(str(family(source)), source_port, str(family(destination)), destination_port)
+    ends = ConnectionAddresses(str(family(source)), source_port, str(family(destination)), destination_port)
     return ProxyLine(size, ends)
 
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 request heads: bytes in, a `Head` or a `BadRequest` out.
+"""HTTP/1.1 request heads: bytes in, a `RequestHead` or a `BadRequest` out.
 
 Pure: standard library only, no I/O, no clock, no import of ours.
 
@@ -82,7 +82,7 @@ class BadRequest(Exception):
         self.message = message
 
 
-class Head(NamedTuple):
+class RequestHead(NamedTuple):
     """A request head that passed every check. A tuple, as a frozen dataclass takes 2 us to build."""
 
     method: str
@@ -131,7 +131,7 @@ def doomed(partial: bytes | bytearray, start: int = 0) -> BadRequest | None:
     return _too_large() if len(partial) >= MAX_HEAD else None
 
 
-def parse_head(data: bytes) -> Head:
+def parse_head(data: bytes) -> RequestHead:
     """The head that `data` is, from its first byte to its CRLF CRLF; raises BadRequest."""
     match = _HEAD.fullmatch(data) if len(data) <= MAX_HEAD else None
     if match is None:
@@ -146,7 +146,7 @@ def parse_head(data: bytes) -> Head:
     _check_host(found.get(b"host"), authority, modern)
     content_length, chunked = _framing(found, modern)
     expects = b"expect" in found and _expects_continue(found[b"expect"])
-    return Head(
+    return RequestHead(
         method=method,
         target=target,
         path=path,
@@ -173,13 +173,13 @@ class HeadCache:
     MAX_SIZE = 2048  # bytes of one head
 
     def __init__(self) -> None:
-        self._heads: dict[bytes, Head] = {}
+        self._heads: dict[bytes, RequestHead] = {}
 
     def __len__(self) -> int:
         return len(self._heads)
 
-    def parse(self, data: bytes) -> Head:
-        """As `parse_head`; equal bytes give the same Head object."""
+    def parse(self, data: bytes) -> RequestHead:
+        """As `parse_head`; equal bytes give the same RequestHead object."""
         head = self._heads.get(data)
         if head is None:
             head = parse_head(data)

@@ -20,21 +20,21 @@ from tests.support.loadbalancer.signed_requests import (
 )
 from twofold.errors import ConfigError
 from twofold.loadbalancer.access import identity
-from twofold.loadbalancer.access.authorization import NEVER, Guard, body_refusal
+from twofold.loadbalancer.access.authorization import NEVER, Authorization, body_refusal
 from twofold.loadbalancer.access.oci_signature import SKEW
 from twofold.loadbalancer.config import AccessSettings, Config, ListenSettings
 from twofold.loadbalancer.http.error_responses import NOT_FOUND
-from twofold.wire.request_head import REASONS, Head, parse_head
+from twofold.wire.request_head import REASONS, RequestHead, parse_head
 
 TOKENS = "# the new one\nnew-token.0123456789==\n\n  old/token+1~_  \n"
 
 
-def request(*fields: str) -> Head:
+def request(*fields: str) -> RequestHead:
     return parse_head("\r\n".join(["GET /predict HTTP/1.1", "host: h", *fields, "", ""]).encode())
 
 
-def guard(**access: object) -> Guard:
-    return Guard(Config(access=AccessSettings(**access)))  # type: ignore[arg-type]
+def guard(**access: object) -> Authorization:
+    return Authorization(Config(access=AccessSettings(**access)))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def test_an_allow_list() -> None:
 
 def test_a_line_is_expected_of_trusted_peers_when_it_is_on() -> None:
     access = AccessSettings(trusted_proxies=("10.0.0.0/8",))
-    on = Guard(Config(access=access, listen=ListenSettings(proxy_protocol="v1v2")))
+    on = Authorization(Config(access=access, listen=ListenSettings(proxy_protocol="v1v2")))
     assert on.expects_line("10.0.0.1") and not on.expects_line("192.0.2.1") and not on.expects_line("")
-    assert not Guard(Config(access=access)).expects_line("10.0.0.1")
+    assert not Authorization(Config(access=access)).expects_line("10.0.0.1")
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,13 @@ from tests.support.loadbalancer.signed_requests import (
     unsigned,
 )
 from twofold.errors import ConfigError
-from twofold.loadbalancer.access.oci_signature import NEVER, SKEW, Keys, Verdict, body_digest
+from twofold.loadbalancer.access.oci_signature import NEVER, SKEW, Keys, SignatureVerdict, body_digest
 from twofold.wire.request_head import parse_head
 
 SIGNED = Path(__file__).parent / "signed"  # by oci.signer.Signer of oci 2.189.0
 SIGNED_AT = 1795415747
-GENUINE = Verdict(True, NOW + SKEW)
-FORGED = Verdict(False, NEVER)
+GENUINE = SignatureVerdict(True, NOW + SKEW)
+FORGED = SignatureVerdict(False, NEVER)
 KEYS = Keys({"me": KEY.public_key()})
 
 
@@ -40,7 +40,7 @@ KEYS = Keys({"me": KEY.public_key()})
 def test_what_oracles_sdk_signed(name: str) -> None:
     raw = (SIGNED / f"{name}.head").read_bytes()
     keys = Keys.read(SIGNED / "keys.txt")
-    assert keys.judge(parse_head(raw), SIGNED_AT) == Verdict(True, SIGNED_AT + SKEW)
+    assert keys.judge(parse_head(raw), SIGNED_AT) == SignatureVerdict(True, SIGNED_AT + SKEW)
     digest = hashlib.sha256(BODY).digest() if name == "post" else None
     assert body_digest(parse_head(raw)) == digest
     for place in (raw.index(b" /") + 2, raw.index(b"lb.example"), raw.index(b"date: ") + 12):
@@ -102,7 +102,7 @@ def test_time_decides() -> None:
     assert KEYS.judge(head, NOW + SKEW) == FORGED
     assert KEYS.judge(head, NOW - SKEW) == GENUINE
     early = KEYS.judge(head, NOW - SKEW - 1)
-    assert early == Verdict(False, NOW - SKEW)
+    assert early == SignatureVerdict(False, NOW - SKEW)
     assert KEYS.judge(head, early.until) == GENUINE
 
 

@@ -17,7 +17,7 @@ from twofold.errors import ConfigError
 from twofold.loadbalancer.access.tls import Certificates, not_after
 from twofold.loadbalancer.config import ListenSettings
 from twofold.wire import request_head
-from twofold.wire.proxy_protocol import MAX_SIZE, Endpoints, needed, parse, render
+from twofold.wire.proxy_protocol import MAX_SIZE, ConnectionAddresses, needed, parse, render
 
 AUTHORITY = Authority()
 LIMIT = 5.0  # seconds
@@ -251,7 +251,7 @@ class Announced(asyncio.BufferedProtocol):
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_handshake_behind_a_proxy_line(tmp_path: Path, version: str, at_once: bool) -> None:
     certificates = Certificates(chosen(tmp_path))
-    line = render(version, Endpoints("192.0.2.1", 1, "192.0.2.2", 443))
+    line = render(version, ConnectionAddresses("192.0.2.1", 1, "192.0.2.2", 443))
 
     async def run() -> None:
         loop = asyncio.get_running_loop()

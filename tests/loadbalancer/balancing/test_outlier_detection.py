@@ -8,7 +8,7 @@ from twofold.loadbalancer.balancing.outlier_detection import (
     LONGEST,
     SECOND,
     Failure,
-    Record,
+    OutlierRecord,
     may_eject,
 )
 
@@ -24,26 +24,26 @@ from twofold.loadbalancer.balancing.outlier_detection import (
     ],
 )
 def test_so_many_in_a_row(failure: Failure, enough: int) -> None:
-    record = Record()
+    record = OutlierRecord()
     assert [record.condemns(failure) for _ in range(enough)] == [False] * (enough - 1) + [True]
 
 
 def test_a_success_ends_every_row() -> None:
-    record = Record()
+    record = OutlierRecord()
     for _ in range(10):
         assert not any(record.condemns(Failure.ANSWER) for _ in range(4))
         assert not record.acquit()
 
 
 def test_broken_answers_stand_in_one_row_with_5xx() -> None:
-    record = Record()
+    record = OutlierRecord()
     kinds = [Failure.ANSWER, Failure.BROKEN] * 2
     assert not any(record.condemns(kind) for kind in kinds)
     assert record.condemns(Failure.BROKEN)
 
 
 def test_each_ejection_is_longer_up_to_a_minute() -> None:
-    record, now, lengths = Record(), 100 * SECOND, []
+    record, now, lengths = OutlierRecord(), 100 * SECOND, []
     for _ in range(14):
         record.eject(now, False)
         lengths.append(record.until - now)
@@ -55,7 +55,7 @@ def test_each_ejection_is_longer_up_to_a_minute() -> None:
 
 
 def test_a_minute_of_good_conduct_is_a_fresh_start() -> None:
-    record = Record()
+    record = OutlierRecord()
     record.eject(0, False)
     record.expire(record.until)
     assert record.acquit() and not record.on_trial
@@ -66,10 +66,10 @@ def test_a_minute_of_good_conduct_is_a_fresh_start() -> None:
     assert record.count == 1 and record.ejections == 3
 
 
-def records(*rows: int) -> list[Record]:
+def records(*rows: int) -> list[OutlierRecord]:
     made = []
     for row in rows:
-        record = Record()
+        record = OutlierRecord()
         record.rows[Failure.ANSWER] = row
         made.append(record)
     return made

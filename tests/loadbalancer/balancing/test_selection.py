@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.loadbalancer.balancing.instance import Instance
-from twofold.loadbalancer.balancing.selection import Pool, PoolSettings
+from twofold.loadbalancer.balancing.selection import InstancePool, SelectionSettings
 
 SECOND = 1_000_000_000
 TICK = SECOND // 50
@@ -20,27 +20,27 @@ def entry(name: str, state: str = "up", workers: int = 2, since: int = 0) -> dic
     return {"cell": 0, "name": name, "state": state, "workers": workers, "since_ns": since}
 
 
-def pool(*names: str, seed: int = 1, **fixed: Any) -> Pool:
-    made = Pool(PoolSettings(**fixed), Random(seed), START)
+def pool(*names: str, seed: int = 1, **fixed: Any) -> InstancePool:
+    made = InstancePool(SelectionSettings(**fixed), Random(seed), START)
     made.apply([entry(name) for name in names], START)
     return made
 
 
-def take(made: Pool, waiting: int = 0) -> Instance:
+def take(made: InstancePool, waiting: int = 0) -> Instance:
     chosen = made.choose(waiting)
     assert chosen is not None
     made.started(chosen)
     return chosen
 
 
-def ticks(made: Pool, now: int, seconds: float) -> int:
+def ticks(made: InstancePool, now: int, seconds: float) -> int:
     for _ in range(round(seconds * 50)):
         now += TICK
         made.tick(now)
     return now
 
 
-def serve(made: Pool, one: Instance, latency_us: int, number: int, now: int) -> None:
+def serve(made: InstancePool, one: Instance, latency_us: int, number: int, now: int) -> None:
     for _ in range(number):
         made.started(one)
         made.finished(one, now, latency_us, 200)
@@ -55,7 +55,7 @@ def test_the_least_busy_one() -> None:
 
 
 def test_busy_is_measured_by_workers() -> None:
-    made = Pool(PoolSettings(), Random(1), START)
+    made = InstancePool(SelectionSettings(), Random(1), START)
     made.apply([entry("small", workers=2), entry("large", workers=6)], START)
     for _ in range(16):
         take(made)
@@ -125,7 +125,7 @@ def test_an_empty_pool_is_not_usable() -> None:
 
 
 def test_a_returned_instance_starts_slowly_and_the_first_ones_do_not() -> None:
-    made = Pool(PoolSettings(), Random(1), START)
+    made = InstancePool(SelectionSettings(), Random(1), START)
     made.apply([entry("a", workers=4), entry("new", workers=4, since=START)], START)
     assert made.instances["a"].credits == 8
     seen, now = [made.instances["new"].credits], START
@@ -136,7 +136,7 @@ def test_a_returned_instance_starts_slowly_and_the_first_ones_do_not() -> None:
 
 
 def test_when_all_are_new_their_workers_are_kept_busy() -> None:
-    made = Pool(PoolSettings(), Random(1), START)
+    made = InstancePool(SelectionSettings(), Random(1), START)
     made.apply([entry("a", workers=4, since=START), entry("b", workers=4, since=START)], START)
     assert [one.credits for one in made.instances.values()] == [4, 4]
 
@@ -241,7 +241,7 @@ def test_a_second_attempt_goes_to_somebody_else() -> None:
     assert alone.another(alone.instances["x"]) is None
 
 
-def heated() -> tuple[Pool, int]:
+def heated() -> tuple[InstancePool, int]:
     """`slow` takes 10 ms, the others 1 ms, and 3000 requests per second are served."""
     made, now = pool("a", "b", "slow"), START
     for _ in range(50):
@@ -337,7 +337,7 @@ def test_counts_are_exact_whatever_happens(steps: list[tuple[str, int]], seed: i
     assert all(one.load == 0 for one in known)
 
 
-def end(made: Pool, one: Instance, now: int, value: int) -> None:
+def end(made: InstancePool, one: Instance, now: int, value: int) -> None:
     """One of the ways in which a request ends."""
     if value % 5 == 0:
         made.failed(one, now)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twofold.loadbalancer.balancing.wait_queue import SECOND, Waiting
+from twofold.loadbalancer.balancing.wait_queue import SECOND, WaitQueue
 
 MS = 1_000_000
 FAR = 1 << 60
 
 
-def queue(count: int = 10, size: int = 1000, wait: int = SECOND) -> Waiting[str]:
-    return Waiting(count, size, wait)
+def queue(count: int = 10, size: int = 1000, wait: int = SECOND) -> WaitQueue[str]:
+    return WaitQueue(count, size, wait)
 
 
 def test_first_in_first_out() -> None:
@@ -50,7 +50,7 @@ def test_nobody_waits_longer_than_the_limit_or_its_deadline() -> None:
     assert len(waiting) == 0 and waiting.bytes == 0
 
 
-def drained(waiting: Waiting[str], per_tick: int, ticks: int) -> int:
+def drained(waiting: WaitQueue[str], per_tick: int, ticks: int) -> int:
     """Keep 5 waiting while `per_tick` leave every 20 ms; the time afterwards."""
     now, number = 0, 0
     for _ in range(ticks):
@@ -130,7 +130,7 @@ operations = st.lists(
 @given(operations)
 @settings(max_examples=150, deadline=None)
 def test_agrees_with_a_plain_list(steps: list[tuple[str, int]]) -> None:
-    waiting: Waiting[int] = Waiting(8, 1000, 300)
+    waiting: WaitQueue[int] = WaitQueue(8, 1000, 300)
     waiting.rate = 0.0
     model: list[Entry] = []
     now = 1
@@ -156,7 +156,7 @@ def test_agrees_with_a_plain_list(steps: list[tuple[str, int]]) -> None:
 
 def test_a_long_queue_costs_no_more() -> None:
     """Cancelling from the middle and taking from the front of 50 000 must not search."""
-    waiting: Waiting[int] = Waiting(100_000, 1 << 40, SECOND)
+    waiting: WaitQueue[int] = WaitQueue(100_000, 1 << 40, SECOND)
     for number in range(50_000):
         waiting.push(number, 1, 0, FAR)
     begin = time.perf_counter()

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.bandwidth.autoscale import BUSY_NS, IDLE_NS, Autoscale
-from twofold.loadbalancer.bandwidth.fair_queue import Shaper, Toll, quantum
-from twofold.loadbalancer.bandwidth.lease import Ledger, Meter, http_bits, wire_bits
-from twofold.loadbalancer.bandwidth.limiter import Throttle
-from twofold.loadbalancer.bandwidth.request_rate import MAX_CALLERS, Callers, Gcra
-from twofold.loadbalancer.bandwidth.token_bucket import MOST_DEPTH, NANO, Bucket, depth
+from twofold.loadbalancer.bandwidth.fair_queue import FairQueue, Ticket, quantum
+from twofold.loadbalancer.bandwidth.lease import Lease, SharedBucket, http_bits, wire_bits
+from twofold.loadbalancer.bandwidth.limiter import BandwidthLimiter
+from twofold.loadbalancer.bandwidth.request_rate import MAX_CALLERS, CallerRates, Gcra
+from twofold.loadbalancer.bandwidth.token_bucket import MOST_DEPTH, NANO, TokenBucket, depth
 
 SECOND = 1_000_000_000
 RATES = st.sampled_from([1, 10, 50, 100, 500, 1000]).map(lambda mbps: mbps * 1_000_000)
@@ -31,7 +31,7 @@ RATES = st.sampled_from([1, 10, 50, 100, 500, 1000]).map(lambda mbps: mbps * 1_0
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(RATES, st.lists(st.integers(0, 200_000_000), min_size=1, max_size=60), st.integers(1, 1 << 22))
 def test_no_pattern_of_looks_at_the_clock_gains_or_loses(rate: int, steps: list[int], wanted: int) -> None:
-    bucket, now, start = Bucket.full(rate, 0), 0, 0
+    bucket, now, start = TokenBucket.full(rate, 0), 0, 0
     given_at: list[tuple[int, int]] = []
     for step in steps:
         now += step
@@ -48,7 +48,7 @@ def test_no_pattern_of_looks_at_the_clock_gains_or_loses(rate: int, steps: list[
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(RATES, st.integers(2_000_000, 30_000_000), st.integers(0, 1000))
 def test_ten_seconds_of_use_are_exact(rate: int, most: int, seed: int) -> None:
-    bucket, now, passed, dice = Bucket(rate, 0, 0), 0, 0, random.Random(seed)
+    bucket, now, passed, dice = TokenBucket(rate, 0, 0), 0, 0, random.Random(seed)
     while now < 10 * SECOND:
         now += dice.randrange(1, most)
         passed += bucket.take(now, MOST_DEPTH * 2)
@@ -59,7 +59,7 @@ def test_ten_seconds_of_use_are_exact(rate: int, most: int, seed: int) -> None:
 @given(RATES, RATES, st.integers(0, 10 * SECOND))
 @settings(max_examples=50, deadline=None, derandomize=True)
 def test_a_live_edit_makes_no_burst_and_forgives_no_debt(before: int, after: int, later: int) -> None:
-    bucket = Bucket.full(before, 0)
+    bucket = TokenBucket.full(before, 0)
     level = bucket.level
     bucket.set_rate(0, after)
     assert bucket.level == min(level, depth(after) * NANO)
@@ -72,11 +72,11 @@ def test_a_live_edit_makes_no_burst_and_forgives_no_debt(before: int, after: int
 
 
 def test_the_delay_is_the_time_after_which_it_can_be_taken() -> None:
-    bucket = Bucket(10_000_000, 0, 0)
+    bucket = TokenBucket(10_000_000, 0, 0)
     delay = bucket.delay_ns(0, 100_000)
     assert delay == 10_000_000
     assert bucket.take(delay - 1, 100_000) < 100_000
-    bucket = Bucket(10_000_000, 0, 0)
+    bucket = TokenBucket(10_000_000, 0, 0)
     assert bucket.take(delay, 100_000) == 100_000
 
 
@@ -97,7 +97,7 @@ def shared() -> Iterator[tuple[int, mmap.mmap]]:
 # ---------------------------------------------------------------------- fairness
 
 
-def serve_for(shaper: Shaper, bucket: Bucket, now: int) -> list[Toll]:
+def serve_for(shaper: FairQueue, bucket: TokenBucket, now: int) -> list[Ticket]:
     def spend(nbytes: int) -> bool:
         if bucket.delay_ns(now, 8 * nbytes):
             return False
@@ -110,18 +110,18 @@ def serve_for(shaper: Shaper, bucket: Bucket, now: int) -> list[Toll]:
 @pytest.mark.parametrize("flows", [2, 8, 64])
 @pytest.mark.parametrize("rate", [10_000_000, 1_000_000_000])
 def test_equal_flows_get_equal_shares(flows: int, rate: int) -> None:
-    shaper, bucket, dice = Shaper(), Bucket(rate, 0, 0), random.Random(3)
+    shaper, bucket, dice = FairQueue(), TokenBucket(rate, 0, 0), random.Random(3)
     shaper.quantum = quantum(rate)
     sent = [0] * flows
     owner: dict[int, int] = {}
 
     def join(flow: int) -> None:
-        toll = Toll(shaper.quantum, lambda: None, 0)
+        toll = Ticket(shaper.quantum, lambda: None, 0)
         owner[id(toll)] = flow
         tolls.append(toll)
         shaper.add(toll)
 
-    tolls: list[Toll] = []
+    tolls: list[Ticket] = []
     for flow in range(flows):
         join(flow)
     now = 0
@@ -136,13 +136,13 @@ def test_equal_flows_get_equal_shares(flows: int, rate: int) -> None:
 
 def test_a_small_message_passes_an_elephant() -> None:
     rate = 10_000_000
-    shaper, bucket = Shaper(), Bucket(rate, 0, 0)
+    shaper, bucket = FairQueue(), TokenBucket(rate, 0, 0)
     shaper.quantum = quantum(rate)
-    elephant = Toll(10 * shaper.quantum, lambda: None, 0)
+    elephant = Ticket(10 * shaper.quantum, lambda: None, 0)
     shaper.add(elephant)
-    small = Toll(1000, lambda: None, 0)
+    small = Ticket(1000, lambda: None, 0)
     shaper.add(small)
-    served: list[Toll] = []
+    served: list[Ticket] = []
     now = 0
     while not served:
         now += 1_000_000
@@ -151,8 +151,8 @@ def test_a_small_message_passes_an_elephant() -> None:
 
 
 def test_whoever_leaves_costs_nothing() -> None:
-    shaper = Shaper()
-    gone, there = Toll(10**9, lambda: None, 0), Toll(10, lambda: None, 0)
+    shaper = FairQueue()
+    gone, there = Ticket(10**9, lambda: None, 0), Ticket(10, lambda: None, 0)
     shaper.add(gone)
     shaper.add(there)
     shaper.cancel(gone)
@@ -164,12 +164,12 @@ def test_whoever_leaves_costs_nothing() -> None:
 
 
 def test_what_waits_goes_on_in_time_and_after_a_raise(shared: tuple[int, mmap.mmap]) -> None:
-    ledger = Ledger(shared[1], shared[0])
+    ledger = SharedBucket(shared[1], shared[0])
     ledger.set_rate(8_000_000)  # a byte in a microsecond
 
     async def scenario() -> tuple[float, float, list[int]]:
         loop = asyncio.get_running_loop()
-        throttle = Throttle(Meter(ledger), 1.0)
+        throttle = BandwidthLimiter(Lease(ledger), 1.0)
         throttle.start(loop)
         while throttle.pay(1000):
             pass
@@ -197,11 +197,11 @@ def test_what_waits_goes_on_in_time_and_after_a_raise(shared: tuple[int, mmap.mm
 
 
 def test_admission_predicts_the_delay(shared: tuple[int, mmap.mmap]) -> None:
-    ledger = Ledger(shared[1], shared[0])
+    ledger = SharedBucket(shared[1], shared[0])
     ledger.set_rate(1_000_000)
 
     async def scenario() -> None:
-        throttle = Throttle(Meter(ledger), 1.0)
+        throttle = BandwidthLimiter(Lease(ledger), 1.0)
         throttle.start(asyncio.get_running_loop())
         assert throttle.refusal_delay(10_000_000) == 0  # nothing is ahead of it
         tolls = [throttle.wait(4000, lambda: None) for _ in range(250)]
@@ -220,11 +220,11 @@ def test_admission_predicts_the_delay(shared: tuple[int, mmap.mmap]) -> None:
 
 
 def test_a_small_request_is_not_refused_because_of_a_few_large_ones(shared: tuple[int, mmap.mmap]) -> None:
-    ledger = Ledger(shared[1], shared[0])
+    ledger = SharedBucket(shared[1], shared[0])
     ledger.set_rate(1_000_000)
 
     async def scenario() -> None:
-        throttle = Throttle(Meter(ledger), 1.0)
+        throttle = BandwidthLimiter(Lease(ledger), 1.0)
         throttle.start(asyncio.get_running_loop())
         throttle.pay(65536)
         for _ in range(3):
@@ -258,7 +258,7 @@ def test_an_account_may_take_anything_once() -> None:
 
 
 def test_callers_are_bounded_and_the_last_seen_stay() -> None:
-    callers = Callers(1)
+    callers = CallerRates(1)
     first = callers.of("first")
     for number in range(MAX_CALLERS - 1):
         callers.of(str(number))

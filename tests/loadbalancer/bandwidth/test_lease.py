@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.bandwidth.lease import LEASE_NS, Ledger, Meter
+from twofold.loadbalancer.bandwidth.lease import LEASE_NS, Lease, SharedBucket
 from twofold.loadbalancer.bandwidth.token_bucket import NANO, depth
 
 SECOND = 1_000_000_000
@@ -40,9 +40,9 @@ def shared() -> Iterator[tuple[int, mmap.mmap]]:
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_several_proxies_share_one_rate(shared: tuple[int, mmap.mmap], workers: int) -> None:
     clock, dice, rate = Clock(), random.Random(7), 10_000_000
-    ledger = Ledger(shared[1], shared[0], clock)
+    ledger = SharedBucket(shared[1], shared[0], clock)
     ledger.set_rate(rate)
-    meters = [Meter(ledger) for _ in range(workers)]
+    meters = [Lease(ledger) for _ in range(workers)]
     passed = 0
     while clock.now < 5 * SECOND:
         clock.now += dice.randrange(200_000)
@@ -54,11 +54,11 @@ def test_several_proxies_share_one_rate(shared: tuple[int, mmap.mmap], workers: 
 
 def test_whoever_is_killed_takes_one_lease_along_at_most(shared: tuple[int, mmap.mmap]) -> None:
     rate = 100_000_000
-    ledger = Ledger(shared[1], shared[0])
+    ledger = SharedBucket(shared[1], shared[0])
     ledger.set_rate(rate)
     child = os.fork()
     if not child:
-        meter = Meter(ledger)
+        meter = Lease(ledger)
         meter.spend(1)
         with ledger.open():  # dies with the lock in hand
             os.kill(os.getpid(), signal.SIGKILL)
@@ -83,9 +83,9 @@ def test_whatever_proxies_do_and_whoever_dies_the_rate_is_kept(
 ) -> None:
     fd = shared_memory.create()
     clock, mapped = Clock(), shared_memory.attach(fd)
-    ledger = Ledger(mapped, fd, clock)
+    ledger = SharedBucket(mapped, fd, clock)
     ledger.set_rate(rate)
-    meters = [Meter(ledger, number=number) for number in range(4)]
+    meters = [Lease(ledger, number=number) for number in range(4)]
     passed: list[tuple[int, int]] = []
     for what, number, nbytes, pause in steps:
         clock.now += pause
@@ -96,7 +96,7 @@ def test_whatever_proxies_do_and_whoever_dies_the_rate_is_kept(
             meter.settle(*(0, 0) if what == "settle" else (1, nbytes))
         elif what == "kill":
             meter.share.close()
-            meters[number] = Meter(ledger, number=number)
+            meters[number] = Lease(ledger, number=number)
         with ledger.open() as bucket:
             assert bucket.level <= depth(rate) * NANO
     total, lowest = 0, 0.0
@@ -112,7 +112,7 @@ def test_whatever_proxies_do_and_whoever_dies_the_rate_is_kept(
 
 def test_a_visit_to_the_bucket_is_as_good_as_opening_it(shared: tuple[int, mmap.mmap]) -> None:
     clock = Clock()
-    ledger = Ledger(shared[1], shared[0], clock)
+    ledger = SharedBucket(shared[1], shared[0], clock)
     ledger.set_rate(1_000_000)
     bucket, taken = ledger.exchange(clock.now, -1000, 10**9)
     assert taken == depth(1_000_000) - 1000 and bucket.level == 0
@@ -122,9 +122,9 @@ def test_a_visit_to_the_bucket_is_as_good_as_opening_it(shared: tuple[int, mmap.
 
 def test_an_unlimited_rate_is_felt_at_the_next_lease_and_costs_nothing(shared: tuple[int, mmap.mmap]) -> None:
     clock = Clock()
-    ledger = Ledger(shared[1], shared[0], clock)
+    ledger = SharedBucket(shared[1], shared[0], clock)
     ledger.set_rate(1_000_000)
-    meter = Meter(ledger)
+    meter = Lease(ledger)
     while meter.spend(10_000):
         pass
     ledger.set_rate(0)
@@ -136,9 +136,9 @@ def test_an_unlimited_rate_is_felt_at_the_next_lease_and_costs_nothing(shared: t
 
 def test_the_next_look_is_foretold_without_a_visit(shared: tuple[int, mmap.mmap]) -> None:
     clock = Clock()
-    ledger = Ledger(shared[1], shared[0], clock)
+    ledger = SharedBucket(shared[1], shared[0], clock)
     ledger.set_rate(8_000_000)  # a byte in a microsecond
-    meter = Meter(ledger)
+    meter = Lease(ledger)
     while meter.spend(1000):
         pass
     delay = meter.delay_ns(1000)
@@ -151,9 +151,9 @@ def test_the_next_look_is_foretold_without_a_visit(shared: tuple[int, mmap.mmap]
 
 def test_what_is_larger_than_the_bucket_passes_when_it_is_full(shared: tuple[int, mmap.mmap]) -> None:
     clock, rate = Clock(), 1_000_000
-    ledger = Ledger(shared[1], shared[0], clock)
+    ledger = SharedBucket(shared[1], shared[0], clock)
     ledger.set_rate(rate)
-    meter, size = Meter(ledger), 1_000_000
+    meter, size = Lease(ledger), 1_000_000
     assert meter.spend(size)
     assert not meter.spend(1)
     assert meter.debt >= 8 * size - depth(rate) - 8
@@ -162,9 +162,9 @@ def test_what_is_larger_than_the_bucket_passes_when_it_is_full(shared: tuple[int
 
 
 def test_a_new_rate_reaches_everybody(shared: tuple[int, mmap.mmap]) -> None:
-    ledger = Ledger(shared[1], shared[0])
+    ledger = SharedBucket(shared[1], shared[0])
     ledger.set_rate(1_000_000)
-    meter = Meter(ledger)
+    meter = Lease(ledger)
     ledger.set_rate(2_000_000)
     meter.settle()
     assert meter.rate == ledger.rate == 2_000_000

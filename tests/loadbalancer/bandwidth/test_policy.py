@@ -9,33 +9,33 @@ from typing import Any
 import pytest
 
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.bandwidth.lease import Ledger
-from twofold.loadbalancer.bandwidth.policy import Limits
+from twofold.loadbalancer.bandwidth.lease import SharedBucket
+from twofold.loadbalancer.bandwidth.policy import BandwidthPolicy
 from twofold.loadbalancer.config import BandwidthSettings
 
 SECOND = 1_000_000_000
 
 
 @pytest.fixture
-def ledger() -> Ledger:
+def ledger() -> SharedBucket:
     fd = shared_memory.create()
-    return Ledger(shared_memory.attach(fd), fd)
+    return SharedBucket(shared_memory.attach(fd), fd)
 
 
 def limits(
-    ledger: Ledger, mbps: float, maximum: float = 0, before: Mapping[str, Any] | None = None
-) -> Limits:
+    ledger: SharedBucket, mbps: float, maximum: float = 0, before: Mapping[str, Any] | None = None
+) -> BandwidthPolicy:
     settings = BandwidthSettings(bandwidth_mbps=float(mbps), maximum_bandwidth_mbps=float(maximum))
-    return Limits(ledger, settings, before or {})
+    return BandwidthPolicy(ledger, settings, before or {})
 
 
-def test_settings_hold_at_first(ledger: Ledger) -> None:
+def test_settings_hold_at_first(ledger: SharedBucket) -> None:
     assert limits(ledger, 10).rate == ledger.rate == 10_000_000
     assert limits(ledger, 0).rate == 0
     assert limits(ledger, 0.5).rate == 500_000
 
 
-def test_what_the_admin_sets_outlives_the_steward_but_not_a_change_of_settings(ledger: Ledger) -> None:
+def test_what_the_admin_sets_outlives_the_steward_but_not_a_change_of_settings(ledger: SharedBucket) -> None:
     first = limits(ledger, 10)
     first.set(25)
     heir = limits(ledger, 10, before=first.board())
@@ -58,19 +58,19 @@ def test_what_the_admin_sets_outlives_the_steward_but_not_a_change_of_settings(l
         (10, math.nan),
     ],
 )
-def test_what_does_not_fit_changes_nothing(ledger: Ledger, mbps: float, maximum: float) -> None:
+def test_what_does_not_fit_changes_nothing(ledger: SharedBucket, mbps: float, maximum: float) -> None:
     made = limits(ledger, 10)
     with pytest.raises(ValueError, match="mbps must be"):
         made.set(mbps, maximum)
     assert (made.mbps, made.maximum, made.rate) == (10, 0, 10_000_000)
 
 
-def load(made: Limits, seconds: range, utilisation: float) -> None:
+def load(made: BandwidthPolicy, seconds: range, utilisation: float) -> None:
     for second in seconds:
         made.hear(second * SECOND, utilisation)
 
 
-def test_it_is_raised_under_load_and_lowered_without(ledger: Ledger) -> None:
+def test_it_is_raised_under_load_and_lowered_without(ledger: SharedBucket) -> None:
     made = limits(ledger, 10, 20)
     assert made.rate == 10_000_000
     load(made, range(1, 61), 1.0)
@@ -81,7 +81,7 @@ def test_it_is_raised_under_load_and_lowered_without(ledger: Ledger) -> None:
     assert made.rate == 10_000_000
 
 
-def test_a_raised_one_stays_raised_with_the_next_steward(ledger: Ledger) -> None:
+def test_a_raised_one_stays_raised_with_the_next_steward(ledger: SharedBucket) -> None:
     made = limits(ledger, 10, 20)
     load(made, range(1, 70), 1.0)
     raised = made.rate
@@ -93,7 +93,7 @@ def test_a_raised_one_stays_raised_with_the_next_steward(ledger: Ledger) -> None
     assert limits(ledger, 10, 0, before=heir.board()).rate == 10_000_000
 
 
-def test_without_a_maximum_nothing_is_raised(ledger: Ledger) -> None:
+def test_without_a_maximum_nothing_is_raised(ledger: SharedBucket) -> None:
     made = limits(ledger, 10)
     load(made, range(1, 1000), 1.0)
     assert made.rate == 10_000_000

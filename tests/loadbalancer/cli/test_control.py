@@ -23,7 +23,7 @@ from tests.support.loadbalancer.running_balancer import act
 from tests.support.loadbalancer.scripted_instance import Exchange, Origin, answer, echo
 from twofold.errors import ExitCode
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.cli.control import Admin
+from twofold.loadbalancer.cli.control import AdminClient
 
 Scenario = Callable[[Balancer, list[Origin]], Coroutine[Any, Any, None]]
 
@@ -174,7 +174,7 @@ def test_a_steward_that_comes_back_is_waited_for(tmp_path: Path) -> None:
         for pid in others:
             os.kill(pid, signal.SIGKILL)
         await eventually(lambda: not any(map(alive, others)), "their end")
-        found = await asyncio.to_thread(Admin(str(lb.folder / "admin.sock")).state)
+        found = await asyncio.to_thread(AdminClient(str(lb.folder / "admin.sock")).state)
         assert [one["name"] for one in found["instances"]] == [origin.url for origin in origins]
         assert set(lb.proxies()) == serving
 

@@ -263,9 +263,9 @@ def test_a_reload_is_the_supervisors(quiet: Overseen) -> None:
 
 
 def test_a_live_edit_reaches_the_bucket_at_once(quiet: Overseen) -> None:
-    from twofold.loadbalancer.bandwidth.lease import Ledger
+    from twofold.loadbalancer.bandwidth.lease import SharedBucket
 
-    ledger = Ledger(quiet.shared, quiet.memory_fd)
+    ledger = SharedBucket(quiet.shared, quiet.memory_fd)
     for mbps in (50, 5, 0, 10):
         began = time.monotonic()
         assert quiet.call("PUT", "/bandwidth", {"mbps": mbps})[1]["mbps"] == mbps

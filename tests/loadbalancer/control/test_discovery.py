@@ -12,9 +12,16 @@ from typing import Any
 import pytest
 
 from twofold.errors import ConfigError
-from twofold.loadbalancer.control.discovery import INTERVAL, SETTLED, Names, Sources, WatchedFile, parse_file
-from twofold.loadbalancer.control.endpoint import ADMIN, DNS, FILE, SETTINGS, Member
-from twofold.net.address import Address, Upstream
+from twofold.loadbalancer.control.discovery import (
+    INTERVAL,
+    SETTLED,
+    Discovery,
+    Names,
+    WatchedFile,
+    parse_file,
+)
+from twofold.loadbalancer.control.endpoint import ADMIN, DNS, FILE, SETTINGS, Endpoint
+from twofold.net.address import Address, Target
 
 A, B = "http://127.0.0.1:9001", "http://127.0.0.1:9002"
 
@@ -150,7 +157,7 @@ class Resolver:
         ]
 
 
-UPSTREAM = Upstream(Address("models", 9001), dns=True)
+UPSTREAM = Target(Address("models", 9001), dns=True)
 
 
 async def ask_in_turn(resolver: Resolver) -> None:
@@ -194,12 +201,12 @@ def test_while_the_resolver_fails_its_last_answer_holds(
 def test_a_predecessor_is_believed_until_file_and_resolver_answer(tmp_path: Path) -> None:
     file = tmp_path / "missing"
     before = [
-        Member(A, Address("127.0.0.1", 9001), FILE, 0),
-        Member("http://10.0.0.1:9001", Address("10.0.0.1", 9001), DNS, 1, origin="dns+http://models:9001"),
-        Member("http://10.1.0.1:9001", Address("10.1.0.1", 9001), DNS, 2, origin="dns+http://others:9001"),
-        Member("http://10.2.0.1:9001", Address("10.2.0.1", 9001), ADMIN, 3),
+        Endpoint(A, Address("127.0.0.1", 9001), FILE, 0),
+        Endpoint("http://10.0.0.1:9001", Address("10.0.0.1", 9001), DNS, 1, origin="dns+http://models:9001"),
+        Endpoint("http://10.1.0.1:9001", Address("10.1.0.1", 9001), DNS, 2, origin="dns+http://others:9001"),
+        Endpoint("http://10.2.0.1:9001", Address("10.2.0.1", 9001), ADMIN, 3),
     ]
-    sources = Sources.of(["dns+http://models:9001", B], str(file), before)
+    sources = Discovery.of(["dns+http://models:9001", B], str(file), before)
     wanted = sources.wanted()
     assert not sources.certain
     assert {name: who.source for name, who in wanted.items()} == {

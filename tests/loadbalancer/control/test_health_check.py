@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from twofold.loadbalancer.control.health_check import NOT_ASKED, Health, Question, Verdict
+from twofold.loadbalancer.control.health_check import NOT_ASKED, Health, Probe, ProbeResult
 from twofold.net.address import Address
 
 WELL, ILL = Health(True, workers=2), Health(False, "/health answered 503")
@@ -35,7 +35,7 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
     ],
 )
 def test_two_answers_take_out_or_bring_back(up: bool, ever: bool, answers: str, expected: str) -> None:
-    verdict, seen = Verdict(up, ever), ""
+    verdict, seen = ProbeResult(up, ever), ""
     for answer in answers:
         verdict.hear(WELL if answer == "w" else ILL)
         seen += str(int(verdict.up))
@@ -43,7 +43,7 @@ def test_two_answers_take_out_or_bring_back(up: bool, ever: bool, answers: str, 
 
 
 def test_changes_are_told_once() -> None:
-    verdict = Verdict()
+    verdict = ProbeResult()
     assert verdict.why == NOT_ASKED
     steps = (  # the answer, whether it changes anything, workers and wavering afterwards
         (WELL, True, 2, False),
@@ -81,7 +81,7 @@ def ask(answer: Answer, timeout: float = 0.3) -> Health:
 
         async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
             where = Address("127.0.0.1", server.sockets[0].getsockname()[1])
-            health = await Question("/health", timeout).put(where)
+            health = await Probe("/health", timeout).put(where)
             await done.wait()
             return health
 
@@ -156,7 +156,7 @@ def test_what_an_instance_is_asked(line: str, begins: bytes, tmp_path: Path) -> 
             await writer.wait_closed()
 
         async with await asyncio.start_unix_server(take, str(path)):
-            await Question("/health/ready?x=1", 1.0, line).put(Address(path=str(path)))
+            await Probe("/health/ready?x=1", 1.0, line).put(Address(path=str(path)))
             return await sent  # type: ignore[no-any-return]
 
     path = tmp_path / "model.sock"
@@ -168,6 +168,6 @@ def test_nobody_there(tmp_path: Path) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         where = Address("127.0.0.1", bound.getsockname()[1])
-        assert asyncio.run(Question("/health", 0.5).put(where)) == Health(False, "refuses connections")
-    missing = asyncio.run(Question("/health", 0.5).put(Address(path=str(tmp_path / "none.sock"))))
+        assert asyncio.run(Probe("/health", 0.5).put(where)) == Health(False, "refuses connections")
+    missing = asyncio.run(Probe("/health", 0.5).put(Address(path=str(tmp_path / "none.sock"))))
     assert missing == Health(False, "No such file or directory")

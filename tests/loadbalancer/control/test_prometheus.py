@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.loadbalancer.controller_process import PretendedProxy
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.control import prometheus, status_view
-from twofold.loadbalancer.control.sliding_window import Trend, read
+from twofold.loadbalancer.control.sliding_window import SlidingWindow, read
 
 SECOND = 1_000_000_000
 A, B = "http://127.0.0.1:9001", "unix:/run/b.sock"
@@ -22,7 +22,7 @@ def member(name: str, cell: int, shown: str = "up") -> dict[str, Any]:
 
 
 MEMBERS = [member(A, 0), member(B, 1)]
-FACTS = status_view.Facts("0.1", 1700000000.0, 10_000_000, 8000, 10.0, 0.0, MEMBERS, 1800000000)
+FACTS = status_view.StatusFacts("0.1", 1700000000.0, 10_000_000, 8000, 10.0, 0.0, MEMBERS, 1800000000)
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def shared() -> mmap:
     return shared_memory.attach(shared_memory.create())
 
 
-def play(shared: mmap) -> tuple[Trend, PretendedProxy]:
+def play(shared: mmap) -> tuple[SlidingWindow, PretendedProxy]:
     """Ten seconds: 30 requests to A, 10 to B, five refusals, one failure."""
-    trend, proxy = Trend(), PretendedProxy(shared)
+    trend, proxy = SlidingWindow(), PretendedProxy(shared)
     for second in range(11):
         proxy.instance(
             0,
@@ -108,19 +108,19 @@ def test_the_instances(shared: mmap) -> None:
 
 def test_one_that_was_never_asked_has_no_latency(shared: mmap) -> None:
     PretendedProxy(shared).instance(0, {shared_memory.CREDITS: 4, shared_memory.LATENCY_US: 900})
-    (one,) = status_view.instances(MEMBERS[:1], Trend(), read(shared, {A: 0}, SECOND))
+    (one,) = status_view.instances(MEMBERS[:1], SlidingWindow(), read(shared, {A: 0}, SECOND))
     assert one["latency_ms"] is None and one["share"] == 0 and one["state"] == "up"
 
 
 @pytest.mark.parametrize("shown", ["down", "drain"])
 def test_what_the_steward_has_decided_comes_before_an_ejection(shared: mmap, shown: str) -> None:
     PretendedProxy(shared).instance(0, {shared_memory.EJECTED_UNTIL: 9 * SECOND})
-    (one,) = status_view.instances([member(A, 0, shown)], Trend(), read(shared, {A: 0}, SECOND))
+    (one,) = status_view.instances([member(A, 0, shown)], SlidingWindow(), read(shared, {A: 0}, SECOND))
     assert one["state"] == shown
 
 
 def test_the_history_for_the_page(shared: mmap) -> None:
-    assert status_view.history(Trend()) == {
+    assert status_view.history(SlidingWindow()) == {
         name: [] for name in ("received", "sent", "limit", "requests", "p50", "p99", "refused")
     }
     shown = status_view.history(play(shared)[0])
@@ -174,7 +174,7 @@ def test_metrics(shared: mmap) -> None:
 
 
 def test_metrics_of_nobody(shared: mmap) -> None:
-    facts = status_view.Facts("0.1", 0.0, 0, 0, 0.0, 0.0, [])
-    found = metrics(prometheus.exposition(facts, Trend(), read(shared, {}, 0)))
+    facts = status_view.StatusFacts("0.1", 0.0, 0, 0, 0.0, 0.0, [])
+    found = metrics(prometheus.exposition(facts, SlidingWindow(), read(shared, {}, 0)))
     assert found["twofold_balance_bandwidth_utilisation_percent",] == 0
     assert ("twofold_balance_certificate_expires_timestamp_seconds",) not in found

@@ -11,7 +11,7 @@ from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.control.discovery import Wanted
 from twofold.loadbalancer.control.endpoint import from_entry
 from twofold.loadbalancer.control.health_check import MAX_WHY, Health
-from twofold.loadbalancer.control.registry import DWELL_NS, Census
+from twofold.loadbalancer.control.registry import DWELL_NS, Registry
 from twofold.net.address import Address
 
 A, B, C = (f"http://127.0.0.1:900{n}" for n in (1, 2, 3))
@@ -22,11 +22,11 @@ def wanted(*names: str, source: str = "settings") -> dict[str, Wanted]:
 
 
 @pytest.fixture
-def census() -> Census:
-    return Census(shared_memory.attach(shared_memory.create()))
+def census() -> Registry:
+    return Registry(shared_memory.attach(shared_memory.create()))
 
 
-def states(census: Census) -> dict[str, str]:
+def states(census: Registry) -> dict[str, str]:
     return {name: member.state for name, member in census.members.items()}
 
 
@@ -34,7 +34,7 @@ def later() -> int:
     return monotonic_ns() + DWELL_NS
 
 
-def test_who_is_named_joins_and_who_is_not_leaves(census: Census) -> None:
+def test_who_is_named_joins_and_who_is_not_leaves(census: Registry) -> None:
     census.reconcile(wanted(A, B))
     assert states(census) == {A: "down", B: "down"}
     census.reconcile(wanted(B, C))
@@ -45,7 +45,7 @@ def test_who_is_named_joins_and_who_is_not_leaves(census: Census) -> None:
     assert [census.members[name].cell for name in (B, C, A)] == [1, 2, 0]
 
 
-def test_nobody_goes_with_requests_in_hand(census: Census) -> None:
+def test_nobody_goes_with_requests_in_hand(census: Registry) -> None:
     census.reconcile(wanted(A))
     row = shared_memory.cell(census._shared, 3, census.members[A].cell)
     row[shared_memory.OUTSTANDING] = 1
@@ -55,14 +55,14 @@ def test_nobody_goes_with_requests_in_hand(census: Census) -> None:
     assert len(census.part(later())) == 1
 
 
-def test_who_is_named_again_in_time_stays(census: Census) -> None:
+def test_who_is_named_again_in_time_stays(census: Registry) -> None:
     census.reconcile(wanted(A))
     census.reconcile({})
     census.reconcile(wanted(A))
     assert states(census) == {A: "down"} and census.part(later()) == []
 
 
-def test_a_cell_begins_empty(census: Census) -> None:
+def test_a_cell_begins_empty(census: Registry) -> None:
     census.reconcile(wanted(A))
     for proxy in (0, 31):
         shared_memory.cell(census._shared, proxy, 0)[shared_memory.REQUESTS] = 7
@@ -73,7 +73,7 @@ def test_a_cell_begins_empty(census: Census) -> None:
     assert not any(shared_memory.cell(census._shared, proxy, 0)[shared_memory.REQUESTS] for proxy in (0, 31))
 
 
-def test_what_the_admin_adds_stays_whatever_the_file_says(census: Census) -> None:
+def test_what_the_admin_adds_stays_whatever_the_file_says(census: Registry) -> None:
     assert census.add("http://127.0.0.1:9001/").name == A
     census.reconcile(wanted(B))
     assert states(census) == {A: "down", B: "down"}
@@ -82,7 +82,7 @@ def test_what_the_admin_adds_stays_whatever_the_file_says(census: Census) -> Non
     assert states(census) == {A: "down", B: "drain"}
 
 
-def test_what_the_admin_removes_stays_away_until_it_is_added(census: Census) -> None:
+def test_what_the_admin_removes_stays_away_until_it_is_added(census: Registry) -> None:
     census.reconcile(wanted(A, B))
     census.remove(census.find(A))
     census.part(later())
@@ -93,7 +93,7 @@ def test_what_the_admin_removes_stays_away_until_it_is_added(census: Census) -> 
     assert set(states(census)) == {A, B, C}
 
 
-def test_a_removal_is_forgotten_with_the_name(census: Census) -> None:
+def test_a_removal_is_forgotten_with_the_name(census: Registry) -> None:
     census.reconcile(wanted(A, B))
     census.remove(census.find(A))
     census.part(later())
@@ -102,7 +102,7 @@ def test_a_removal_is_forgotten_with_the_name(census: Census) -> None:
     assert set(states(census)) == {A, B}
 
 
-def test_a_removal_is_kept_while_somebody_is_still_to_be_heard(census: Census) -> None:
+def test_a_removal_is_kept_while_somebody_is_still_to_be_heard(census: Registry) -> None:
     census.reconcile(wanted(A, B))
     census.remove(census.find(A))
     census.part(later())
@@ -111,7 +111,7 @@ def test_a_removal_is_kept_while_somebody_is_still_to_be_heard(census: Census) -
     assert set(states(census)) == {B}
 
 
-def test_a_drained_one_is_drained_until_it_is_added(census: Census) -> None:
+def test_a_drained_one_is_drained_until_it_is_added(census: Registry) -> None:
     census.reconcile(wanted(A))
     census.find(A).drained = True
     census.reconcile(wanted(A, B))
@@ -120,7 +120,7 @@ def test_a_drained_one_is_drained_until_it_is_added(census: Census) -> None:
     assert states(census)[A] == "down"
 
 
-def test_names_may_be_shortened(census: Census) -> None:
+def test_names_may_be_shortened(census: Registry) -> None:
     census.reconcile(wanted(A))
     for text in (A, A + "/", "127.0.0.1:9001"):
         assert census.find(text).name == A
@@ -129,7 +129,7 @@ def test_names_may_be_shortened(census: Census) -> None:
             census.find(text)
 
 
-def test_the_pool_has_an_end(census: Census, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_pool_has_an_end(census: Registry, capfd: pytest.CaptureFixture[str]) -> None:
     many = {f"http://10.0.0.1:{port}": Wanted(Address("10.0.0.1", port), "dns") for port in range(1, 259)}
     census.reconcile(many)
     assert len(census.members) == shared_memory.MAX_INSTANCES
@@ -139,7 +139,7 @@ def test_the_pool_has_an_end(census: Census, capfd: pytest.CaptureFixture[str]) 
     shared_memory.Board(census._shared).publish(census.board())  # and it fits
 
 
-def test_a_pool_of_the_longest_names_fits_on_the_board(census: Census) -> None:
+def test_a_pool_of_the_longest_names_fits_on_the_board(census: Registry) -> None:
     stem = ".".join(["n" * 63] * 3 + ["n" * 57])
     many = {}
     for number in range(shared_memory.MAX_INSTANCES):
@@ -153,26 +153,26 @@ def test_a_pool_of_the_longest_names_fits_on_the_board(census: Census) -> None:
 
 
 @pytest.mark.parametrize("text", ["ftp://host", "dns+http://models:9001", "", "http://", "models", ":9001"])
-def test_what_is_no_instance(census: Census, text: str) -> None:
+def test_what_is_no_instance(census: Registry, text: str) -> None:
     with pytest.raises(ValueError, match="is no instance"):
         census.add(text)
 
 
-def test_an_instance_may_be_added_by_what_drain_and_remove_know_it_by(census: Census) -> None:
+def test_an_instance_may_be_added_by_what_drain_and_remove_know_it_by(census: Registry) -> None:
     assert census.add("127.0.0.1:9001") is census.find("http://127.0.0.1:9001")
 
 
 # ---------------------------------------------------------------------- the next steward
 
 
-def test_everything_is_on_the_board(census: Census) -> None:
+def test_everything_is_on_the_board(census: Registry) -> None:
     census.reconcile(wanted(A, B, C, source="dns"))
     census.add("unix:/run/model.sock").verdict.hear(Health(True, workers=2))
     census.find(A).drained = True
     census.find(B).since_ns = 12345
     census.remove(census.find(C))
     census.reconcile(wanted(A, B, C, source="dns"))
-    heir = Census(census._shared)
+    heir = Registry(census._shared)
     board = json.loads(json.dumps(census.board()))
     heir.inherit(board["instances"], board["removed"])
     assert heir.board() == census.board()
@@ -190,9 +190,9 @@ def test_a_line_of_another_version_suffices() -> None:
         from_entry({"name": A}, 0)
 
 
-def test_a_board_that_makes_no_sense_is_refused(census: Census) -> None:
+def test_a_board_that_makes_no_sense_is_refused(census: Registry) -> None:
     census.reconcile(wanted(A, B))
     entries = census.board()["instances"]
     entries[0]["cell"] = entries[1]["cell"]
     with pytest.raises(KeyError):
-        Census(census._shared).inherit(entries, ())
+        Registry(census._shared).inherit(entries, ())

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from tests.support.loadbalancer.controller_process import PretendedProxy
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.control.sliding_window import BRIEF, POINTS, Reading, Trend, percentile, read
+from twofold.loadbalancer.control.sliding_window import (
+    BRIEF,
+    POINTS,
+    Reading,
+    SlidingWindow,
+    percentile,
+    read,
+)
 
 HALF = 500_000_000
 MEGABYTE = 1_000_000
@@ -53,7 +60,7 @@ def test_within_a_bucket_it_is_interpolated() -> None:
 
 
 def test_rates_are_those_of_the_moment() -> None:
-    trend = Trend()
+    trend = SlidingWindow()
     for step in range(9):
         trend.hear(reading(step * HALF, BYTES_IN=step * MEGABYTE, BYTES_OUT=step * MEGABYTE // 2), 0)
     assert trend.mbps() == pytest.approx((16, 8))
@@ -65,7 +72,7 @@ def test_rates_are_those_of_the_moment() -> None:
 
 def test_bytes_that_are_counted_late_have_passed_before() -> None:
     """10 MB at 10 Mbps take 8 s, and are counted when the request ends."""
-    trend = Trend()
+    trend = SlidingWindow()
     for step in range(21):
         trend.hear(reading(step * HALF, BYTES_IN=0), 10_000_000)
     trend.hear(reading(21 * HALF, BYTES_IN=10 * MEGABYTE), 10_000_000)
@@ -75,7 +82,7 @@ def test_bytes_that_are_counted_late_have_passed_before() -> None:
 
 
 def test_both_directions_share_what_is_spread() -> None:
-    trend = Trend()
+    trend = SlidingWindow()
     for step in range(4):
         trend.hear(reading(step * HALF), 8_000_000)
     trend.hear(reading(4 * HALF, BYTES_IN=3 * MEGABYTE // 4, BYTES_OUT=MEGABYTE // 4), 8_000_000)
@@ -84,7 +91,7 @@ def test_both_directions_share_what_is_spread() -> None:
 
 
 def test_counters_that_run_backwards_count_for_nothing() -> None:
-    trend = Trend()
+    trend = SlidingWindow()
     for step, count in enumerate((5, 9, 2, 4)):
         trend.hear(reading(step * HALF, BYTES_IN=count * MEGABYTE, REFUSED_RATE=count), 0)
     assert [point.received for point in trend.points] == [64, 0, 32]
@@ -92,7 +99,7 @@ def test_counters_that_run_backwards_count_for_nothing() -> None:
 
 
 def test_the_history_is_bounded_and_has_gaps() -> None:
-    trend = Trend()
+    trend = SlidingWindow()
     for step in range(3 * POINTS):
         trend.hear(reading(step * HALF), 0)
     assert len(trend.points) == POINTS
@@ -100,7 +107,7 @@ def test_the_history_is_bounded_and_has_gaps() -> None:
 
 
 def test_percentiles_are_of_late() -> None:
-    trend, shared = Trend(), shared_memory.attach(shared_memory.create())
+    trend, shared = SlidingWindow(), shared_memory.attach(shared_memory.create())
     proxy = PretendedProxy(shared)
     proxy.answer(1000, us=60_000_000)
     assert trend.percentiles(shared_memory.LATENCY) == (None, None)

@@ -15,7 +15,7 @@ from tests.support.loadbalancer.http_clients import Caller, Load, get, once, pos
 from tests.support.loadbalancer.running_balancer import Scene, act, scene
 from tests.support.loadbalancer.scripted_instance import Exchange, answer
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.cli.control import Admin
+from twofold.loadbalancer.cli.control import AdminClient
 
 pytestmark = pytest.mark.alone
 
@@ -202,7 +202,7 @@ class Reader:
 
 
 async def change(lb: Balancer, mbps: int) -> None:
-    admin = Admin(str(lb.folder / "admin.sock"))
+    admin = AdminClient(str(lb.folder / "admin.sock"))
     await asyncio.to_thread(admin.call, "PUT", "/bandwidth", {"mbps": mbps})
 
 

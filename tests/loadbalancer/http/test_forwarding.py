@@ -20,7 +20,7 @@ from twofold.loadbalancer.http.forwarding import (
     upstream_fields,
 )
 from twofold.net.networks import Networks
-from twofold.wire.request_head import BadRequest, Head, parse_head
+from twofold.wire.request_head import BadRequest, RequestHead, parse_head
 
 HOPS = Hops(b"lb-1", b"https", Networks(("10.0.0.0/8",)))
 STRANGER, PROXY = "192.0.2.1", "10.0.0.1"
@@ -29,16 +29,16 @@ ADDED = {b"host", b"via", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarde
 Field = tuple[bytes, bytes]
 
 
-def request(*fields: bytes, start: bytes = b"GET /predict HTTP/1.1", host: bytes = b"host: h") -> Head:
+def request(*fields: bytes, start: bytes = b"GET /predict HTTP/1.1", host: bytes = b"host: h") -> RequestHead:
     return parse_head(b"\r\n".join([start, *([host] if host else []), *fields, b"", b""]))
 
 
-def sent(head: Head, peer: str = STRANGER, hops: Hops = HOPS) -> list[Field]:
+def sent(head: RequestHead, peer: str = STRANGER, hops: Hops = HOPS) -> list[Field]:
     """The fields that arrive at the instance, as a strict parser reads them."""
     return list(parse_head(b"GET / HTTP/1.1\r\n%b\r\n" % upstream_fields(head, peer, hops)).headers)
 
 
-def passed(head: Head, peer: str = STRANGER) -> list[Field]:
+def passed(head: RequestHead, peer: str = STRANGER) -> list[Field]:
     return [field for field in sent(head, peer) if field[0] not in ADDED]
 
 

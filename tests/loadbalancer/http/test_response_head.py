@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from twofold.loadbalancer.http import response_head
 from twofold.loadbalancer.http.forwarding import answer_fields
-from twofold.loadbalancer.http.response_head import BadAnswer, Templates, parse
+from twofold.loadbalancer.http.response_head import BadResponse, HeadTemplates, parse
 
 OK = (
     b"HTTP/1.1 200 OK\r\nserver: s\r\ndate: Mon, 23 Nov 2026 05:20:00 GMT\r\ncontent-type: text/plain\r\n"
@@ -42,7 +42,7 @@ OK = (
     ],
 )
 def test_what_two_parsers_could_read_differently_is_refused(raw: bytes) -> None:
-    with pytest.raises(BadAnswer):
+    with pytest.raises(BadResponse):
         parse(raw)
 
 
@@ -81,14 +81,14 @@ def test_hop_by_hop_fields_stay_behind() -> None:
     assert answer_fields(head.fields) == [(b"x-kept", b"2"), (b"content-length", b"0")]
 
 
-def learn(templates: Templates, raw: bytes) -> response_head.Template:
+def learn(templates: HeadTemplates, raw: bytes) -> response_head.HeadTemplate:
     made = templates.learn(raw, parse(raw))
     assert made is not None
     return made
 
 
 def test_a_template_has_holes_where_answers_differ() -> None:
-    template = learn(Templates(), OK)
+    template = learn(HeadTemplates(), OK)
     other = OK.replace(b"05:20:00", b"06:00:01").replace(b"A/B/C", b"D/E/F").replace(b": 20", b": 7")
     match = template.match(other)
     assert match and match.end() == len(other) and match["length"] == b"7" and match["request_id"] == b"D/E/F"
@@ -97,7 +97,7 @@ def test_a_template_has_holes_where_answers_differ() -> None:
 
 
 def test_what_is_the_same_for_a_second_is_compared_as_one_string() -> None:
-    template = learn(Templates(), OK)
+    template = learn(HeadTemplates(), OK)
     assert OK[: template.size] == template.start and template.start.endswith(b"text/plain\r\n")
     other = OK.replace(b"0.003", b"14.1").replace(b"A/B/C", b"D/E/F").replace(b": 20", b": 7")
     match = template.rest(other, template.size)
@@ -112,7 +112,7 @@ def test_what_is_the_same_for_a_second_is_compared_as_one_string() -> None:
 
 
 def test_a_second_look_makes_a_hole_of_what_has_changed() -> None:
-    templates = Templates()
+    templates = HeadTemplates()
     learn(templates, OK)
     html = OK.replace(b"text/plain", b"text/html")
     template = learn(templates, html)
@@ -121,7 +121,7 @@ def test_a_second_look_makes_a_hole_of_what_has_changed() -> None:
 
 def test_fields_that_stay_behind_are_cut_out() -> None:
     raw = OK.replace(b"server: s\r\n", b"Connection: keep-alive\r\nserver: s\r\nKeep-Alive: timeout=5\r\n")
-    template = learn(Templates(), raw)
+    template = learn(HeadTemplates(), raw)
     match = template.match(raw)
     assert match and b"".join(match.group(*template.kept)) == OK[:-2]
     assert template.edit(raw + b"body", match, b"") == OK + b"body"
@@ -131,7 +131,7 @@ def test_fields_that_stay_behind_are_cut_out() -> None:
 def test_an_answer_without_an_id_gets_one(dropped: bytes) -> None:
     bare = OK.replace(b"opc-request-id: A/B/C\r\n", b"")
     assert bare != OK
-    template = learn(Templates(), bare.replace(b"server: s\r\n", dropped + b"server: s\r\n"))
+    template = learn(HeadTemplates(), bare.replace(b"server: s\r\n", dropped + b"server: s\r\n"))
     raw = bare.replace(b"05:20:00", b"05:20:01").replace(b"server: s\r\n", dropped + b"server: s\r\n")
     match = template.match(raw)
     assert match and not template.has_id
@@ -157,12 +157,12 @@ def test_an_answer_without_an_id_gets_one(dropped: bytes) -> None:
     ],
 )
 def test_what_a_template_cannot_say_is_parsed_each_time(raw: bytes) -> None:
-    assert Templates().learn(raw, parse(raw)) is None
+    assert HeadTemplates().learn(raw, parse(raw)) is None
 
 
 def test_what_is_known_is_not_learnt_again() -> None:
     """Each connection learns for itself, and there is no end of connections."""
-    templates = Templates()
+    templates = HeadTemplates()
     first = learn(templates, OK)
     for second in range(1000):
         date = b"05:%02d:%02d" % divmod(second, 60)
@@ -172,7 +172,7 @@ def test_what_is_known_is_not_learnt_again() -> None:
 
 
 def test_learning_is_bounded() -> None:
-    templates = Templates()
+    templates = HeadTemplates()
     made = [
         templates.learn(raw, parse(raw))
         for raw in (b"HTTP/1.1 200 OK\r\nx-%d: 1\r\ncontent-length: 1\r\n\r\n" % n for n in range(1000))
@@ -201,7 +201,7 @@ def test_a_match_says_what_parsing_says(
             % (a, b"connection: keep-alive\r\n" * cut, b, c.translate(None, b'"\\'), size)
         )
 
-    templates = Templates()
+    templates = HeadTemplates()
     learn(templates, raw(first, 3))
     template = learn(templates, raw(second, 4))
     data = raw(second, length)
@@ -214,7 +214,7 @@ def test_a_match_says_what_parsing_says(
     assert parse(b"%b\r\n" % kept).fields == tuple(answer_fields(head.fields))
 
 
-def see(template: response_head.Template, raw: bytes, body: bytes) -> None:
+def see(template: response_head.HeadTemplate, raw: bytes, body: bytes) -> None:
     """Let the template meet the answer often enough to expect more like it."""
     for _ in range(2):
         match = template.match(raw + body)
@@ -226,7 +226,7 @@ BODY = b"12345678901234567890"
 
 
 def test_an_answer_that_differs_in_id_and_timing_is_compared() -> None:
-    template = learn(Templates(), OK)
+    template = learn(HeadTemplates(), OK)
     assert not template.id_size
     see(template, OK, BODY)
     assert template.twin(OK + BODY) == b"A/B/C"
@@ -254,7 +254,7 @@ def test_an_answer_that_differs_in_id_and_timing_is_compared() -> None:
     ],
 )
 def test_what_is_no_twin_is_left_to_the_pattern(old: bytes, new: bytes) -> None:
-    template = learn(Templates(), OK)
+    template = learn(HeadTemplates(), OK)
     see(template, OK, BODY)
     assert old in OK
     assert template.twin(OK.replace(old, new) + BODY) == b""
@@ -262,7 +262,7 @@ def test_what_is_no_twin_is_left_to_the_pattern(old: bytes, new: bytes) -> None:
 
 @pytest.mark.parametrize("body", [b"", BODY[1:], BODY + b"x", BODY + OK + BODY])
 def test_a_body_of_another_length_is_no_twins(body: bytes) -> None:
-    template = learn(Templates(), OK)
+    template = learn(HeadTemplates(), OK)
     see(template, OK, BODY)
     assert template.twin(OK + body) == b""
     assert template.twin(OK[:40] + body) == template.twin(body) == b""
@@ -273,7 +273,7 @@ def test_a_length_before_the_id_is_compared_to_its_end() -> None:
     line = next(line for line in OK.split(b"\r\n") if line.startswith(b"content-length"))
     head = OK.replace(line + b"\r\n", b"").replace(b"opc-request-id", line + b"\r\nopc-request-id")
     head = b"\r\n".join(one for one in head.split(b"\r\n") if not one.startswith(b"server-timing"))
-    template = learn(Templates(), head)
+    template = learn(HeadTemplates(), head)
     see(template, head, BODY)
     assert template.twin(head.replace(b"A/B/C", b"D/E/F") + BODY) == b"D/E/F"
     for longer in (b"200", b"20, 7", b"20 ", b"20x", b"020"):
@@ -297,7 +297,7 @@ def test_a_twin_is_what_the_pattern_says(order: list[str], data: st.DataObject) 
         return b"HTTP/1.1 200 OK\r\n" + b"".join(lines) + b"\r\n{}"
 
     first = draw()
-    template = Templates().learn(first[:-2], parse(first[:-2])) if b"\x01" not in first else None
+    template = HeadTemplates().learn(first[:-2], parse(first[:-2])) if b"\x01" not in first else None
     if template is None:
         return
     for whole in (draw() for _ in range(4)):

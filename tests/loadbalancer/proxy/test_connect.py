@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 import uvloop
 
-from twofold.loadbalancer.proxy.connect import dial
+from twofold.loadbalancer.proxy.connect import connect
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def family(entry: dict[str, object], local: bool = True) -> int:
     """Of the socket that came of it."""
 
     async def dialled() -> int:
-        with await dial(entry, local) as sock:
+        with await connect(entry, local) as sock:
             sock.getpeername()  # or it is not connected
             assert not sock.getblocking()
             return sock.family
@@ -94,7 +94,7 @@ def test_who_loses_patience_leaves_no_socket_behind() -> None:
                 sock.connect_ex(address)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
-                    await dial(tcp(address[1]), False)
+                    await connect(tcp(address[1]), False)
             for sock in full:
                 sock.close()
 

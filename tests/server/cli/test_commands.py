@@ -23,7 +23,7 @@ from twofold import __main__, __version__, errors
 from twofold.errors import ExitCode, ModelError, TwofoldError
 from twofold.server import config, embedded
 from twofold.server.artifact.artifact import Artifact
-from twofold.server.artifact.diagnostics import Finding
+from twofold.server.artifact.diagnostics import Diagnostic
 from twofold.server.cli import display
 from twofold.server.supervision import status
 
@@ -533,8 +533,8 @@ def test_unpacking_in_plain_steps(capfd: pytest.CaptureFixture[str]) -> None:
 def test_verdicts() -> None:
     stream = io.StringIO()
     show = display.verdicts(stream)
-    show(Finding("ok", "score.py", "fits"))
-    show(Finding("error", "model", "Traceback:\n  x", "mend it", ExitCode.MODEL))
+    show(Diagnostic("ok", "score.py", "fits"))
+    show(Diagnostic("error", "model", "Traceback:\n  x", "mend it", ExitCode.MODEL))
     display.verdict(ExitCode.MODEL, stream)
     lines = stream.getvalue().splitlines()
     assert lines[0].split() == ["ok", "score.py", "fits"]

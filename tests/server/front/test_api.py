@@ -24,14 +24,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from twofold.server.front import asgi
 from twofold.server.front.api import create_app
-from twofold.server.front.route import Rules
+from twofold.server.front.route import RouteRules
 from twofold.server.replica import frame
 from twofold.server.telemetry import metrics
 from twofold.wire import request_head
 
 ID = re.compile(r"[0-9A-F]{32}/[0-9A-F]{32}/[0-9A-F]{32}")
 GZIP = {"content-encoding": "gzip"}
-RULES = Rules(max_body=1000, ocid="ocid1.md")
+RULES = RouteRules(max_body=1000, ocid="ocid1.md")
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def test_in_a_front_the_id_is_the_connections(backend: Pretended) -> None:
     app = create_app(backend, RULES)
     head = request_head.parse_head(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
     writes: list[bytes] = []
-    outcome = asyncio.run(asgi.serve(app, asgi.Call(head, b"", b"A/B/C"), writes.append))
+    outcome = asyncio.run(asgi.serve(app, asgi.AsgiRequest(head, b"", b"A/B/C"), writes.append))
     assert outcome.status == 200 and not outcome.close
     assert len(writes) == 1 and b"\r\nopc-request-id: A/B/C\r\n" in writes[0]
     assert writes[0].count(b"content-length") == 1

@@ -19,8 +19,8 @@ Event = dict[str, Any]
 
 def call(
     request: bytes = b"GET /x?a=1 HTTP/1.1\r\nHost: h\r\n\r\n", body: bytes = b"", **more: Any
-) -> asgi.Call:
-    return asgi.Call(request_head.parse_head(request), body, b"A/B/C", **more)
+) -> asgi.AsgiRequest:
+    return asgi.AsgiRequest(request_head.parse_head(request), body, b"A/B/C", **more)
 
 
 def app_of(*events: Event) -> asgi.Application:
@@ -40,7 +40,7 @@ def body(part: bytes = b"", more: bool = False) -> Event:
     return {"type": "http.response.body", "body": part, "more_body": more}
 
 
-def run(app: asgi.Application, made: asgi.Call) -> tuple[list[bytes], asgi.Outcome]:
+def run(app: asgi.Application, made: asgi.AsgiRequest) -> tuple[list[bytes], asgi.AsgiOutcome]:
     writes: list[bytes] = []
     outcome = asyncio.run(asgi.serve(app, made, writes.append))
     assert outcome.sent == sum(map(len, writes))

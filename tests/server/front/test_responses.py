@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.server.front import responses
-from twofold.server.front.responses import Answers
+from twofold.server.front.responses import Responses
 from twofold.server.front.route import Refusal
 from twofold.server.replica import slots
 from twofold.wire.request_ids import RequestIds
@@ -64,7 +64,7 @@ def test_server_timing_is_in_milliseconds() -> None:
 
 
 def test_an_error_answer_is_whole() -> None:
-    rendered = Answers()
+    rendered = Responses()
     rendered.refresh(1_700_000_000.0)
     refusal = Refusal(405, "MethodNotAllowed", 'a "quoted" \N{SNOWMAN} text', b"allow: POST\r\n")
     head, _, body = rendered.error(refusal, b"A/B/C", b"connection: close\r\n").partition(b"\r\n\r\n")
@@ -79,7 +79,7 @@ def test_an_error_answer_is_whole() -> None:
 
 
 def test_the_date_is_as_of_the_last_refresh() -> None:
-    rendered = Answers()
+    rendered = Responses()
     rendered.refresh(0.0)
     before = rendered.head((1, 2, 3), b"A/B/C", b"", 12)
     rendered.refresh(1.0)
@@ -91,7 +91,7 @@ def test_the_date_is_as_of_the_last_refresh() -> None:
 @pytest.mark.parametrize("us", [0, 7, responses.KNOWN_MILLIS - 1, responses.KNOWN_MILLIS, 10**9])
 @pytest.mark.parametrize("size", [0, 1, responses.KNOWN_LENGTHS - 1, responses.KNOWN_LENGTHS, 60000])
 def test_a_joined_answer_has_the_bytes_of_a_formatted_one(us: int, size: int) -> None:
-    rendered = Answers()
+    rendered = Responses()
     for spent in ((us, 2, 3), (1, us, 3), (1, 2, us)):
         whole = rendered.whole(*spent, b"A/B/C", b"x" * size)
         assert whole == rendered.head(spent, b"A/B/C", b"", size) + b"x" * size

@@ -9,17 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.server.front import route
-from twofold.server.front.route import APPLICATION, APPLICATION_BODY, EXPRESS, REFUSED, Plan, Rules
+from twofold.server.front.route import APPLICATION, APPLICATION_BODY, EXPRESS, REFUSED, RoutePlan, RouteRules
 from twofold.server.replica import frame
 from twofold.wire import request_head
 
-RULES = Rules(max_body=1000, ocid="")
+RULES = RouteRules(max_body=1000, ocid="")
 OCID = "ocid1.datasciencemodeldeployment.oc1.iad.xyz"
 
 
 def planned(
-    request: str = "POST /predict HTTP/1.1", *fields: str, rules: Rules = RULES, host: bool = True
-) -> Plan:
+    request: str = "POST /predict HTTP/1.1", *fields: str, rules: RouteRules = RULES, host: bool = True
+) -> RoutePlan:
     lines = [request, *(["host: h"] if host else []), *fields, "", ""]
     return route.make_plan(request_head.parse_head("\r\n".join(lines).encode()), rules)
 
@@ -46,7 +46,7 @@ def test_a_predict_route_has_one_name_before_it_or_none(path: str) -> None:
 
 
 def test_only_the_configured_deployment_exists() -> None:
-    rules = Rules(1000, OCID)
+    rules = RouteRules(1000, OCID)
     assert planned(f"POST /{OCID}/predict HTTP/1.1", "content-length: 1", rules=rules).lane == EXPRESS
     assert planned("POST /predict HTTP/1.1", "content-length: 1", rules=rules).lane == EXPRESS
     other = planned("POST /ocid1.other/predict HTTP/1.1", "content-length: 1", rules=rules)
@@ -55,7 +55,7 @@ def test_only_the_configured_deployment_exists() -> None:
 
 def test_refusals_come_in_the_order_of_the_contract() -> None:
     """A request with several faults is told of the first: 404, 405, 411, 413, 415."""
-    rules = Rules(1000, OCID)
+    rules = RouteRules(1000, OCID)
     for missing, method, length, encoded in product((True, False), repeat=4):
         path = "/ocid1.other/predict" if missing else "/predict"
         size = {True: [], False: ["content-length: 1001"]}[length]

@@ -14,7 +14,7 @@ import pytest
 from tests.support.instance_process import alive, write_artifact
 from twofold.errors import ExitCode
 from twofold.server import config
-from twofold.server.artifact.diagnostics import Finding
+from twofold.server.artifact.diagnostics import Diagnostic
 from twofold.server.validation import check
 
 OURS = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -28,20 +28,20 @@ MODEL_DEPLOYMENT: {INFERENCE_CONDA_ENV: {INFERENCE_ENV_PATH: ENV, INFERENCE_PYTH
 
 class Checked:
     def __init__(self, artifact: Path, cache: Path, **options: object) -> None:
-        self.findings: list[Finding] = []
+        self.findings: list[Diagnostic] = []
         asked: dict[str, Any] = {"cache_dir": str(cache), **options}
         settings = config.load(str(artifact), None, {}, asked)
         self.code = check.run(settings, self.findings.append)
 
     @property
-    def errors(self) -> list[Finding]:
+    def errors(self) -> list[Diagnostic]:
         return [finding for finding in self.findings if finding.level == "error"]
 
     @property
     def subjects(self) -> list[str]:
         return [finding.subject for finding in self.findings]
 
-    def only_error(self, code: ExitCode) -> Finding:
+    def only_error(self, code: ExitCode) -> Diagnostic:
         assert self.code == code, self.findings
         assert len(self.errors) == 1, self.findings
         assert self.errors[0].remedy and self.errors[0].exit_code == code
@@ -64,7 +64,7 @@ def test_good_artifact(tmp_path: Path, cache: Path) -> None:
     artifact = write_artifact(tmp_path / "good", GOOD, sample__json="[1, 2]")
     done = Checked(artifact, cache)
     assert done.code == ExitCode.OK and not done.errors
-    assert done.findings[-1] == Finding("ok", "answer", '{"sum":6}')
+    assert done.findings[-1] == Diagnostic("ok", "answer", '{"sum":6}')
     told = [finding.subject for finding in done.findings]
     assert told == [
         "artifact", "score.py", "runtime.yaml", "environment", "python",

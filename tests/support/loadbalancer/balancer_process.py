@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.support.instance_process import alive, descendants, free_port, kill
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.bandwidth.lease import Ledger
+from twofold.loadbalancer.bandwidth.lease import SharedBucket
 
 ROOT = Path(__file__).parents[3]
 START_TIMEOUT = 20.0
@@ -100,9 +100,9 @@ class Balancer:
     def ejected(self, url: str) -> bool:
         return self.cell(url, shared_memory.EJECTED_UNTIL) != 0
 
-    def ledger(self) -> Ledger:
+    def ledger(self) -> SharedBucket:
         shared = self.look()
-        return Ledger(shared, self.memory_fd)
+        return SharedBucket(shared, self.memory_fd)
 
     def outstanding(self) -> int:
         return sum(

@@ -16,9 +16,9 @@ from functools import partial
 from typing import cast
 
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.bandwidth.fair_queue import Toll
-from twofold.loadbalancer.bandwidth.lease import Ledger, Meter
-from twofold.loadbalancer.bandwidth.limiter import Throttle
+from twofold.loadbalancer.bandwidth.fair_queue import Ticket
+from twofold.loadbalancer.bandwidth.lease import Lease, SharedBucket
+from twofold.loadbalancer.bandwidth.limiter import BandwidthLimiter
 
 SECOND = 1_000_000_000
 MS = 1_000_000
@@ -73,12 +73,12 @@ class Balancer:
         self.loop = loop
         self.fd = shared_memory.create()
         self.shared = shared_memory.attach(self.fd)
-        self.ledger = Ledger(self.shared, self.fd, lambda: loop.now)
+        self.ledger = SharedBucket(self.shared, self.fd, lambda: loop.now)
         self.ledger.set_rate(rate)
-        self.meters = [Meter(self.ledger, number=n if proxies > 1 else None) for n in range(proxies)]
-        self.throttles = [Throttle(meter, 1.0, lambda: loop.now) for meter in self.meters]
+        self.meters = [Lease(self.ledger, number=n if proxies > 1 else None) for n in range(proxies)]
+        self.throttles = [BandwidthLimiter(meter, 1.0, lambda: loop.now) for meter in self.meters]
         self.passed: list[tuple[int, int]] = []
-        self.dead: list[Throttle] = []
+        self.dead: list[BandwidthLimiter] = []
         for throttle in self.throttles:
             throttle.start(cast(asyncio.AbstractEventLoop, loop))
             loop.at(loop.now + loop.dice.randrange(TICK), partial(self._tick, throttle))
@@ -93,7 +93,7 @@ class Balancer:
         """It does nothing any more, and nothing is tidied up."""
         self.dead.append(self.throttles[number])
 
-    def _tick(self, throttle: Throttle) -> None:
+    def _tick(self, throttle: BandwidthLimiter) -> None:
         if throttle in self.dead:
             return
         throttle.tick()
@@ -108,7 +108,7 @@ class Elephant:
     """A flow that always has more to send: after each piece, the next comes `gap` ns later."""
 
     balancer: Balancer
-    throttle: Throttle
+    throttle: BandwidthLimiter
     piece: int = 0  # bytes; 0 is as large as a turn allows
     gap: int = 20_000
     sent: int = 0
@@ -133,7 +133,7 @@ class Predicts:
     """Small requests at random times, `a_second` on average; `waits` is how long each waited, in ns."""
 
     balancer: Balancer
-    throttle: Throttle
+    throttle: BandwidthLimiter
     a_second: float
     request: int = 800
     answer: int = 400
@@ -182,7 +182,7 @@ class Predicts:
 
         self.throttle.wait(size, passed, answer=True)
 
-    def _pay(self, size: int, go: Callable[[], object], urgent: bool) -> Toll | None:
+    def _pay(self, size: int, go: Callable[[], object], urgent: bool) -> Ticket | None:
         def passed() -> None:
             self.balancer.passed.append((self.balancer.loop.now, size))
             go()

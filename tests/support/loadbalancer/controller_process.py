@@ -161,21 +161,21 @@ def overseen(folder: Path, **options: object) -> Iterator[Overseen]:
 
 def main() -> int:
     from twofold.loadbalancer import config
-    from twofold.loadbalancer.child_context import StewardPlace
+    from twofold.loadbalancer.child_context import ControllerContext
     from twofold.loadbalancer.control import controller, health_check
 
     shared, ready, status = map(int, sys.argv[1:4])
     settings = config.load(None, {}, json.loads(sys.argv[4]))
     listener = socket.socket(fileno=status)
-    trap, put = settings.admin_path().with_name("trap"), health_check.Question.put
+    trap, put = settings.admin_path().with_name("trap"), health_check.Probe.put
 
     async def trapped(self: Any, where: Any) -> Any:
         if trap.exists():
             raise RuntimeError("trapped")
         return await put(self, where)
 
-    health_check.Question.put = trapped  # type: ignore[method-assign]
-    return controller.run(StewardPlace(shared, settings, os.getppid(), listener, ready))
+    health_check.Probe.put = trapped  # type: ignore[method-assign]
+    return controller.run(ControllerContext(shared, settings, os.getppid(), listener, ready))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from twofold.loadbalancer.balancing.instance import Instance
-from twofold.loadbalancer.balancing.selection import Pool, PoolSettings
-from twofold.loadbalancer.balancing.wait_queue import Waiting
+from twofold.loadbalancer.balancing.selection import InstancePool, SelectionSettings
+from twofold.loadbalancer.balancing.wait_queue import WaitQueue
 
 NS = 1_000_000_000
 TICK = 0.02
@@ -104,11 +104,11 @@ class Simulation:
     way = WAY
     deadline = 0.5  # of a request that hangs
 
-    def __init__(self, servers: list[Server], seed: int, settings: PoolSettings | None = None) -> None:
+    def __init__(self, servers: list[Server], seed: int, settings: SelectionSettings | None = None) -> None:
         self.servers = servers
         self.outcome = Outcome(chosen={str(number): 0 for number in range(len(servers))})
-        self.pool = Pool(settings or PoolSettings(), random.Random(seed), START)
-        self.waiting: Waiting[Request] = Waiting(count=1 << 20, wait=60 * NS)
+        self.pool = InstancePool(settings or SelectionSettings(), random.Random(seed), START)
+        self.waiting: WaitQueue[Request] = WaitQueue(count=1 << 20, wait=60 * NS)
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._order = count()

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, HashAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from twofold.loadbalancer.access.oci_signature import signing_string
-from twofold.wire.request_head import Head, parse_head
+from twofold.wire.request_head import RequestHead, parse_head
 
 NOW = 1_800_000_000
 BODY = b"[1, 2]"
@@ -37,7 +37,7 @@ def unsigned(at: int = NOW, method: str = "POST", target: str = "/predict?x=1%20
     return lines
 
 
-def read(lines: list[str]) -> Head:
+def read(lines: list[str]) -> RequestHead:
     return parse_head("\r\n".join([*lines, "", ""]).encode())
 
 
@@ -55,5 +55,5 @@ def authorization(given: dict[str, str]) -> str:
     return "Authorization: Signature " + ",".join(f'{name}="{value}"' for name, value in given.items())
 
 
-def signed(lines: list[str], names: tuple[str, ...] = WHOLE) -> Head:
+def signed(lines: list[str], names: tuple[str, ...] = WHOLE) -> RequestHead:
     return read([*lines, authorization(parameters(lines, names))])

@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.child_context import ProxyPlace, StewardPlace
+from twofold.loadbalancer.child_context import ControllerContext, ProxyContext
 from twofold.loadbalancer.config import Config, load, to_json
 from twofold.loadbalancer.supervision import exec_handover, reload_check, startup_checks, supervisor
-from twofold.loadbalancer.supervision.resources import Lives
+from twofold.loadbalancer.supervision.resources import ChildEntries
 from twofold.logs import writer
 from twofold.logs.records import say
 
@@ -28,7 +28,7 @@ BUCKET = struct.Struct("<QqQ")
 LEVEL = -123456
 
 
-async def serve(place: ProxyPlace) -> None:
+async def serve(place: ProxyContext) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -69,7 +69,7 @@ async def serve(place: ProxyPlace) -> None:
         await asyncio.wait(talking, timeout=place.config.timeouts.drain_timeout)
 
 
-def proxy(place: ProxyPlace) -> int:
+def proxy(place: ProxyContext) -> int:
     if place.config.bandwidth.bandwidth_mbps == 13:
         return 1
     Path("/proc/self/comm").write_text("proxy")  # for who counts them
@@ -78,7 +78,7 @@ def proxy(place: ProxyPlace) -> int:
     return 0
 
 
-def steward(place: StewardPlace) -> int:
+def steward(place: ControllerContext) -> int:
     shared = shared_memory.attach(place.memory_fd)
     board = shared_memory.Board(shared)
     board.publish({"instances": [{"cell": n} for n, _ in enumerate(place.config.pool.upstream)]})
@@ -92,7 +92,7 @@ def steward(place: StewardPlace) -> int:
         time.sleep(10)
 
 
-LIVES = Lives(proxy, steward, preload=(), modules=())
+LIVES = ChildEntries(proxy, steward, preload=(), modules=())
 
 
 def balance(settings: Config, check: bool) -> int:

@@ -57,7 +57,7 @@ def eventually(condition: Callable[[], object], what: str, seconds: float = 10.0
 
 
 def written(path: Path) -> int:
-    """Lines so far; to be waited for, as the scribe may be writing one right now."""
+    """LineBuffer so far; to be waited for, as the scribe may be writing one right now."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
@@ -459,7 +459,7 @@ def test_a_line_without_end_does_not_fill_the_memory(start: START, tmp_path: Pat
 def test_lines_are_the_same_however_they_are_cut(texts: list[bytes], cuts: list[int]) -> None:
     data = b"".join(text + b"\n" for text in texts)
     edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    lines = scribe.Lines(raw=False)
+    lines = scribe.LineBuffer(raw=False)
     pieces = [lines.feed(data[a:b]) for a, b in itertools.pairwise(edges)]
     assert b"".join(pieces) == data
     assert all(piece.endswith(b"\n") for piece in pieces if piece)

@@ -16,7 +16,7 @@ from tests.support.loadbalancer.balancer_process import balance
 from tests.support.loadbalancer.http_clients import once, post
 from tests.support.loadbalancer.running_balancer import act
 from tests.support.loadbalancer.scripted_instance import Origin, echo
-from twofold.loadbalancer.cli.control import Admin
+from twofold.loadbalancer.cli.control import AdminClient
 from twofold.native import build, load
 
 ROOT = Path(__file__).parents[3]
@@ -132,7 +132,7 @@ def test_both_forms_serve_and_say_which_they_are(form: str, tmp_path: Path) -> N
             lb = await stack.enter_async_context(balance(tmp_path, instances=[origin.url], environ=environ))
             for _ in range(20):
                 assert (await once(lb.port, post())).status == 200
-            found = await asyncio.to_thread(Admin(str(lb.folder / "admin.sock")).state)
+            found = await asyncio.to_thread(AdminClient(str(lb.folder / "admin.sock")).state)
             assert found["compiled"] is (form == "compiled")
 
     act(scenario())

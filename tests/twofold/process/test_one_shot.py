@@ -15,13 +15,13 @@ from twofold.process import one_shot
 PYTHON = sys.executable
 
 
-def run(program: str, timeout: float = 20.0, given: bytes = b"") -> one_shot.Outcome:
+def run(program: str, timeout: float = 20.0, given: bytes = b"") -> one_shot.ProcessOutcome:
     return one_shot.run([PYTHON, "-ISc", program], dict(os.environ), timeout, given)
 
 
 def test_output_and_input() -> None:
     outcome = run("import sys; print(sys.stdin.read()[::-1]); sys.stderr.write('note')", given=b"abc")
-    assert outcome == one_shot.Outcome(0, b"cba\n", "note")
+    assert outcome == one_shot.ProcessOutcome(0, b"cba\n", "note")
 
 
 @pytest.mark.parametrize(

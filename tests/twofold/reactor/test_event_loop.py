@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from twofold.reactor.event_loop import Loop
+from twofold.reactor.event_loop import EventLoop
 from twofold.reactor.reactor import Reactor
-from twofold.reactor.transport import Protocol, Transport
+from twofold.reactor.transport import ConnectionProtocol, Transport
 
 
-class Echo(Protocol):
+class Echo(ConnectionProtocol):
     """Sends back what comes, so that the reactor of both ends has no rest."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ def play(part: Callable[[Rally], Awaitable[None]]) -> None:
             rally.close()
             await asyncio.sleep(0.01)
 
-    with asyncio.Runner(loop_factory=Loop) as runner:
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
         runner.run(whole())
 
 
@@ -111,7 +111,7 @@ def test_what_a_protocol_asks_of_the_loop_is_done_at_once() -> None:
 
 def test_a_protocol_may_stop_the_loop() -> None:
     """Which is not to wait for the next timer."""
-    loop = Loop()
+    loop = EventLoop()
 
     async def begin() -> Rally:
         rally = Rally()
@@ -214,7 +214,7 @@ def test_servers_and_streams_of_asyncio_work_on_it() -> None:
 
 
 def test_a_descriptor_is_registered_once_and_may_be_closed_before_it_is_given_up() -> None:
-    loop = Loop()
+    loop = EventLoop()
     try:
         ours, theirs = socket.socketpair()
         loop.waiter.register(ours, 1)

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import uvloop
 
-from twofold.reactor.event_loop import Loop
+from twofold.reactor.event_loop import EventLoop
 from twofold.reactor.reactor import Reactor
-from twofold.reactor.transport import Protocol, Transport
+from twofold.reactor.transport import ConnectionProtocol, Transport
 
 MB = 1 << 20
 
 
-class Recorder(Protocol):
+class Recorder(ConnectionProtocol):
     """Notes what it is told, in order."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ def play(part: Callable[[Scene], Awaitable[None]]) -> None:
         async with scene() as made, asyncio.timeout(20):
             await part(made)
 
-    for factory in (Loop, uvloop.new_event_loop):
+    for factory in (EventLoop, uvloop.new_event_loop):
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(whole())
 

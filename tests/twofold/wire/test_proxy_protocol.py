@@ -11,7 +11,7 @@ from twofold.wire.proxy_protocol import (
     MAX_V1,
     SIGNATURE,
     BadProxyLine,
-    Endpoints,
+    ConnectionAddresses,
     ProxyLine,
     crc32c,
     needed,
@@ -19,8 +19,8 @@ from twofold.wire.proxy_protocol import (
     render,
 )
 
-FOUR = Endpoints("192.0.2.1", 54321, "10.0.0.1", 443)
-SIX = Endpoints("2001:db8::1", 54321, "fd00::2", 443)
+FOUR = ConnectionAddresses("192.0.2.1", 54321, "10.0.0.1", 443)
+SIX = ConnectionAddresses("2001:db8::1", 54321, "fd00::2", 443)
 IPV4 = bytes([192, 0, 2, 1, 10, 0, 0, 1, 0xD4, 0x31, 1, 0xBB])
 
 
@@ -35,7 +35,7 @@ def header(payload: bytes, command: int = 0x21, kind: int = 0x11) -> bytes:
         (b"PROXY TCP6 2001:db8::1 fd00::2 54321 443\r\n", SIX),
         (
             b"PROXY TCP4 0.0.0.0 255.255.255.255 0 65535\r\n",
-            Endpoints("0.0.0.0", 0, "255.255.255.255", 65535),
+            ConnectionAddresses("0.0.0.0", 0, "255.255.255.255", 65535),
         ),
         (b"PROXY UNKNOWN\r\n", None),
         (b"PROXY UNKNOWN ffff:f::1 whatever 1 2\r\n", None),
@@ -49,7 +49,7 @@ def header(payload: bytes, command: int = 0x21, kind: int = 0x11) -> bytes:
         (header(IPV4 + b"\x04" + (MAX_SIZE - 16 - 15).to_bytes(2, "big") + bytes(MAX_SIZE - 16 - 15)), FOUR),
     ],
 )
-def test_what_is_read(line: bytes, endpoints: Endpoints | None) -> None:
+def test_what_is_read(line: bytes, endpoints: ConnectionAddresses | None) -> None:
     assert parse(line) == parse(line + b"GET / HTTP/1.1\r\n\r\n") == ProxyLine(len(line), endpoints)
     for cut in range(len(line)):
         assert parse(line[:cut]) is None, line[:cut]
@@ -140,7 +140,7 @@ PORTS = st.integers(0, 65535)
 def test_what_is_sent_is_read(
     addresses: tuple[object, object], source: int, destination: int, version: str
 ) -> None:
-    endpoints = Endpoints(str(addresses[0]), source, str(addresses[1]), destination)
+    endpoints = ConnectionAddresses(str(addresses[0]), source, str(addresses[1]), destination)
     line = render(version, endpoints)
     assert len(line) <= MAX_V1
     assert parse(line + b"GET") == ProxyLine(len(line), endpoints)

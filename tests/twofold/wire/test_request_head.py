@@ -15,20 +15,20 @@ from hypothesis import strategies as st
 
 from tests.support.http1_corpus import Case, cases
 from twofold.wire import request_head
-from twofold.wire.request_head import BadRequest, Head, HeadCache, doomed, find_head, parse_head
+from twofold.wire.request_head import BadRequest, HeadCache, RequestHead, doomed, find_head, parse_head
 
 PLAIN = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nContent-Type: a/json\r\n\r\n"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    heads: tuple[Head, ...]
+    heads: tuple[RequestHead, ...]
     fault: tuple[int, str] | None  # status and code of the refusal behind the heads
 
 
 def read(data: bytes, step: int) -> Verdict:
     """What a server concludes from `data` when it arrives in pieces of `step` bytes."""
-    heads: list[Head] = []
+    heads: list[RequestHead] = []
     buffer = bytearray()
     searched = body = 0
     for begin in range(0, len(data), step):
@@ -57,7 +57,7 @@ def read(data: bytes, step: int) -> Verdict:
     return Verdict(tuple(heads), None)
 
 
-def parsed(head: Head, key: str) -> object:
+def parsed(head: RequestHead, key: str) -> object:
     """A field of a head in the words of the corpus."""
     value = getattr(head, key)
     if key == "version":
@@ -121,7 +121,7 @@ def test_head_of_a_usual_request() -> None:
         b"POST /a%20b?c=d HTTP/1.1\r\nHOST: x\r\nA-b:  1, 2\t\r\n"
         b"expect: 100-continue\r\ncontent-length: 3\r\n\r\n"
     )
-    assert head == Head(
+    assert head == RequestHead(
         method="POST",
         target=b"/a%20b?c=d",
         path="/a b",
