@@ -82,7 +82,7 @@ def bars(result: dict[str, Any]) -> list[tuple[str, str, bool]]:
         _, rate, p50 = compared["mosec"]
         found.append(("requests/s: 4 times mosec's", f"{rate:.1f}", rate >= 4))
         found.append(("p50 with one connection: at most half of mosec's", f"1/{p50:.1f}", p50 >= 2))
-    return found + (_own_bars(result["footprint"]) if result["footprint"] else [])
+    return found + (_own_bars(result["memory_usage"]) if result["memory_usage"] else [])
 
 
 def _own_bars(own: dict[str, Any]) -> list[tuple[str, str, bool]]:
@@ -168,7 +168,7 @@ def _cells(result: dict[str, Any]) -> list[str]:
 
 
 def _own(result: dict[str, Any]) -> list[str]:
-    own = result["footprint"]
+    own = result["memory_usage"]
     if not own:
         return []
     roles = ", ".join(f"{role} {size / MB:.1f}" for role, size in own["roles"].items())

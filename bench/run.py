@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import footprint, machine, report
+from bench import machine, memory_usage, report
 from bench.cpu import Tree
 from bench.environments import Unavailable
 from bench.load import Round, find_wrk, run_round
@@ -108,7 +108,7 @@ def run_cell(session: Session, cell: Cell, servers: list[Running], body: Path) -
         print("  " + report.line(name, report.summary(rounds)), flush=True)
 
 
-def as_json(session: Session, mode: str, own: footprint.Footprint | None) -> dict[str, Any]:
+def as_json(session: Session, mode: str, own: memory_usage.MemoryUsage | None) -> dict[str, Any]:
     environments = {c.environment for c in session.contenders if c.environment}
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -127,7 +127,7 @@ def as_json(session: Session, mode: str, own: footprint.Footprint | None) -> dic
         ],
         "memory": session.memory,
         "skipped": session.skipped,
-        "footprint": own.as_json() if own else None,
+        "memory_usage": own.as_json() if own else None,
     }
 
 
@@ -138,7 +138,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", default="", help=f"these contenders only: {names}")
     parser.add_argument("--rounds", type=int, default=5, help="rounds per cell and server (default 5)")
     parser.add_argument("--seconds", type=int, default=2, help="seconds per round (default 2)")
-    parser.add_argument("--no-footprint", action="store_true", help="leave out start time and memory")
+    parser.add_argument("--no-memory usage", action="store_true", help="leave out start time and memory")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the results")
     return parser.parse_args(arguments)
 
@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         for body in WORK.glob("body-*"):
             body.unlink()
-    own = None if options.no_footprint else footprint.measure(options.quick)
+    own = None if options.no_memory_usage else memory_usage.measure(options.quick)
     result = as_json(session, "quick" if options.quick else "full", own)
     written = report.write(result, options.out, machine.label())
     print("\n" + report.closing(result))

@@ -27,7 +27,7 @@ class ProxyContext:
 
 @dataclass(frozen=True, slots=True)
 class ControllerContext:
-    """The steward's. It ends at SIGTERM."""
+    """The controller's. It ends at SIGTERM."""
 
     memory_fd: int
     config: Config

@@ -22,7 +22,7 @@ from twofold.net import address
 from twofold.settings import Catalogue, Checked, Value, apart, fault, from_options, parse, setting
 
 LEAST_MBPS = 0.001
-MAX_PROXIES = 15  # of one generation; memory has blocks for two, and one more for the scribe
+MAX_PROXIES = 15  # of one generation; memory has blocks for two, and one more for the log writer
 FILES = (
     "upstream_file",
     "tls_certificate",

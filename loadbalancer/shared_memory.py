@@ -4,13 +4,13 @@ Touches only the mapping that it is handed.  One memfd without a name, mapped by
 the load balancer; it outlives each of them, and passes to the next generation at a reload.
 
     offset     size                                  written by
-    0          control words     4096                steward (board sequence), supervisor (reloads refused)
+    0          control words     4096                controller (board sequence), supervisor (reloads refused)
     4096       bucket            4096                whoever holds the lock on these bytes
-    8192       board             2 x 524288          steward
+    8192       board             2 x 524288          controller
     ...        counters          MAX_PROXIES x 8192  that proxy
     ...        cells             MAX_PROXIES x MAX_INSTANCES x 128   that proxy
 
-The *board* is what the steward decides: JSON, written into the half that nobody reads, then shown
+The *board* is what the controller decides: JSON, written into the half that nobody reads, then shown
 by raising the sequence.  Counters and cells are what each proxy saw: 64-bit words, one writer each,
 summed by readers who take no lock and tolerate a word that is a moment old.
 
@@ -112,7 +112,7 @@ def attach(fd: int) -> mmap.mmap:
 
 
 class Board:
-    """The steward's decisions, one writer and many readers."""
+    """The controller's decisions, one writer and many readers."""
 
     __slots__ = ("_memory",)
 
@@ -151,7 +151,7 @@ class Board:
 
 
 class RefusedReloads:
-    """How many, and why the last one. The supervisor writes, the steward reads."""
+    """How many, and why the last one. The supervisor writes, the controller reads."""
 
     __slots__ = ("_memory",)
 

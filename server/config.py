@@ -116,7 +116,7 @@ CATALOGUE = Catalogue(
     listing="twofold settings",
     example="port: 8080",
     # Read elsewhere: what an embedded instance and its replicas are told, and a load balancer's settings.
-    apart=apart("TWOFOLD_", "GUEST_CONFIG=.*", "REPLICA=.*", "BALANCE_.*", "INTERPRETED=.*"),
+    apart=apart("TWOFOLD_", "EMBEDDER_CONFIG=.*", "REPLICA=.*", "BALANCE_.*", "INTERPRETED=.*"),
     free=("artifact",),
 )
 

@@ -1,4 +1,4 @@
-"""`python -m server.guest FD`: an instance without fronts, for an application under another server.
+"""`python -m server.embedder FD`: an instance without fronts, for an application under another server.
 
 The process that embeds us holds the other end of the socket FD: it receives the channels there, and
 its end is our sign to stop.
@@ -31,8 +31,8 @@ def announce(event: str, **facts: Any) -> None:
 
 
 def main() -> int:
-    guest = socket.socket(fileno=int(sys.argv[1]))
-    settings = config.from_json(os.environ.pop("TWOFOLD_GUEST_CONFIG"))
+    embedder = socket.socket(fileno=int(sys.argv[1]))
+    settings = config.from_json(os.environ.pop("TWOFOLD_EMBEDDER_CONFIG"))
     try:
         if not settings.artifact:
             raise ConfigError(
@@ -41,7 +41,7 @@ def main() -> int:
         opened = artifact.opened(settings.artifact, settings.cache_folder(), settings.replicas.sample)
         check.require(opened, lambda message: announce("note", message=message))
         prepared = environment.prepare(opened.runtime, settings.environment, lambda what, done, total: None)
-        return int(supervisor.run(settings, prepared, opened, announce, guest))
+        return int(supervisor.run(settings, prepared, opened, announce, embedder))
     except TwofoldError as error:
         say("error", str(error))
         return int(error.exit_code)

@@ -2,7 +2,7 @@
 
 nginx and HAProxy come from Debian; where one is missing it is skipped, with its reason.  Each writes
 its access log as it does by default: nginx one line per write (and once more with its buffer, as a
-careful operator would set it), HAProxy datagrams to a syslog socket, ours through its scribe.
+careful operator would set it), HAProxy datagrams to a syslog socket, ours through its log writer.
 """
 
 from __future__ import annotations

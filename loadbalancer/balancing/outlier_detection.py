@@ -1,6 +1,6 @@
 """Which instance is ejected, for how long, and how it comes back: what its own answers say of it.
 
-Pure arithmetic, the clock is an argument (monotonic ns).  The steward probes from outside; this is
+Pure arithmetic, the clock is an argument (monotonic ns).  The controller probes from outside; this is
 judged by each proxy from the requests that it sent.
 
     IN --(a threshold, or one refused connection)--> OUT --(5 s x count, at most 60 s)--> TRIAL

@@ -188,7 +188,7 @@ class InstancePool:
     # ------------------------------------------------------------------ the board, and ticks
 
     def apply(self, entries: Sequence[Mapping[str, Any]], now: int) -> tuple[list[Instance], list[Instance]]:
-        """Take over the steward's decisions; who is new, and who is gone.
+        """Take over the controller's decisions; who is new, and who is gone.
 
         Requests of those that are gone end as usual; their cells may belong to others already.
         """

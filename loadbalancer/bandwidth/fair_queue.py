@@ -1,18 +1,18 @@
 """Who of those that wait for bandwidth is next: deficit round robin (Shreedhar and Varghese, 1995).
 
-Pure.  What waits is a *toll*: one message, or one piece of a flow.  A flow waits with one piece at a
+Pure.  What waits is a *ticket*: one message, or one piece of a flow.  A flow waits with one piece at a
 time, so a flow without anything to send has no share, and each of n flows gets 1/n.  A small message
-waits for one round at most: (tolls x quantum) / rate.
+waits for one round at most: (tickets x quantum) / rate.
 
 Small answers go first, in the order in which they came: their requests have waited already,
 and there are only as many as there were requests.
 
-    toll = Ticket(nbytes, go, now)
-    shaper.add(toll)                        or add(toll, urgent=True)
-    for paid in shaper.serve(meter.spend):  as many as there are tokens for, now
+    ticket = Ticket(nbytes, go, now)
+    fair queue.add(ticket)                        or add(ticket, urgent=True)
+    for paid in fair queue.serve(meter.spend):  as many as there are tokens for, now
         if paid.go is not None: paid.go()
-    meter.delay_ns(shaper.next_size)        when to serve again, if shaper.queued
-    shaper.cancel(toll)                     at any time, also when it has been served
+    meter.delay_ns(fair queue.next_size)        when to serve again, if fair queue.queued
+    fair queue.cancel(ticket)                     at any time, also when it has been served
 """
 
 from __future__ import annotations
@@ -57,26 +57,26 @@ class FairQueue:
     def __len__(self) -> int:
         return len(self._urgent) + len(self._round)
 
-    def add(self, toll: Ticket, urgent: bool = False) -> bool:
+    def add(self, ticket: Ticket, urgent: bool = False) -> bool:
         """Whether it is the next one, so that a timer that was set for another is wrong."""
-        self.queued += toll.size
-        if toll.answer:
-            self.answers += toll.size
+        self.queued += ticket.size
+        if ticket.answer:
+            self.answers += ticket.size
         queue = self._urgent if urgent else self._round
-        queue.append(toll)
+        queue.append(ticket)
         return len(queue) == 1 and (urgent or not self._urgent)
 
-    def cancel(self, toll: Ticket) -> None:
+    def cancel(self, ticket: Ticket) -> None:
         """It stays in the queue as a nothing, and leaves it for nothing."""
-        toll.go = None
-        if toll.waits:
-            self._leave(toll)
+        ticket.go = None
+        if ticket.waits:
+            self._leave(ticket)
 
-    def _leave(self, toll: Ticket) -> None:
-        toll.waits = False
-        self.queued -= toll.size
-        if toll.answer:
-            self.answers -= toll.size
+    def _leave(self, ticket: Ticket) -> None:
+        ticket.waits = False
+        self.queued -= ticket.size
+        if ticket.answer:
+            self.answers -= ticket.size
 
     @property
     def next_size(self) -> int:
@@ -95,20 +95,20 @@ class FairQueue:
             if not self._pay(self._urgent, spend, paid):
                 return paid
         while self._round:
-            toll = self._round[0]
-            if toll.waits and toll.deficit + self.quantum < toll.size:
-                toll.deficit += self.quantum
+            ticket = self._round[0]
+            if ticket.waits and ticket.deficit + self.quantum < ticket.size:
+                ticket.deficit += self.quantum
                 self._round.rotate(-1)
             elif not self._pay(self._round, spend, paid):
                 return paid
         return paid
 
     def _pay(self, queue: deque[Ticket], spend: Callable[[int], bool], paid: list[Ticket]) -> bool:
-        toll = queue[0]
-        if toll.waits:
-            if not spend(toll.size):
+        ticket = queue[0]
+        if ticket.waits:
+            if not spend(ticket.size):
                 return False
-            self._leave(toll)
-            paid.append(toll)
+            self._leave(ticket)
+            paid.append(ticket)
         queue.popleft()
         return True

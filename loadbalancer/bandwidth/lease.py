@@ -6,15 +6,15 @@ the rate gives in LEASE_NS, and spends from that.  Whatever is left of a lease g
 tick, so a proxy that is killed takes no more than one lease with it.
 
     if not waiting and meter.spend(nbytes): go    0.15 us from the lease, 5 us for a new one
-    else: shaper.add(Toll(nbytes, go, now))       and a timer, meter.delay_ns(shaper.next_size) from now
+    else: fair queue.add(Ticket(nbytes, go, now))       and a timer, meter.delay_ns(fair queue.next_size) from now
     when the timer fires:
-        for toll in shaper.serve(meter.spend): toll.go()
-        if shaper.queued: set the timer again
+        for ticket in fair queue.serve(meter.spend): ticket.go()
+        if fair queue.queued: set the timer again
     at every tick of 20 ms, and when nobody waits any more:
-        meter.settle(len(shaper), shaper.queued)  gives back the lease, learns the rate of now
+        meter.settle(len(fair queue), fair queue.queued)  gives back the lease, learns the rate of now
     meter.owe(nbytes)                             what must pass is passed, into debt
 
-That is what a throttle does.  A proxy whose messages wait keeps its lease from tick to tick: it is
+That is what a limiter does.  A proxy whose messages wait keeps its lease from tick to tick: it is
 saving for the next of them.  While several proxies have flows that wait, each takes its turn (shares).
 """
 
@@ -107,19 +107,19 @@ class Lease:
     `number`: which proxy it is; without one, it takes no turns with others.
     """
 
-    __slots__ = ("_bits", "_ledger", "_level", "_looked", "allowance", "debt", "rate", "share")
+    __slots__ = ("_bits", "_bucket", "_level", "_looked", "allowance", "debt", "rate", "share")
 
     def __init__(
-        self, ledger: SharedBucket, bits: Callable[[int], int] = http_bits, number: int | None = None
+        self, bucket: SharedBucket, bits: Callable[[int], int] = http_bits, number: int | None = None
     ) -> None:
-        self._ledger = ledger
+        self._bucket = bucket
         self._bits = None if bits is http_bits else bits  # the usual one is spelt out: calls cost
-        self.share = FairShare(ledger.shared, number)
+        self.share = FairShare(bucket.shared, number)
         self.allowance = 0
-        self.rate = ledger.rate
+        self.rate = bucket.rate
         self.debt = 0  # of the bucket, in bits, as of the last visit
         self._level = 0  # likewise, in nanobits
-        self._looked = ledger.clock()
+        self._looked = bucket.clock()
 
     def spend(self, nbytes: int) -> bool:
         """Whether so much may pass now; it is paid for if so."""
@@ -148,7 +148,7 @@ class Lease:
             return 0
         bits = nbytes << 3 if self._bits is None else self._bits(nbytes)
         lacking = (min(bits, depth(self.rate)) - self.allowance) * NANO - self._level
-        now = self._ledger.clock()
+        now = self._bucket.clock()
         if self.share.waits(now, bits):  # until others have taken their turns
             lacking = max(lacking, bits * NANO)
         return max(0, -(-lacking // self.rate) - (now - self._looked))
@@ -158,7 +158,7 @@ class Lease:
 
         `queued`: bytes of those flows.
         """
-        now = self._ledger.clock()
+        now = self._bucket.clock()
         self.share.publish(now, flows, queued)
         back = 0 if flows and self.allowance > 0 else self.allowance
         self._visit(now, back, 0)
@@ -166,7 +166,7 @@ class Lease:
 
     def _renew(self, bits: int) -> bool:
         """A new lease, for `bits` at least; whether they may pass."""
-        now, wanted = self._ledger.clock(), 0
+        now, wanted = self._bucket.clock(), 0
         if not self.share.waits(now, bits):
             wanted = max(bits, self.rate * LEASE_NS // NANO)
         self.allowance = self._visit(now, self.allowance, wanted)
@@ -176,7 +176,7 @@ class Lease:
         return self.allowance >= min(bits, depth(self.rate))
 
     def _visit(self, now: int, back: int, wanted: int) -> int:
-        bucket, taken = self._ledger.exchange(now, back, wanted)
+        bucket, taken = self._bucket.exchange(now, back, wanted)
         self.rate, self._level, self._looked = bucket.rate, bucket.level, now
         self.debt = max(0, -(bucket.level // NANO))
         self.share.took(taken - back)

@@ -1,9 +1,9 @@
-"""Who may pass now, and who waits for bandwidth: the meter and the shaper of one proxy, on its loop.
+"""Who may pass now, and who waits for bandwidth: the meter and the fair queue of one proxy, on its loop.
 
-Touches the event loop's timer and the shared bucket; the arithmetic is in bucket, ledger and drr.
+Touches the event loop's timer and the shared bucket; the arithmetic is in bucket, bucket and drr.
 
-    if throttle.pay(n): go                               the usual: nobody waits, tokens are there
-    else: toll = throttle.wait(n, go)                    `go` is called when n bytes are paid for
+    if limiter.pay(n): go                               the usual: nobody waits, tokens are there
+    else: ticket = limiter.wait(n, go)                    `go` is called when n bytes are paid for
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class BandwidthLimiter:
         waited: Callable[[int], None] = lambda microseconds: None,
     ) -> None:
         self._meter = meter
-        self._shaper = FairQueue()
+        self._fair_queue = FairQueue()
         self._budget = budget
-        self._waited = waited  # is told the microseconds of each toll that is paid
+        self._waited = waited  # is told the microseconds of each ticket that is paid
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -58,7 +58,7 @@ class BandwidthLimiter:
 
     @property
     def waiting(self) -> int:
-        return len(self._shaper)
+        return len(self._fair_queue)
 
     def pay(self, nbytes: int) -> bool:
         """Whether so much may pass at once. Nobody overtakes those who wait."""
@@ -70,7 +70,7 @@ class BandwidthLimiter:
     def fill(self, nbytes: int) -> bool:
         """Whether so much is free now."""
         self._gather()
-        if self._shaper.queued or not self._meter.spend(nbytes):
+        if self._fair_queue.queued or not self._meter.spend(nbytes):
             return False
         self.free = nbytes + self._meter.lend()
         return True
@@ -84,14 +84,14 @@ class BandwidthLimiter:
     def wait(self, nbytes: int, go: Callable[[], None], urgent: bool = False, answer: bool = False) -> Ticket:
         """`urgent`: a whole small answer; `answer`: a piece of a large one."""
         self._gather()
-        toll = Ticket(nbytes, go, self._clock(), urgent or answer)
-        first = self._shaper.add(toll, urgent)
+        ticket = Ticket(nbytes, go, self._clock(), urgent or answer)
+        first = self._fair_queue.add(ticket, urgent)
         if first or self._timer is None:
             self._sleep()
-        return toll
+        return ticket
 
-    def cancel(self, toll: Ticket) -> None:
-        self._shaper.cancel(toll)
+    def cancel(self, ticket: Ticket) -> None:
+        self._fair_queue.cancel(ticket)
 
     def refusal_delay(self, nbytes: int) -> int:
         """0 if a request of so many bytes is admitted, otherwise the seconds after which to try again.
@@ -110,56 +110,56 @@ class BandwidthLimiter:
         own = nbytes + back
         if 4 * back > 3 * self.quantum:  # its answer is likely to take turns, among those of as many again
             ahead += ahead
-        flows = max(1, len(self._shaper) + rivals.flows)
+        flows = max(1, len(self._fair_queue) + rivals.flows)
         ahead = min(ahead, flows * max(own, self.quantum))
         delay = (meter.debt + 8 * (ahead + own)) / meter.rate
         return math.ceil(delay) if delay > self._budget else 0
 
     def _ahead(self) -> int:
         """Bytes: what waits here, and what will follow it."""
-        shaper = self._shaper
-        return shaper.queued + self.held + int(self.echo * (shaper.queued - shaper.answers))
+        fair_queue = self._fair_queue
+        return fair_queue.queued + self.held + int(self.echo * (fair_queue.queued - fair_queue.answers))
 
     def tick(self) -> None:
         """Every 20 ms: the rate may have been changed."""
         self._gather()
-        self._meter.settle(len(self._shaper), self._ahead())
+        self._meter.settle(len(self._fair_queue), self._ahead())
         rate = self._meter.rate
         self._limited = rate > 0
         self.free = 0 if self._limited else UNLIMITED
-        self.quantum = self._shaper.quantum = quantum(rate) if rate else MOST_QUANTUM
+        self.quantum = self._fair_queue.quantum = quantum(rate) if rate else MOST_QUANTUM
         self._answers *= KEEP
         self._others *= KEEP
-        if self._shaper.queued and not self._limited:
+        if self._fair_queue.queued and not self._limited:
             self._serve()
 
     def _serve(self) -> None:
         if self._timer is not None:
             self._timer.cancel()  # it may not be the one that calls
             self._timer = None
-        paid = self._shaper.serve(self._meter.spend if self._limited else _free)
+        paid = self._fair_queue.serve(self._meter.spend if self._limited else _free)
         now = self._clock()
-        for toll in paid:
-            self._waited((now - toll.since) // 1000)
-            if toll.answer:
-                self._answers += toll.size
+        for ticket in paid:
+            self._waited((now - ticket.since) // 1000)
+            if ticket.answer:
+                self._answers += ticket.size
             else:
-                self._others += toll.size
+                self._others += ticket.size
         self.echo = min(self._answers / self._others, MOST_ECHO) if self._others else 0.0
-        if self._shaper.queued:
+        if self._fair_queue.queued:
             self._sleep()
         else:
             self._meter.share.publish(now, 0, 0)
-        for toll in paid:
-            if toll.go is not None:
-                toll.go()
+        for ticket in paid:
+            if ticket.go is not None:
+                ticket.go()
 
     def _sleep(self) -> None:
         assert self._loop is not None
         if self._timer is not None:
             self._timer.cancel()
-        self._meter.share.publish(self._clock(), len(self._shaper), self._ahead())
-        delay = self._meter.delay_ns(self._shaper.next_size) / 1e9
+        self._meter.share.publish(self._clock(), len(self._fair_queue), self._ahead())
+        delay = self._meter.delay_ns(self._fair_queue.next_size) / 1e9
         self._timer = self._loop.call_later(min(delay, LONGEST_SLEEP), self._serve)
 
 

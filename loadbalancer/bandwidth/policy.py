@@ -20,13 +20,13 @@ MOST_MBPS = 1_000_000.0
 class BandwidthPolicy:
     """`mbps` and `maximum` in 10^6 bit/s; a maximum of 0 raises nothing."""
 
-    def __init__(self, ledger: SharedBucket, settings: BandwidthSettings, before: Mapping[str, Any]) -> None:
+    def __init__(self, bucket: SharedBucket, settings: BandwidthSettings, before: Mapping[str, Any]) -> None:
         """`before`: what a predecessor wrote down. Settings that have changed since then win."""
-        self._ledger = ledger
+        self._bucket = bucket
         self._configured = [settings.bandwidth_mbps, settings.maximum_bandwidth_mbps]
         self._autoscale: Autoscale | None = None
         self.mbps, self.maximum = self._configured
-        now = self._ledger.rate
+        now = self._bucket.rate
         if before.get("configured") == self._configured:
             self.mbps, self.maximum = float(before["mbps"]), float(before["maximum"])
         else:
@@ -35,7 +35,7 @@ class BandwidthPolicy:
         self._apply(min(max(now, low), high))
 
     def _apply(self, rate: int) -> None:
-        self._ledger.set_rate(rate)
+        self._bucket.set_rate(rate)
         self._autoscale = None
         if self.maximum:
             self._autoscale = Autoscale(int(self.mbps * MEGABIT), int(self.maximum * MEGABIT))
@@ -44,7 +44,7 @@ class BandwidthPolicy:
     @property
     def rate(self) -> int:
         """Bit/s that may pass now; 0 is unlimited."""
-        return self._ledger.rate
+        return self._bucket.rate
 
     def set(self, mbps: float, maximum: float = 0.0) -> None:
         """From now on. ValueError if the two do not fit together."""
@@ -63,7 +63,7 @@ class BandwidthPolicy:
             return
         before, rate = self.rate, self._autoscale.hear(now, utilisation)
         if rate != before:
-            self._ledger.set_rate(rate)
+            self._bucket.set_rate(rate)
             say("info", f"bandwidth is {'raised' if rate > before else 'lowered'} to {rate / MEGABIT:g} Mbps")
 
     def board(self) -> dict[str, Any]:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 PROGRAM = "twofold balance-ctl"
-PATIENCE = 10.0  # seconds with the steward
+PATIENCE = 10.0  # seconds with the controller
 LOOK = 0.2  # seconds between looks at what was asked for
-HANDOVER = 1.0  # seconds in which nobody may answer: between two stewards, and before the first
+HANDOVER = 1.0  # seconds in which nobody may answer: between two controllers, and before the first
 COLUMNS = ("instance", "state", "in hand", "requests/s", "share", "latency", "failures")
 
 SOCKET = typer.Option(
@@ -184,7 +184,7 @@ def reload(socket: str = SOCKET) -> None:
         time.sleep(LOOK)
         try:
             now = admin.state()
-        except AddressError:  # between two stewards
+        except AddressError:  # between two controllers
             continue
         if now["started"] != before["started"]:
             print("reloaded")

@@ -52,10 +52,10 @@ CODES = {404: "NotAuthorizedOrNotFound", 405: "MethodNotAllowed", 413: "PayloadT
 
 
 class AdminApi:
-    """What the admin asks for, said to the steward."""
+    """What the admin asks for, said to the controller."""
 
-    def __init__(self, steward: Controller) -> None:
-        self._steward = steward
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
 
     def routes(self) -> list[Route]:
         name = "/instances/{name:path}"  # a name has slashes
@@ -72,32 +72,32 @@ class AdminApi:
         given = await _object(request, {"mbps"}, {"max_mbps"})
         most = given.get("max_mbps")
         mbps, maximum = _number(given["mbps"], "mbps"), 0.0 if most is None else _number(most, "max_mbps")
-        self._steward.set_bandwidth(mbps, maximum)
-        return _json(200, self._steward.state()["bandwidth"])
+        self._controller.set_bandwidth(mbps, maximum)
+        return _json(200, self._controller.state()["bandwidth"])
 
     async def instances(self, request: Request) -> Response:
-        return _json(200, self._steward.state()["instances"])
+        return _json(200, self._controller.state()["instances"])
 
     async def add(self, request: Request) -> Response:
         url = (await _object(request, {"url"}))["url"]
         if not isinstance(url, str):
             raise ValueError("url must be a text")
-        return _json(201, self._one(self._steward.add(url).name))
+        return _json(201, self._one(self._controller.add(url).name))
 
     async def drain(self, request: Request) -> Response:
-        return _json(202, self._one(self._steward.drain(request.path_params["name"]).name))
+        return _json(202, self._one(self._controller.drain(request.path_params["name"]).name))
 
     async def remove(self, request: Request) -> Response:
-        return _json(202, self._one(self._steward.remove(request.path_params["name"]).name))
+        return _json(202, self._one(self._controller.remove(request.path_params["name"]).name))
 
     async def reload(self, request: Request) -> Response:
-        self._steward.reload()
+        self._controller.reload()
         return _json(
             202, {"message": "the new settings are checked; if they are good, they hold in a moment"}
         )
 
     def _one(self, name: str) -> dict[str, Any]:
-        shown: list[dict[str, Any]] = self._steward.state()["instances"]
+        shown: list[dict[str, Any]] = self._controller.state()["instances"]
         return next(each for each in shown if each["name"] == name)
 
 
@@ -154,7 +154,7 @@ def application(routes: list[Route]) -> Starlette:
 
 
 class AdminServer(uvicorn.Server):
-    """Signals are the steward's to handle."""
+    """Signals are the controller's to handle."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -172,9 +172,9 @@ class Tell(logging.Handler):
 class AdminServers:
     """The admin's socket, and the status address if there is one."""
 
-    def __init__(self, steward: Controller) -> None:
-        self._steward = steward
-        self._watchers = status_page.Watchers(steward)
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._watchers = status_page.Watchers(controller)
         self._sockets = ListenerSet()
         self._servers: list[AdminServer] = []
 
@@ -184,12 +184,12 @@ class AdminServers:
         logger.handlers, logger.propagate = [Tell()], False
         logger.setLevel(logging.WARNING)
         looking = self._watchers.routes()
-        if self._steward.place.status is not None:
+        if self._controller.place.status is not None:
             self._servers.append(_server(application(looking)))
-        listeners = [] if self._steward.place.status is None else [self._steward.place.status]
+        listeners = [] if self._controller.place.status is None else [self._controller.place.status]
         try:
             listeners.append(self._open())
-            self._servers.append(_server(application([*AdminApi(self._steward).routes(), *looking])))
+            self._servers.append(_server(application([*AdminApi(self._controller).routes(), *looking])))
         except TwofoldError as error:
             say("error", f"no admin API: {error}")
         serving = [server.serve([each]) for server, each in zip(self._servers, listeners, strict=True)]
@@ -205,7 +205,7 @@ class AdminServers:
 
     def _open(self) -> socket.socket:
         """Raises ResourceError or AddressError."""
-        path = self._steward.config.admin_path()
+        path = self._controller.config.admin_path()
         _make_folder(path.parent, own=path == default_admin_path(os.environ))
         text = f"unix:{path}"
         mask = os.umask(0o177)  # nobody else may connect, not even for a moment

@@ -1,8 +1,8 @@
-"""The steward: the control plane. Decides who is in the pool and how much may pass, and publishes it.
+"""The controller: the control plane. Decides who is in the pool and how much may pass, and publishes it.
 
 Touches the board, the bucket's rate, the instances' health paths, the watched file and the resolver,
 and serves the admin API and the status page.  No request passes here: when it dies, the proxies go
-on with the last board, and the next steward takes up what the board says.
+on with the last board, and the next controller takes up what the board says.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ class Controller:
         self.config = config = place.config
         self.shared = shared_memory.attach(place.memory_fd)
         self.board = shared_memory.Board(self.shared)
-        self.ledger = SharedBucket(self.shared, place.memory_fd)
-        self.census = Registry(self.shared)
+        self.bucket = SharedBucket(self.shared, place.memory_fd)
+        self.registry = Registry(self.shared)
         self.pulse = StallDetector()
-        self.trend = sliding_window.SlidingWindow()
+        self.recent = sliding_window.SlidingWindow()
         self.started = time.time()
         self.sampled = asyncio.Event()  # set, and cleared again, with every reading
         before = self._inherit()
-        self.limits = BandwidthPolicy(self.ledger, config.bandwidth, before.get("limits", {}))
+        self.limits = BandwidthPolicy(self.bucket, config.bandwidth, before.get("limits", {}))
         pool = config.pool
-        known = self.census.members.values()
+        known = self.registry.endpoints.values()
         self.sources = Discovery.of(pool.upstream, pool.upstream_file, known)
         self._question = Probe(pool.probe_path, pool.probe_timeout, pool.proxy_protocol_out)
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -76,10 +76,10 @@ class Controller:
         """What a predecessor had decided; nothing if it cannot be read."""
         try:
             before = self.board.read()
-            self.census.inherit(before.get("instances", ()), before.get("removed", ()))
+            self.registry.inherit(before.get("instances", ()), before.get("removed", ()))
             return before
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            say("warning", f"the board of the steward before cannot be read, the settings hold: {error!r}")
+            say("warning", f"the board of the controller before cannot be read, the settings hold: {error!r}")
             return {}
 
     # ------------------------------------------------------------------ what the admin may do
@@ -91,26 +91,26 @@ class Controller:
 
     def add(self, text: str) -> Endpoint:
         """It joins, or stays after all, or takes requests again. ValueError if it cannot."""
-        member = self.census.add(text)
-        say("info", f"{member.name} is added")
+        endpoint = self.registry.add(text)
+        say("info", f"{endpoint.name} is added")
         self._settle()
-        return member
+        return endpoint
 
     def drain(self, text: str) -> Endpoint:
         """It finishes what it has, and gets nothing more. KeyError if there is none of that name."""
-        member = self.census.find(text)
-        member.drained = True
-        say("info", f"{member.name} is drained")
+        endpoint = self.registry.find(text)
+        endpoint.drained = True
+        say("info", f"{endpoint.name} is drained")
         self._settle()
-        return member
+        return endpoint
 
     def remove(self, text: str) -> Endpoint:
         """It is drained, then forgotten. KeyError."""
-        member = self.census.find(text)
-        self.census.remove(member)
-        say("info", f"{member.name} is removed")
+        endpoint = self.registry.find(text)
+        self.registry.remove(endpoint)
+        say("info", f"{endpoint.name} is removed")
         self._settle()
-        return member
+        return endpoint
 
     def reload(self) -> None:
         os.kill(self.place.supervisor, signal.SIGHUP)
@@ -118,7 +118,7 @@ class Controller:
     # ------------------------------------------------------------------ what it shows
 
     def facts(self) -> status_view.StatusFacts:
-        with self.ledger.open() as bucket:
+        with self.bucket.open() as bucket:
             rate, debt = bucket.rate, bucket.debt(monotonic_ns()) if bucket.rate else 0
         return status_view.StatusFacts(
             version=__version__,
@@ -127,7 +127,7 @@ class Controller:
             debt=debt,
             mbps=self.limits.mbps,
             maximum=self.limits.maximum,
-            members=[member.entry() for member in self.census.members.values()],
+            endpoints=[endpoint.entry() for endpoint in self.registry.endpoints.values()],
             certificate_expires=self._certificate_expires(),
             reloads_refused=shared_memory.RefusedReloads(self.shared).read(),
             compiled=load.used(),
@@ -147,37 +147,37 @@ class Controller:
             return 0  # the proxies have said so, and serve the last one
 
     def reading(self) -> sliding_window.Reading:
-        cells = {name: member.cell for name, member in self.census.members.items()}
+        cells = {name: endpoint.cell for name, endpoint in self.registry.endpoints.items()}
         return sliding_window.read(self.shared, cells, monotonic_ns())
 
     def state(self) -> dict[str, Any]:
-        return status_view.state(self.facts(), self.trend, self.reading())
+        return status_view.state(self.facts(), self.recent, self.reading())
 
     def exposition(self) -> bytes:
         from twofold.loadbalancer.control import (
             prometheus,  # with its library, which is not needed before the first scrape
         )
 
-        return prometheus.exposition(self.facts(), self.trend, self.reading())
+        return prometheus.exposition(self.facts(), self.recent, self.reading())
 
     def publish(self) -> None:
         if self._booted:
-            self.board.publish({"limits": self.limits.board(), **self.census.board()})
+            self.board.publish({"limits": self.limits.board(), **self.registry.board()})
 
     # ------------------------------------------------------------------ tasks
 
     def _settle(self) -> None:
         """Somebody has come, gone or changed: everybody is watched by one task, and the board says so."""
-        members = self.census.members
-        for name in [name for name in self._watches if name not in members]:
+        endpoints = self.registry.endpoints
+        for name in [name for name in self._watches if name not in endpoints]:
             self._watches.pop(name).cancel()
-        for name, member in members.items():
+        for name, endpoint in endpoints.items():
             if name not in self._watches:
-                self._watches[name] = self._alongside(self._watch(member))
+                self._watches[name] = self._alongside(self._watch(endpoint))
         self.publish()
 
     def _alongside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task that may end; if it fails, so does the steward, and a new one takes its place."""
+        """A task that may end; if it fails, so does the controller, and a new one takes its place."""
 
         def ended(task: asyncio.Task[None]) -> None:
             failure = None if task.cancelled() else task.exception()
@@ -189,29 +189,33 @@ class Controller:
         return task
 
     def _reconcile(self) -> None:
-        self.census.reconcile(self.sources.wanted(), self.sources.certain)
+        self.registry.reconcile(self.sources.wanted(), self.sources.certain)
         self._settle()
 
-    async def _watch(self, member: Endpoint) -> None:
+    async def _watch(self, endpoint: Endpoint) -> None:
         """Probe it for ever."""
-        loop, interval, verdict = asyncio.get_running_loop(), self.config.pool.probe_interval, member.verdict
+        loop, interval, verdict = (
+            asyncio.get_running_loop(),
+            self.config.pool.probe_interval,
+            endpoint.verdict,
+        )
         while True:
             began = loop.time()
-            answer = await self._question.put(member.where)
+            answer = await self._question.put(endpoint.where)
             was_up = verdict.up
             if (answer.well or self.pulse.faltered < began) and verdict.hear(answer):
                 if verdict.up != was_up:
-                    self._turned(member)
+                    self._turned(endpoint)
                 self.publish()
             pause = interval * (SOON if verdict.wavering else 1.0)
             await asyncio.sleep(pause * (1 + random.uniform(-JITTER, JITTER)))
 
-    def _turned(self, member: Endpoint) -> None:
-        if member.verdict.up:
-            member.since_ns = monotonic_ns() if self._booted else 0
-            say("info", f"{member.name} is up")
+    def _turned(self, endpoint: Endpoint) -> None:
+        if endpoint.verdict.up:
+            endpoint.since_ns = monotonic_ns() if self._booted else 0
+            say("info", f"{endpoint.name} is up")
         else:
-            say("warning", f"{member.name} is down: {member.verdict.why}")
+            say("warning", f"{endpoint.name} is down: {endpoint.verdict.why}")
 
     async def _watch_file(self, file: WatchedFile) -> None:
         while True:
@@ -231,20 +235,20 @@ class Controller:
             due = clock() + BEAT
             await asyncio.sleep(BEAT)
             self.pulse.beat(due, clock())
-            gone = self.census.part(monotonic_ns())
-            for member in gone:
-                say("info", f"{member.name} has left")
+            gone = self.registry.part(monotonic_ns())
+            for endpoint in gone:
+                say("info", f"{endpoint.name} has left")
             if gone:
                 self._settle()
 
     async def _sample(self) -> None:
         while True:
             reading = self.reading()
-            self.trend.hear(reading, self.limits.rate)
+            self.recent.hear(reading, self.limits.rate)
             throttled = (
                 reading.cells[shared_memory.THROTTLED] > 0
             )  # what waits will be counted when it has ended
-            self.limits.hear(reading.at, 1.0 if throttled else self.trend.utilisation())
+            self.limits.hear(reading.at, 1.0 if throttled else self.recent.utilisation())
             self.sampled.set()
             self.sampled.clear()
             await asyncio.sleep(sliding_window.STEP)
@@ -286,7 +290,7 @@ class Controller:
         self._reconcile()
         waited = 0.0
         while waited < FIRST_ROUND and any(
-            one.verdict.why == NOT_ASKED for one in self.census.members.values()
+            one.verdict.why == NOT_ASKED for one in self.registry.endpoints.values()
         ):
             await asyncio.sleep(0.01)
             waited += 0.01
@@ -299,6 +303,6 @@ class Controller:
 
 
 def run(place: ControllerContext) -> int:
-    """Be the steward until told to stop; the exit code."""
+    """Be the controller until told to stop; the exit code."""
     asyncio.run(Controller(place).serve())
     return 0

@@ -170,10 +170,10 @@ class Discovery:
         """What the settings say. `known`: until file and resolver have answered, what they said before."""
         named = [found for text in texts if (found := address.upstream(text))]
         names, listed = Names(), dict[str, Target]()
-        for member in known:
-            if member.source == DNS:
-                names.remember(member.origin, member.where)
-            text = {DNS: member.origin, FILE: member.name}.get(member.source, "")
+        for endpoint in known:
+            if endpoint.source == DNS:
+                names.remember(endpoint.origin, endpoint.where)
+            text = {DNS: endpoint.origin, FILE: endpoint.name}.get(endpoint.source, "")
             if text and text not in texts and (upstream := address.upstream(text)):
                 listed[upstream.name] = upstream
         return cls(named, WatchedFile(path, listed.values()) if path else None, names)

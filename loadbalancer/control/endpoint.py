@@ -1,6 +1,6 @@
-"""One instance as the steward knows it, from its first mention until it is drained and gone.
+"""One instance as the controller knows it, from its first mention until it is drained and gone.
 
-Pure.  What the board says of it is everything that a later steward, perhaps of another version, has
+Pure.  What the board says of it is everything that a later controller, perhaps of another version, has
 to know to go on from there.
 """
 
@@ -56,7 +56,7 @@ class Endpoint:
 
 
 def from_entry(entry: Mapping[str, Any], now: int) -> Endpoint:
-    """The member that a predecessor wrote down; raises KeyError if it is not what we write."""
+    """The endpoint that a predecessor wrote down; raises KeyError if it is not what we write."""
     well = bool(entry.get("well", entry["state"] == UP))
     ever = well or bool(entry.get("ever", entry["since_ns"]))
     return Endpoint(

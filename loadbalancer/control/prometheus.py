@@ -28,17 +28,17 @@ STATES = ("up", "down", "drain", "ejected")
 SHOWN_BUCKETS = range(4, 28)
 
 
-def exposition(facts: StatusFacts, trend: SlidingWindow, reading: Reading) -> bytes:
+def exposition(facts: StatusFacts, recent: SlidingWindow, reading: Reading) -> bytes:
     """The answer to a scrape."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collected(facts, trend, reading))
+    registry.register(_Collected(facts, recent, reading))
     return generate_latest(registry)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Collected(Collector):
     facts: StatusFacts
-    trend: SlidingWindow
+    recent: SlidingWindow
     reading: Reading
 
     def collect(self) -> Iterator[Metric]:
@@ -84,7 +84,7 @@ class _Collected(Collector):
         yield _counter("sent_bytes", "HTTP bytes to clients", "", [("", cells[shared_memory.BYTES_OUT])])
         for name, help_text, value in (
             ("bandwidth_limit_bits_per_second", "Bits that may pass in a second; 0 is unlimited", facts.rate),
-            ("bandwidth_utilisation_percent", "Part of it that is used", 100 * self.trend.utilisation()),
+            ("bandwidth_utilisation_percent", "Part of it that is used", 100 * self.recent.utilisation()),
             ("bandwidth_debt_bits", "Bits that have passed ahead of their time", facts.debt),
             ("streams_throttled", "Streams that wait for bandwidth now", cells[shared_memory.THROTTLED]),
         ):
@@ -93,19 +93,19 @@ class _Collected(Collector):
 
     def _instances(self) -> Iterator[Metric]:
         seen = self.reading.instances
-        rows = [(member, seen.get(member["name"], UNSEEN)) for member in self.facts.members]
+        rows = [(endpoint, seen.get(endpoint["name"], UNSEEN)) for endpoint in self.facts.endpoints]
         states = GaugeMetricFamily(
             PREFIX + "instance_state", "1 for the state that it is in", labels=["instance", "state"]
         )
         failures = CounterMetricFamily(
             PREFIX + "instance_failures", "Requests that it failed", labels=["instance", "kind"]
         )
-        for member, sight in rows:
-            present = shown_state(member, sight, self.reading.at)
+        for endpoint, sight in rows:
+            present = shown_state(endpoint, sight, self.reading.at)
             for each in STATES:
-                states.add_metric([member["name"], each], float(present == each))
+                states.add_metric([endpoint["name"], each], float(present == each))
             for kind, cell in FAILURES.items():
-                failures.add_metric([member["name"], kind], sight.words[cell])
+                failures.add_metric([endpoint["name"], kind], sight.words[cell])
         yield from (states, failures)
         for name, help_text, cell, make in (
             ("instance_outstanding", "Requests in its hands now", shared_memory.OUTSTANDING, _gauge),

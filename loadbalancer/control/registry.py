@@ -25,15 +25,15 @@ DWELL_NS = 200_000_000  # the proxies may not have seen yet that one drains, nor
 class Registry:
     def __init__(self, shared: mmap.mmap) -> None:
         self._shared = shared
-        self.members: dict[str, Endpoint] = {}
+        self.endpoints: dict[str, Endpoint] = {}
         self.removed: set[str] = set()  # by the admin, though somebody names them
 
     def inherit(self, entries: Iterable[Mapping[str, Any]], removed: Iterable[str]) -> None:
         """Take up what a predecessor has left; raises KeyError or TypeError if that makes no sense."""
-        members = [from_entry(entry, monotonic_ns()) for entry in entries]
-        if len({member.cell for member in members}) != len(members):
+        endpoints = [from_entry(entry, monotonic_ns()) for entry in entries]
+        if len({endpoint.cell for endpoint in endpoints}) != len(endpoints):
             raise KeyError("two instances with one cell")
-        self.members = {member.name: member for member in members}
+        self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self.removed = set(removed)
 
     # ------------------------------------------------------------------ what the admin may do
@@ -42,8 +42,8 @@ class Registry:
         """By its name, or without what every name begins with. KeyError if there is none."""
         upstream = address.upstream(text) or address.upstream(f"http://{text}")
         for name in (text, upstream.name if upstream else text):
-            if name in self.members:
-                return self.members[name]
+            if name in self.endpoints:
+                return self.endpoints[name]
         raise KeyError(text)
 
     def add(self, text: str) -> Endpoint:
@@ -52,18 +52,18 @@ class Registry:
         if found is None or found.dns:
             raise ValueError(f"{text!r} is no instance; write HOST:PORT or unix:/PATH")
         self.removed.discard(found.name)
-        known = self.members.get(found.name)
+        known = self.endpoints.get(found.name)
         if known is None:
             return self._join(found.name, found.address, ADMIN)
         known.source = ADMIN if known.leaving else known.source
         known.stay()
         return known
 
-    def remove(self, member: Endpoint) -> None:
+    def remove(self, endpoint: Endpoint) -> None:
         """It is drained, then forgotten."""
-        if member.source != ADMIN:
-            self.removed.add(member.name)
-        member.leave(monotonic_ns())
+        if endpoint.source != ADMIN:
+            self.removed.add(endpoint.name)
+        endpoint.leave(monotonic_ns())
 
     # ------------------------------------------------------------------ what others name
 
@@ -74,22 +74,22 @@ class Registry:
         for name, who in wanted.items():
             if name not in self.removed:
                 self._want(name, who)
-        for member in self.members.values():
-            if member.name not in wanted and member.source != ADMIN:
-                member.leave(monotonic_ns())
+        for endpoint in self.endpoints.values():
+            if endpoint.name not in wanted and endpoint.source != ADMIN:
+                endpoint.leave(monotonic_ns())
 
     def _want(self, name: str, who: Wanted) -> None:
-        member = self.members.get(name)
-        if member is None:
+        endpoint = self.endpoints.get(name)
+        if endpoint is None:
             try:
                 self._join(name, who.where, who.source).origin = who.origin
             except ValueError as error:
                 say("error", f"{name} is left out: {error}")
-        elif member.source != ADMIN:
-            member.source, member.origin, member.leaving = who.source, who.origin, False
+        elif endpoint.source != ADMIN:
+            endpoint.source, endpoint.origin, endpoint.leaving = who.source, who.origin, False
 
     def _join(self, name: str, where: Address, source: str) -> Endpoint:
-        taken = {member.cell for member in self.members.values()}
+        taken = {endpoint.cell for endpoint in self.endpoints.values()}
         free = next((cell for cell in range(shared_memory.MAX_INSTANCES) if cell not in taken), None)
         if free is None:
             raise ValueError(f"a pool has at most {shared_memory.MAX_INSTANCES} instances")
@@ -98,31 +98,31 @@ class Registry:
             shared_memory.cell(self._shared, proxy, free)[:] = memoryview(
                 bytes(shared_memory.CELL_SIZE)
             ).cast("Q")
-        member = self.members[name] = Endpoint(name, where, source, free)
-        return member
+        endpoint = self.endpoints[name] = Endpoint(name, where, source, free)
+        return endpoint
 
     # ------------------------------------------------------------------ who may go
 
-    def outstanding(self, member: Endpoint) -> int:
+    def outstanding(self, endpoint: Endpoint) -> int:
         """Requests in its hands."""
         return sum(
-            shared_memory.cell(self._shared, proxy, member.cell)[shared_memory.OUTSTANDING]
+            shared_memory.cell(self._shared, proxy, endpoint.cell)[shared_memory.OUTSTANDING]
             for proxy in range(shared_memory.MAX_PROXIES)
         )
 
     def part(self, now: int) -> list[Endpoint]:
         """Forget those that leave and have nothing in hand any more."""
         gone = [
-            member
-            for member in self.members.values()
-            if member.leaving and now - member.left_at >= DWELL_NS and not self.outstanding(member)
+            endpoint
+            for endpoint in self.endpoints.values()
+            if endpoint.leaving and now - endpoint.left_at >= DWELL_NS and not self.outstanding(endpoint)
         ]
-        for member in gone:
-            del self.members[member.name]
+        for endpoint in gone:
+            del self.endpoints[endpoint.name]
         return gone
 
     def board(self) -> dict[str, Any]:
         return {
-            "instances": [member.entry() for member in self.members.values()],
+            "instances": [endpoint.entry() for endpoint in self.endpoints.values()],
             "removed": sorted(self.removed),
         }

@@ -37,8 +37,8 @@ FRESH = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 class Watchers:
     """Everybody who looks at the page."""
 
-    def __init__(self, steward: Controller) -> None:
-        self._steward = steward
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
         self._next: asyncio.Future[bytes] | None = None
         self._many = 0
         self._stopped = False
@@ -59,10 +59,10 @@ class Watchers:
         return Response(text.replace(PLACE, _inline(self._now())), headers=headers, media_type="text/html")
 
     async def state(self, request: Request) -> Response:
-        return Response(orjson.dumps(self._steward.state()), headers=FRESH, media_type="application/json")
+        return Response(orjson.dumps(self._controller.state()), headers=FRESH, media_type="application/json")
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self._steward.exposition(), headers={**FRESH, "content-type": METRICS_TYPE})
+        return Response(self._controller.exposition(), headers={**FRESH, "content-type": METRICS_TYPE})
 
     async def events(self, request: Request) -> Response:
         if self._many >= MAX_WATCHERS:
@@ -83,18 +83,18 @@ class Watchers:
             self._many -= 1
 
     def _now(self) -> bytes:
-        steward = self._steward
-        return orjson.dumps({**steward.state(), "history": status_view.history(steward.trend)})
+        controller = self._controller
+        return orjson.dumps({**controller.state(), "history": status_view.history(controller.recent)})
 
     async def run(self) -> None:
         """Tell everybody of each reading, until `stop`."""
         while not self._stopped:
-            await self._steward.sampled.wait()
+            await self._controller.sampled.wait()
             self._tell(_event(self._now()) if self._next is not None else b"")
 
     def stop(self) -> None:
         self._stopped = True
-        self._steward.sampled.set()
+        self._controller.sampled.set()
         self._tell(b"\n")
 
     def _tell(self, event: bytes) -> None:

@@ -31,13 +31,13 @@ class StatusFacts:
     debt: int  # bits
     mbps: float
     maximum: float
-    members: Sequence[Mapping[str, Any]]  # as on the board
+    endpoints: Sequence[Mapping[str, Any]]  # as on the board
     certificate_expires: int = 0  # Unix time; 0: there is none, or it cannot be read
     reloads_refused: tuple[int, str] = (0, "")  # how many, and why the last one
     compiled: bool = False  # see compiled.py
 
 
-def state(facts: StatusFacts, trend: SlidingWindow, reading: Reading) -> dict[str, Any]:
+def state(facts: StatusFacts, recent: SlidingWindow, reading: Reading) -> dict[str, Any]:
     """Everything an operator may want to know, for JSON."""
     cells = reading.cells
     return {
@@ -45,17 +45,17 @@ def state(facts: StatusFacts, trend: SlidingWindow, reading: Reading) -> dict[st
         "compiled": facts.compiled,
         "started": round(facts.started, 3),
         "reloads_refused": {"times": facts.reloads_refused[0], "why": facts.reloads_refused[1]},
-        "bandwidth": _bandwidth(facts, trend, cells),
-        "requests": _requests(trend, cells),
-        "latency_ms": _pair(trend.percentiles(shared_memory.LATENCY)),
-        "upstream_ms": _pair(trend.percentiles(shared_memory.UPSTREAM)),
-        "throttled_ms": _pair(trend.percentiles(shared_memory.THROTTLE)),
-        "queued_ms": _pair(trend.percentiles(shared_memory.QUEUE)),
+        "bandwidth": _bandwidth(facts, recent, cells),
+        "requests": _requests(recent, cells),
+        "latency_ms": _pair(recent.percentiles(shared_memory.LATENCY)),
+        "upstream_ms": _pair(recent.percentiles(shared_memory.UPSTREAM)),
+        "throttled_ms": _pair(recent.percentiles(shared_memory.THROTTLE)),
+        "queued_ms": _pair(recent.percentiles(shared_memory.QUEUE)),
         "connections": {
             "open": cells[shared_memory.OPEN_CONNECTIONS], "accepted": cells[shared_memory.ACCEPTED],
             "upstream_open": cells[shared_memory.UPSTREAM_OPEN],
         },
-        "instances": instances(facts.members, trend, reading),
+        "instances": instances(facts.endpoints, recent, reading),
     }  # fmt: skip
 
 
@@ -64,15 +64,15 @@ def _pair(found: tuple[float | None, float | None]) -> dict[str, float | None]:
     return {"p50": low, "p99": high}
 
 
-def _bandwidth(facts: StatusFacts, trend: SlidingWindow, cells: Sequence[int]) -> dict[str, Any]:
-    received, sent = trend.mbps()
+def _bandwidth(facts: StatusFacts, recent: SlidingWindow, cells: Sequence[int]) -> dict[str, Any]:
+    received, sent = recent.mbps()
     return {
         "mbps": facts.rate / 1e6,  # of now
         "minimum_mbps": facts.mbps,
         "maximum_mbps": facts.maximum or facts.mbps,
         "in_mbps": round(received, 4),
         "out_mbps": round(sent, 4),
-        "utilisation": round(trend.utilisation(), 4),
+        "utilisation": round(recent.utilisation(), 4),
         "debt_bytes": facts.debt // 8,
         "waiting": cells[shared_memory.THROTTLED],
         "in_bytes": cells[shared_memory.BYTES_IN],
@@ -80,8 +80,8 @@ def _bandwidth(facts: StatusFacts, trend: SlidingWindow, cells: Sequence[int]) -
     }
 
 
-def _requests(trend: SlidingWindow, cells: Sequence[int]) -> dict[str, Any]:
-    window = trend.window()
+def _requests(recent: SlidingWindow, cells: Sequence[int]) -> dict[str, Any]:
+    window = recent.window()
     of_late = grown(window[1].cells, window[2].cells) if window else [0] * shared_memory.CELLS
     seconds = window[0] if window else 1.0
     answered = statuses(cells)
@@ -123,9 +123,9 @@ class _Late:
 
 
 def instances(
-    members: Iterable[Mapping[str, Any]], trend: SlidingWindow, reading: Reading
+    endpoints: Iterable[Mapping[str, Any]], recent: SlidingWindow, reading: Reading
 ) -> list[dict[str, Any]]:
-    window = trend.window()
+    window = recent.window()
     grew: dict[str, Sequence[int]] = {}
     for name, now in reading.instances.items():
         before = window[1].instances.get(name, UNSEEN) if window else now
@@ -133,24 +133,24 @@ def instances(
     served = sum(words[shared_memory.REQUESTS] for words in grew.values())
     seconds = window[0] if window else 1.0
     shown = []
-    for member in members:
-        name = member["name"]
+    for endpoint in endpoints:
+        name = endpoint["name"]
         late = _Late(seconds, grew.get(name, UNSEEN.words), served)
-        shown.append(_instance(member, reading.instances.get(name, UNSEEN), late, reading.at))
+        shown.append(_instance(endpoint, reading.instances.get(name, UNSEEN), late, reading.at))
     return shown
 
 
-def _instance(member: Mapping[str, Any], now: Sight, late: _Late, at: int) -> dict[str, Any]:
+def _instance(endpoint: Mapping[str, Any], now: Sight, late: _Late, at: int) -> dict[str, Any]:
     served = late.words[shared_memory.REQUESTS]
     known = now.words[shared_memory.REQUESTS] > 0  # or its latency is a guess of the proxies
     latency_us = late.words[shared_memory.LATENCY_SUM_US] / served if served else now.latency_us * known
     failed = sum(late.words[cell] for cell in FAILURES.values())
     return {
-        "name": member["name"],
-        "state": shown_state(member, now, at),
-        "why": member["why"],
-        "source": member["source"],
-        "workers": member["workers"],
+        "name": endpoint["name"],
+        "state": shown_state(endpoint, now, at),
+        "why": endpoint["why"],
+        "source": endpoint["source"],
+        "workers": endpoint["workers"],
         "outstanding": now.words[shared_memory.OUTSTANDING],
         "credits": now.words[shared_memory.CREDITS],
         "per_second": round(served / late.seconds, 2),
@@ -165,15 +165,15 @@ def _instance(member: Mapping[str, Any], now: Sight, late: _Late, at: int) -> di
     }
 
 
-def shown_state(member: Mapping[str, Any], sight: Sight, now: int) -> str:
+def shown_state(endpoint: Mapping[str, Any], sight: Sight, now: int) -> str:
     """As on the board; or ejected, when a proxy has had enough of one that answers its probes."""
-    ejected = member["state"] == "up" and sight.ejected_until > now
-    return "ejected" if ejected else str(member["state"])
+    ejected = endpoint["state"] == "up" and sight.ejected_until > now
+    return "ejected" if ejected else str(endpoint["state"])
 
 
-def history(trend: SlidingWindow) -> dict[str, list[float | None]]:
+def history(recent: SlidingWindow) -> dict[str, list[float | None]]:
     """The last minute, a column for each figure, two points a second."""
-    columns = zip(*(asdict(point).values() for point in trend.points), strict=True)
+    columns = zip(*(asdict(point).values() for point in recent.points), strict=True)
     names = ("received", "sent", "limit", "requests", "p50", "p99", "refused")
     rounded = [[None if each is None else round(each, 3) for each in column] for column in columns]
     return dict(zip(names, rounded or [[] for _ in names], strict=True))

@@ -30,7 +30,7 @@ LOST = Refusal(502, "BadGateway", "the instance closed the connection before it 
 TOO_LATE = Refusal(504, "GatewayTimeout", "the instance did not answer within predict_timeout")
 LATE_HEAD = Refusal(408, "RequestTimeout", "the head did not arrive in time")
 LATE_BODY = Refusal(408, "RequestTimeout", "the body did not arrive in time")
-CROWDED = Refusal(503, "ServiceUnavailable", "too many connections; max_connections limits them")
+CONNECTION_LIMITED = Refusal(503, "ServiceUnavailable", "too many connections; max_connections limits them")
 
 
 def too_large(limit: int) -> Refusal:

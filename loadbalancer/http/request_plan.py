@@ -61,7 +61,7 @@ class ProxyPlan:
 def make_plan(
     head: RequestHead, max_body: int, refusal: Refusal | None, keep_until: float = NEVER
 ) -> ProxyPlan:
-    """`refusal`: what the guard has against it."""
+    """`refusal`: what the authorization has against it."""
     refusal = refusal or _refusal(head, max_body)
     unread = head.chunked or (refusal is not None and bool(head.content_length))
     close = not head.keep_alive or unread

@@ -33,7 +33,7 @@ class Admission:
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
         self.config = config = proxy.config
-        self.guard = Authorization(config)
+        self.authorization = Authorization(config)
         self.hops = identity.hops(config)
         self.max_body = int(config.limits.max_body_mb * MB)
         self.plans: dict[bytes, ProxyPlan] = {}
@@ -52,9 +52,9 @@ class Admission:
         if known is not None and known.keep_until > self.proxy.wall:
             return known
         head = request_head.parse_head(raw)
-        verdict, keep_until = self.guard.refusal(head, self.proxy.wall)
+        verdict, keep_until = self.authorization.refusal(head, self.proxy.wall)
         made = request_plan.make_plan(head, self.max_body, verdict, keep_until)
-        digest = self.guard.digest(head)
+        digest = self.authorization.digest(head)
         if digest is not None:
             made = replace(made, digest=digest)
         if len(raw) <= MAX_PLAN_HEAD:
@@ -68,11 +68,11 @@ class Admission:
         if not client.peer:  # a PROXY line has not named it
             peer = client.transport.get_extra_info("peername")
             client.peer = peer[0] if isinstance(peer, tuple) else ""
-        if not self.guard.admits(client.peer):
+        if not self.authorization.admits(client.peer):
             self.proxy.cells[shared_memory.UNAUTHORISED] += 1
             client.transport.abort()
-        elif not self.proxy.crowd.has_room(self.proxy.now):
-            client.refuse(error_responses.CROWDED, close=True)
+        elif not self.proxy.connection_limit.has_room(self.proxy.now):
+            client.refuse(error_responses.CONNECTION_LIMITED, close=True)
 
     def admit(self, client: Client, chosen: ProxyPlan) -> Refusal | None:
         """Before the body is read: the limits by request, by caller, then bandwidth."""
@@ -81,7 +81,7 @@ class Admission:
             refused = self._by_rate(client, chosen, now)
             if refused is not None:
                 return refused
-        delay = self.proxy.throttle.refusal_delay(len(client.raw) + chosen.length)
+        delay = self.proxy.limiter.refusal_delay(len(client.raw) + chosen.length)
         if delay:
             cells[shared_memory.REFUSED_BANDWIDTH] += 1
             return error_responses.bandwidth(delay)

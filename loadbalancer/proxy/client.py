@@ -58,11 +58,11 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Client(ConnectionProtocol):
-    __deletable__ = ("reply",)
+    __deletable__ = ("response",)
     __slots__ = (
         "advancing", "bytes_in", "due", "expected", "head", "left", "link", "message", "partial", "paused",
-        "peer", "plan", "progress", "proxy", "raw", "reply", "retried", "searched", "since", "started",
-        "state", "toll", "transport", "upstream",
+        "peer", "plan", "progress", "proxy", "raw", "response", "retried", "searched", "since", "started",
+        "state", "ticket", "transport", "upstream",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy) -> None:
@@ -76,7 +76,7 @@ class Client(ConnectionProtocol):
         self.paused = 0
         self.progress = -1
         self.advancing = False
-        self.reply = ClientResponse(self)
+        self.response = ClientResponse(self)
         # The request in hand
         self.plan: ProxyPlan = proxy.no_plan
         self.head = b""  # the bytes for an instance
@@ -88,7 +88,7 @@ class Client(ConnectionProtocol):
         self.left = 0  # bytes of a flowing body that have not been read
         self.due = 0.0
         self.retried = 0  # `started` of the last request that was given a second attempt
-        self.toll: Ticket | None = None
+        self.ticket: Ticket | None = None
         self.link: UpstreamPool | None = None
         self.upstream: UpstreamConnection | None = None
 
@@ -104,13 +104,13 @@ class Client(ConnectionProtocol):
         nbytes = len(data)
         if nbytes == self.expected and self.state == IDLE and data.startswith(self.raw):
             proxy, self.started = self.proxy, monotonic_ns()
-            throttle = proxy.throttle
+            limiter = proxy.limiter
             self.message = self.head + data[nbytes - self.plan.length :]
             self.bytes_in = nbytes
-            if proxy.simple and (nbytes <= throttle.free or throttle.fill(nbytes)):
-                throttle.free -= nbytes  # Throttle.pay
+            if proxy.simple and (nbytes <= limiter.free or limiter.fill(nbytes)):
+                limiter.free -= nbytes  # Throttle.pay
                 self.state = QUEUED
-                proxy.roster.assign(self, self.started)
+                proxy.router.assign(self, self.started)
             else:
                 self._begin(self.plan, gathered=True)
         elif self.state == LINGER:
@@ -193,13 +193,13 @@ class Client(ConnectionProtocol):
         self.due = self.since + BODY_SECONDS + plan.length / MIN_BODY_RATE
         if plan.head.expect_continue and len(self.partial) < plan.length:
             self.transport.write(CONTINUE)
-            self.reply.bytes_out += len(CONTINUE)
+            self.response.bytes_out += len(CONTINUE)
         if plan.gathered:
             self.state = SMALL
             return
         self.state, self.left, self.message = FLOW, plan.length, self.head
-        self.proxy.throttle.announced += plan.length
-        self.proxy.roster.assign_upload(self, self.started)
+        self.proxy.limiter.announced += plan.length
+        self.proxy.router.assign_upload(self, self.started)
         self._flow()
 
     def _read_small(self) -> bool:
@@ -214,7 +214,7 @@ class Client(ConnectionProtocol):
 
     def _gathered(self) -> None:
         """The whole request is here: pay for it, then ask an instance."""
-        throttle, wanted = self.proxy.throttle, self.plan.digest
+        limiter, wanted = self.proxy.limiter, self.plan.digest
         if wanted is not None:
             refused = authorization.body_refusal(
                 wanted, hashlib.sha256(self.message[len(self.head) :]).digest()
@@ -222,17 +222,17 @@ class Client(ConnectionProtocol):
             if refused is not None:
                 self.refuse(refused, close=self.plan.close)
                 return
-        if not throttle.pay(self.bytes_in):
+        if not limiter.pay(self.bytes_in):
             self.state = HELD
-            self.toll = throttle.wait(self.bytes_in, self._ask)
+            self.ticket = limiter.wait(self.bytes_in, self._ask)
         else:
             self._ask()
 
     def _ask(self) -> None:
-        self.toll = None
+        self.ticket = None
         self.state = QUEUED
         # It may have been held back since it came, which neither an instance nor the queue is to blame for.
-        self.proxy.roster.assign(self, monotonic_ns())
+        self.proxy.router.assign(self, monotonic_ns())
 
     # ------------------------------------------------------------------ a body that flows
 
@@ -247,22 +247,22 @@ class Client(ConnectionProtocol):
 
     def _piece(self) -> int:
         """Bytes of the body that may pass at once: more would not be fair to others."""
-        return min(self.left, self.proxy.throttle.quantum)
+        return min(self.left, self.proxy.limiter.quantum)
 
     def _flow_piece(self, piece: bytes) -> None:
-        size, throttle = len(piece), self.proxy.throttle
+        size, limiter = len(piece), self.proxy.limiter
         self.left -= size
-        throttle.announced -= size
+        limiter.announced -= size
         self.bytes_in += size
         self.since = self.proxy.now
-        if not throttle.pay(size):
+        if not limiter.pay(size):
             self.pause(BANDWIDTH)
-            self.toll = throttle.wait(size, functools.partial(self._flow_on, piece))
+            self.ticket = limiter.wait(size, functools.partial(self._flow_on, piece))
         else:
             self._pass(piece)
 
     def _flow_on(self, piece: bytes) -> None:
-        self.toll = None
+        self.ticket = None
         self._excuse()
         self._pass(piece)
         self.resume(BANDWIDTH)
@@ -285,7 +285,7 @@ class Client(ConnectionProtocol):
 
     def _has(self, upstream: UpstreamConnection) -> None:
         """The instance has what is there of the request."""
-        whole = not self.left and self.toll is None
+        whole = not self.left and self.ticket is None
         if whole and self.state == FLOW:
             self.state = ASKED
         upstream.given(whole)
@@ -303,7 +303,7 @@ class Client(ConnectionProtocol):
 
     def can_replay(self) -> bool:
         """All that was sent of the request is still here."""
-        return not self.reply.begun and self.state in (QUEUED, ASKED, FLOW) and self.plan.gathered
+        return not self.response.begun and self.state in (QUEUED, ASKED, FLOW) and self.plan.gathered
 
     # ------------------------------------------------------------------ pausing
 
@@ -328,26 +328,26 @@ class Client(ConnectionProtocol):
 
     def pause_writing(self) -> None:
         """The client does not take its answers: nothing more is read for it, nor begun."""
-        self.reply.hold(PRESSURE)
+        self.response.hold(PRESSURE)
         self.pause(CHOKED)
 
     def resume_writing(self) -> None:
-        self.reply.go_on(PRESSURE)
+        self.response.go_on(PRESSURE)
         self.resume(CHOKED)
 
     # ------------------------------------------------------------------ endings
 
     def refuse(self, refusal: Refusal, close: bool) -> None:
         """The load balancer answers by itself."""
-        self.reply.refuse(refusal, close or self.proxy.draining)
+        self.response.refuse(refusal, close or self.proxy.draining)
 
     def cut_off(self, refusal: Refusal) -> None:
         """There will be no (more) answer: say why if nothing has been sent, otherwise break off."""
         if self.state == CLOSED:
             return
-        if self.reply.begun:
+        if self.response.begun:
             self.state = CLOSED
-            self.reply.break_off()
+            self.response.break_off()
         else:
             unread = bool(self.left) or self.state == SMALL  # what comes of it is not the next request
             self.refuse(refusal, close=self.plan.close or unread)
@@ -355,12 +355,12 @@ class Client(ConnectionProtocol):
     def finish(self, close: bool) -> None:
         """The answer is on its way: next request, or the end."""
         unread = bool(self.left)
-        self.proxy.throttle.announced -= self.left
+        self.proxy.limiter.announced -= self.left
         self.message, self.left, self.started = b"", 0, 0
         self.link = self.upstream = None
-        if self.toll is not None:  # a piece for an instance that wants no more
-            self.proxy.throttle.cancel(self.toll)
-            self.toll = None
+        if self.ticket is not None:  # a piece for an instance that wants no more
+            self.proxy.limiter.cancel(self.ticket)
+            self.ticket = None
         if unread or (close and self.state in (HEAD, SMALL)):
             self._linger()
         elif close:
@@ -385,18 +385,18 @@ class Client(ConnectionProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         state, self.state = self.state, CLOSED
-        self.proxy.throttle.announced -= self.left
+        self.proxy.limiter.announced -= self.left
         self.left = 0
-        if self.toll is not None:
-            self.proxy.throttle.cancel(self.toll)
-        self.reply.drop()
+        if self.ticket is not None:
+            self.proxy.limiter.cancel(self.ticket)
+        self.response.drop()
         if self.link is not None:
             self.link.cancel(self)
         elif state == QUEUED or (state == FLOW and self.upstream is None):
-            self.proxy.roster.forget(self)
+            self.proxy.router.forget(self)
         if state == SMALL:
             self.bytes_in += len(self.partial)
         if state in (SMALL, HELD, QUEUED, FLOW, ASKED):
-            self.reply.note(499)
+            self.response.note(499)
         self.proxy.disconnected(self)
-        del self.reply  # which holds us: no cycle must wait for the collector, which is rare here
+        del self.response  # which holds us: no cycle must wait for the collector, which is rare here

@@ -1,6 +1,6 @@
 """What a proxy writes down of its requests: counters and the access log, made in batches.
 
-Touches the counters' block and the pipe of the scribe, and neither ever makes a request wait.
+Touches the counters' block and the pipe of the log writer, and neither ever makes a request wait.
 A batch costs a third of what the same work costs call by call; but half a millisecond of it at once would
 be the p99 of those that come meanwhile, so it is done in pieces, and requests go in between.
 """
@@ -65,7 +65,7 @@ class Journal:
             asyncio.get_running_loop().add_writer(pipe.fileno(), self._flush_pipe)
 
     def _flush_pipe(self) -> None:
-        """The scribe has made room for lines that did not fit at once."""
+        """The log writer has made room for lines that did not fit at once."""
         assert self._pipe is not None
         self._pipe.flush()
         if not self._pipe.pending:

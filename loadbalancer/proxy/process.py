@@ -2,7 +2,7 @@
 
 Touches the listeners, its connections, its counters and cells, and the pipe of the access log.
 What all connections share lives here: plans of heads seen before, ids, the tick, the drain.  The
-steward's decisions are read from the board; without a steward the last ones hold.
+controller's decisions are read from the board; without a controller the last ones hold.
 """
 
 from __future__ import annotations
@@ -62,17 +62,17 @@ class Proxy:
         )
         self.cells = self.book.cells
         self.journal = self.book.entries
-        self.throttle = BandwidthLimiter(
+        self.limiter = BandwidthLimiter(
             _meter(self.shared, place),
             config.bandwidth.delay_budget,
             waited=partial(waited, self.cells, shared_memory.THROTTLE),
         )
         self.pool = InstancePool(_pool_settings(config), Random(), time.monotonic_ns())
-        self.roster = Router(self, self.pool)
+        self.router = Router(self, self.pool)
         self.templates = HeadTemplates()
         self.ids = RequestIds()
-        self.crowd = ConnectionLimit(config.limits.max_connections)
-        self.clients = self.crowd.clients
+        self.connection_limit = ConnectionLimit(config.limits.max_connections)
+        self.clients = self.connection_limit.clients
         self.certificates = Certificates(config.listen) if config.listen.tls_certificate else None
         self.reactor: Reactor = None  # type: ignore[assignment]  # as soon as there is a loop
         self._servers: list[asyncio.Server] = []
@@ -133,15 +133,15 @@ class Proxy:
         sequence = self._board.sequence
         if sequence != self._sequence:
             self._sequence = sequence
-            self.roster.apply(self._board.read().get("instances", []), now)
-        self.roster.tick(now)
-        self.throttle.tick()
+            self.router.apply(self._board.read().get("instances", []), now)
+        self.router.tick(now)
+        self.limiter.tick()
         self._gauges()
         self.book.flush()
         quarter = int(self.now * 4)
         if quarter != self._quarter:
             self._quarter = quarter
-            self.roster.try_unreachable()
+            self.router.try_unreachable()
         self.wall = time.time()
         wall = int(self.wall)
         if wall != self._second:
@@ -153,8 +153,8 @@ class Proxy:
     def _every_second(self, wall: int) -> None:
         self.date = formatdate(wall, usegmt=True).encode()
         self.wall_offset = time.time_ns() - time.monotonic_ns()
-        self.roster.prune()
-        self.crowd.forget()
+        self.router.prune()
+        self.connection_limit.forget()
         if self.certificates is not None:
             self.certificates.renew()
 
@@ -165,9 +165,9 @@ class Proxy:
 
     def _gauges(self) -> None:
         cells = self.cells
-        cells[shared_memory.WAITING] = len(self.roster.waiting)
+        cells[shared_memory.WAITING] = len(self.router.waiting)
         cells[shared_memory.INSIDE] = sum(one.outstanding for one in self.pool.instances.values())
-        cells[shared_memory.THROTTLED] = self.throttle.waiting
+        cells[shared_memory.THROTTLED] = self.limiter.waiting
 
     # ------------------------------------------------------------------ life
 
@@ -178,7 +178,7 @@ class Proxy:
         loop.add_signal_handler(signal.SIGTERM, stopping.set)
         loop.set_exception_handler(self._unexpected)
         self.reactor = Reactor(loop)
-        self.throttle.start(loop)
+        self.limiter.start(loop)
         self.tick()
         # What has been imported never becomes garbage; scanning it costs 10 ms at a time.
         gc.collect()
@@ -194,7 +194,7 @@ class Proxy:
             server.close()
         await self._drain()
         ticking.cancel()
-        self.roster.close()
+        self.router.close()
         self.book.close()
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:

@@ -32,7 +32,7 @@ class ProxyHandshake(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
-        if self.proxy.admission.guard.expects_line(self._peer()):
+        if self.proxy.admission.authorization.expects_line(self._peer()):
             self._timer = asyncio.get_running_loop().call_later(PATIENCE, self.transport.abort)
         else:
             self._hand_on(self._peer())

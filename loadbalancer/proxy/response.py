@@ -53,13 +53,13 @@ class ClientResponse:
         "small",
         "spent_us",
         "status",
-        "toll",
+        "ticket",
     )
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self.pieces: deque[bytes] = deque()  # wait for bandwidth, in order
-        self.toll: Ticket | None = None
+        self.ticket: Ticket | None = None
         self.held_back = 0  # bytes of `pieces` that do not take their turn yet
         self.progress = -1
         self.since = self.heard = 0.0  # when the client last took something, when the instance last sent
@@ -86,7 +86,7 @@ class ClientResponse:
         self.spent_us = spent_us
         self.begun, self.status, self.request_id, self.ending = True, status, request_id, True
         self.client.link = self.client.upstream = None  # they are free for others
-        self.small = len(data) <= self.client.proxy.throttle.quantum
+        self.small = len(data) <= self.client.proxy.limiter.quantum
         self._wait(data)
 
     def refuse(self, refused: Refusal, close: bool) -> None:
@@ -104,9 +104,9 @@ class ClientResponse:
         # Who goes on and on with faulty requests gets no more bandwidth than who sends good ones.
         # Refusals for want of something neither wait nor are charged for: they are to spare bandwidth.
         size = client.bytes_in + len(data)
-        if not close and refused.faulty and not proxy.throttle.pay(size):
+        if not close and refused.faulty and not proxy.limiter.pay(size):
             client.state = HELD
-            self.toll = proxy.throttle.wait(size, self._paid)
+            self.ticket = proxy.limiter.wait(size, self._paid)
         else:
             self._paid()
 
@@ -147,7 +147,7 @@ class ClientResponse:
             b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason) if head.reason else STATUS_LINES[head.status]
         )
         data = b"%b%b\r\n" % (status, b"".join(lines))
-        self.small = not unframed and len(data) + head.length <= proxy.throttle.quantum
+        self.small = not unframed and len(data) + head.length <= proxy.limiter.quantum
         if client.paused & CHOKED:
             self.hold(PRESSURE)
         self._send(data)
@@ -175,19 +175,19 @@ class ClientResponse:
 
     def _send(self, data: bytes) -> None:
         self.heard = self.client.proxy.now
-        throttle = self.client.proxy.throttle
+        limiter = self.client.proxy.limiter
         if self.pieces:
             self.pieces.append(data)
             self._hold_back(len(data))
-        elif not throttle.pay(len(data)):
+        elif not limiter.pay(len(data)):
             self._wait(data)
         else:
             self.bytes_out += len(data)
             self.client.transport.write(data)
 
     def _wait(self, data: bytes) -> None:
-        throttle = self.client.proxy.throttle
-        size = throttle.quantum
+        limiter = self.client.proxy.limiter
+        size = limiter.quantum
         self.pieces.extend(data[start : start + size] for start in range(0, len(data), size))
         self._hold_back(len(data))
         self.hold(BANDWIDTH)
@@ -201,15 +201,15 @@ class ClientResponse:
         """
         size = len(self.pieces[0])
         self._hold_back(-size)
-        self.toll = self.client.proxy.throttle.wait(size, self._paid, urgent=self.small, answer=True)
+        self.ticket = self.client.proxy.limiter.wait(size, self._paid, urgent=self.small, answer=True)
 
     def _hold_back(self, nbytes: int) -> None:
         self.held_back += nbytes
-        self.client.proxy.throttle.held += nbytes
+        self.client.proxy.limiter.held += nbytes
 
     def _paid(self) -> None:
         """The first piece is paid for."""
-        client, self.toll = self.client, None
+        client, self.ticket = self.client, None
         data = self.pieces.popleft()
         self.bytes_out += len(data)
         client.transport.write(data)
@@ -268,9 +268,9 @@ class ClientResponse:
 
     def drop(self) -> None:
         """The client has left."""
-        if self.toll is not None:
-            self.client.proxy.throttle.cancel(self.toll)
-            self.toll = None
+        if self.ticket is not None:
+            self.client.proxy.limiter.cancel(self.ticket)
+            self.ticket = None
         self._hold_back(-self.held_back)
         self.pieces.clear()
 

@@ -125,7 +125,7 @@ class Router:
     # ------------------------------------------------------------------ membership
 
     def apply(self, instances: list[dict[str, Any]], now: int) -> None:
-        """The steward's board has changed."""
+        """The controller's board has changed."""
         added, removed = self.pool.apply(instances, now)
         for instance in added:
             instance.link = UpstreamPool(self.proxy, self.pool, instance)

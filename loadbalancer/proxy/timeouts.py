@@ -41,7 +41,7 @@ def check(client: Client, now: float) -> None:
         client.plan = client.proxy.no_plan
         client.refuse(LATE_HEAD, close=True)
     elif _owes_body(client) and (silent > timeouts.body_timeout or now > client.due):
-        client.proxy.roster.give_up(client, LATE_BODY)
+        client.proxy.router.give_up(client, LATE_BODY)
     elif state == LINGER and silent > LINGER_SECONDS:
         client.transport.abort()
     elif state in (QUEUED, FLOW, ASKED):
@@ -57,18 +57,18 @@ def _owes_body(client: Client) -> bool:
 
 def _check_instance(client: Client, now: float) -> None:
     """predict_timeout, for a request to be taken, for its answer to begin, and to go on."""
-    reply, upstream = client.reply, client.upstream
+    response, upstream = client.response, client.upstream
     limit = client.proxy.config.timeouts.predict_timeout
     if client.state == FLOW and not client.paused & PRESSURE:
         return
-    if client.state == FLOW or reply.begun:
-        stuck = now - max(client.since, reply.heard) > limit
-        if not stuck or upstream is None or reply.held:
+    if client.state == FLOW or response.begun:
+        stuck = now - max(client.since, response.heard) > limit
+        if not stuck or upstream is None or response.held:
             return
-        if reply.begun:
+        if response.begun:
             upstream.fail("it stopped within an exchange")
         else:
-            client.proxy.roster.give_up(client, TOO_LATE, blamed=True)
+            client.proxy.router.give_up(client, TOO_LATE, blamed=True)
         return
     # The head of a request began its time, or the end of a body that took its own.
     asked = upstream.asked_at if upstream is not None else 0
@@ -77,13 +77,13 @@ def _check_instance(client: Client, now: float) -> None:
     if began and waited - began > limit * 1e9:
         # Not for the little that the queue and the bandwidth have left of it.
         blamed = asked > 0 and waited - asked > limit * 1e9 / 2
-        client.proxy.roster.give_up(client, TOO_LATE, blamed)
+        client.proxy.router.give_up(client, TOO_LATE, blamed)
 
 
 def _check_taken(client: Client, now: float) -> None:
     """Whoever takes nothing of what is written for it is cut off, also when that is all there was."""
-    reply, waiting = client.reply, client.transport.get_write_buffer_size()
-    if waiting != reply.progress or reply.toll is not None or not waiting:
-        reply.progress, reply.since = waiting, now
-    elif now - reply.since > client.proxy.config.timeouts.body_timeout:
-        reply.reset_connection()
+    response, waiting = client.response, client.transport.get_write_buffer_size()
+    if waiting != response.progress or response.ticket is not None or not waiting:
+        response.progress, response.since = waiting, now
+    elif now - response.since > client.proxy.config.timeouts.body_timeout:
+        response.reset_connection()

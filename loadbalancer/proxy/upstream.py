@@ -158,11 +158,11 @@ class UpstreamConnection(ConnectionProtocol):
         """A whole answer goes out in one write. What others have for this is spelt out: calls cost."""
         proxy, link, now = self.proxy, self.link, monotonic_ns()
         spent_us = (now - self.asked_at) // 1000
-        throttle, size = proxy.throttle, len(data)
-        if size > throttle.free and not throttle.fill(size):
-            client.reply.wait(data, status, request_id, spent_us)
+        limiter, size = proxy.limiter, len(data)
+        if size > limiter.free and not limiter.fill(size):
+            client.response.wait(data, status, request_id, spent_us)
         else:
-            throttle.free -= size  # Throttle.pay
+            limiter.free -= size  # Throttle.pay
             client.transport.write(data)
             proxy.journal.append((
                 now + proxy.wall_offset, client.plan.message, status, spent_us,
@@ -185,8 +185,8 @@ class UpstreamConnection(ConnectionProtocol):
                 proxy.pool.acquit(instance, now)
             self.since = proxy.now
             link.idle.append(self)
-            if proxy.roster.queued:
-                proxy.roster.dispatch(now)
+            if proxy.router.queued:
+                proxy.router.dispatch(now)
         else:
             link.done(self, status, now)
 
@@ -221,34 +221,34 @@ class UpstreamConnection(ConnectionProtocol):
                 raise BadResponse("it switches protocols, which nobody asked for")
             if not head.interim:
                 break
-            client.reply.interim(head)
+            client.response.interim(head)
         self.partial = b""
         if not client.plan.to_head:
             self.template = self.proxy.templates.learn(raw, head)
         self.head, self.state, self.left = head, BODY, head.length
         self.chunks = chunked.ChunkReader() if head.framing == response_head.CHUNKED else None
-        client.reply.begin(head)
+        client.response.begin(head)
         self._body(client, rest)
         if self.state == BODY and head.framing == response_head.LENGTH and not self.apart:
             # The work is done. A client that takes its time keeps nobody from the next request.
             self.heard_at = monotonic_ns()
             self.apart = self.link.instance.set_apart()
-            if self.proxy.roster.queued:
-                self.proxy.roster.dispatch(self.heard_at)
+            if self.proxy.router.queued:
+                self.proxy.router.dispatch(self.heard_at)
 
     def _body(self, client: Client, data: bytes) -> None:
         assert self.head is not None
         if self.head.framing == response_head.TO_THE_END:
-            client.reply.relay(data)
+            client.response.relay(data)
         elif self.chunks is not None:
             for piece in self.chunks.feed(data):
-                client.reply.relay(piece)
+                client.response.relay(piece)
             if self.chunks.done:
                 self._end(client, surplus=bool(self.chunks.rest))
         else:
             piece = data[: self.left]
             self.left -= len(piece)
-            client.reply.relay(piece)
+            client.response.relay(piece)
             if not self.left:
                 self._end(client, surplus=len(data) > len(piece))
 
@@ -260,7 +260,7 @@ class UpstreamConnection(ConnectionProtocol):
         self.said_close = not head.keep_alive
         self.client, self.head, self.chunks = None, None, None
         self.state = FREE if reusable else CLOSED
-        client.reply.end(trailers)
+        client.response.end(trailers)
         self.link.done(self, head.status, monotonic_ns())
 
     # ------------------------------------------------------------------ endings

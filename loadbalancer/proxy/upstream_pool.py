@@ -11,7 +11,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.http.error_responses import BAD_ANSWER, CROWDED, LOST
+from twofold.loadbalancer.http.error_responses import BAD_ANSWER, CONNECTION_LIMITED, LOST
 from twofold.loadbalancer.proxy.connect import connect
 from twofold.loadbalancer.proxy.upstream import FREE, UpstreamConnection
 from twofold.reactor.transport import Transport
@@ -121,8 +121,8 @@ class UpstreamPool:
             upstream.transport.close()
             if upstream.said_close:  # it is about to stop: its other connections would end under our requests
                 self._close_idle()
-        if self.proxy.roster.queued:
-            self.proxy.roster.dispatch(now)
+        if self.proxy.router.queued:
+            self.proxy.router.dispatch(now)
 
     def broken(self, client: Client, why: str) -> None:
         """It failed within an answer."""
@@ -132,7 +132,7 @@ class UpstreamPool:
         self.proxy.warn(f"{self.instance.name}: {why}")
         self._let_go(client)
         client.cut_off(BAD_ANSWER)
-        self.proxy.roster.dispatch(now)
+        self.proxy.router.dispatch(now)
 
     def lost(self, client: Client) -> None:
         """It closed the connection before a byte of an answer."""
@@ -141,10 +141,10 @@ class UpstreamPool:
         self.pool.failed(self.instance, now)
         self._let_go(client)
         if client.plan.replayable and client.can_replay():
-            self.proxy.roster.retry(client, self.instance, now)
+            self.proxy.router.retry(client, self.instance, now)
         else:
             client.cut_off(LOST)
-        self.proxy.roster.dispatch(now)
+        self.proxy.router.dispatch(now)
 
     def _failed_to_open(self, client: Client, error: Exception) -> None:
         now = monotonic_ns()
@@ -152,15 +152,15 @@ class UpstreamPool:
             self.pool.cancelled(self.instance, now, late=False)
             self.proxy.warn(f"cannot connect to {self.instance.name}: {error.strerror}")
             self._let_go(client)
-            client.cut_off(CROWDED)
+            client.cut_off(CONNECTION_LIMITED)
             return
         self.pool.connect_failed(self.instance, now, isinstance(error, REFUSED))
         self._let_go(client)
         if client.can_replay():
-            self.proxy.roster.retry(client, self.instance, now)
+            self.proxy.router.retry(client, self.instance, now)
         else:
             client.cut_off(LOST)
-        self.proxy.roster.dispatch(now)
+        self.proxy.router.dispatch(now)
 
     def cancel(self, client: Client, late: bool = False) -> None:
         """The client has left, or its time is up: the instance need not go on (within this step)."""
@@ -175,7 +175,7 @@ class UpstreamPool:
         self._recall(client)
         self.pool.cancelled(self.instance, now, late)
         self._let_go(client)
-        self.proxy.roster.dispatch(now)
+        self.proxy.router.dispatch(now)
 
     def _recall(self, client: Client) -> None:
         if client.upstream is not None:

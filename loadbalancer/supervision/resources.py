@@ -22,7 +22,7 @@ from twofold.loadbalancer.listeners import ListenerSet
 from twofold.logs import writer
 
 NUMBERS = range(2 * MAX_PROXIES)  # of proxies
-SCRIBES_BLOCK = shared_memory.MAX_PROXIES - 1  # of the counters
+LOG_WRITERS_BLOCK = shared_memory.MAX_PROXIES - 1  # of the counters
 MEGABYTE = 1 << 20
 _WORD = struct.Struct("<Q")
 
@@ -33,7 +33,7 @@ def _proxy(place: ProxyContext) -> int:
     return process.run(place)
 
 
-def _steward(place: ControllerContext) -> int:
+def _controller(place: ControllerContext) -> int:
     from twofold.loadbalancer.control import controller  # with its framework, which nobody else pays for
 
     return controller.run(place)
@@ -47,7 +47,7 @@ class ChildEntries:
     """
 
     proxy: Callable[[ProxyContext], int] = _proxy
-    steward: Callable[[ControllerContext], int] = _steward
+    controller: Callable[[ControllerContext], int] = _controller
     preload: tuple[str, ...] = ("twofold.loadbalancer.proxy.process",)
     modules: tuple[str, ...] = (
         "twofold.loadbalancer.proxy.process",
@@ -76,7 +76,7 @@ class Resources:
             os.set_blocking(self.pipes[number][1], False)
 
     def close_writers(self) -> None:
-        """Let the scribe see the end of its inputs, when every proxy has gone."""
+        """Let the log writer see the end of its inputs, when every proxy has gone."""
         while self.pipes:
             for fd in self.pipes.popitem()[1]:
                 os.close(fd)
@@ -96,17 +96,17 @@ class Resources:
         )
         return self.lives.proxy(place)
 
-    def be_steward(self, ready: int) -> int:
+    def be_controller(self, ready: int) -> int:
         status = self.config.control.status
         self.sockets.inherit([status])
-        return self.lives.steward(
+        return self.lives.controller(
             ControllerContext(self.memory_fd, self.config, os.getppid(), self.sockets.held.get(status), ready)
         )
 
-    def be_scribe(self, ready: int) -> int:
+    def be_log_writer(self, ready: int) -> int:
         self.sockets.inherit([])
         os.write(ready, b"r")
-        counters = shared_memory.Counters(self.shared, SCRIBES_BLOCK)
+        counters = shared_memory.Counters(self.shared, LOG_WRITERS_BLOCK)
         log = self.config.log
 
         def dropped(stream: str, lines: int) -> None:
@@ -142,10 +142,10 @@ class Resources:
 
     def sentence(self) -> str:
         """What it does, in words."""
-        members = len(shared_memory.Board(self.shared).read().get("instances", ()))
+        endpoints = len(shared_memory.Board(self.shared).read().get("instances", ()))
         mbps = SharedBucket(self.shared, self.memory_fd).rate / 1e6  # the admin may have changed it
         rate = f"{mbps:g} Mbps" if mbps else "unlimited bandwidth"
-        many = "1 instance" if members == 1 else f"{members} instances"
+        many = "1 instance" if endpoints == 1 else f"{endpoints} instances"
         return f"balancing on {' and '.join(self.urls())} over {many}, {rate}"
 
     def example(self) -> str:

@@ -8,7 +8,7 @@ their number into a pipe.  Whatever is below it dies with it.
 A reload (SIGHUP) is an upgrade, too: the new program checks the new settings in a process of its own;
 then this process becomes the new program (see handover), which starts a second generation, and asks
 the first to leave when the second accepts.  There are never more than two: a SIGHUP that comes
-earlier is remembered.  The scribe and the steward are one at a time, so theirs leave first.
+earlier is remembered.  The log writer and the controller are one at a time, so theirs leave first.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from twofold.loadbalancer.supervision import reload_check
 from twofold.loadbalancer.supervision.exec_handover import ExecHandover
 from twofold.loadbalancer.supervision.resources import NUMBERS, ChildEntries, Resources
 from twofold.process import child as children
-from twofold.process.child import CAUGHT, PROXY, SCRIBE, STEWARD, STOP_SIGNALS, Child
+from twofold.process.child import CAUGHT, CONTROLLER, LOG_WRITER, PROXY, STOP_SIGNALS, Child
 
 TURN = 0.1  # seconds between looks at deadlines when nothing happens
-STEWARD_FIRST = 3.0  # seconds that the first proxies wait for a board
+CONTROLLER_FIRST = 3.0  # seconds that the first proxies wait for a board
 START_PATIENCE = 20.0  # seconds, after which a generation that does not accept may be given up
-LEAVE_PATIENCE = 2.0  # for the steward and the scribe
+LEAVE_PATIENCE = 2.0  # for the controller and the log writer
 DRAIN_MARGIN = 1.0  # for a proxy, beyond its own patience
 FAST_STOP = 0.5
 MAX_FAILURES = 5  # of one child, before anything was ever served
@@ -61,20 +61,20 @@ class GenerationProgress:
 
 @dataclass(slots=True)
 class Supervisor:
-    estate: Resources
+    resources: Resources
     announce: Announce
     progress: GenerationProgress
     command: list[str]  # this program, to be run again
     children: list[Child] = field(default_factory=list)
-    rehearsal: reload_check.ReloadCheck | None = None
+    reload_check: reload_check.ReloadCheck | None = None
     _wakeup: int = -1
 
     def run(self) -> ExitCode:
         """Until told to stop. Raises AddressError when it cannot begin."""
-        estate = self.estate
-        estate.sockets.bind(estate.texts(), estate.config.listen.backlog)
+        resources = self.resources
+        resources.sockets.bind(resources.texts(), resources.config.listen.backlog)
         self._make_generation()
-        for module in estate.lives.preload:
+        for module in resources.lives.preload:
             importlib.import_module(module)
         gc.collect()
         gc.freeze()  # what is never collected stays shared with the children
@@ -85,7 +85,7 @@ class Supervisor:
         finally:
             for child in self.children:
                 child.kill()
-            estate.sockets.release()
+            resources.sockets.release()
         return self.progress.failed
 
     def _turn(self) -> None:
@@ -104,8 +104,8 @@ class Supervisor:
         for child in self.children:
             if child.leave_by and now > child.leave_by:
                 child.kill()
-        if self.rehearsal is not None and now > self.rehearsal.until:
-            self.rehearsal.stop()
+        if self.reload_check is not None and now > self.reload_check.until:
+            self.reload_check.stop()
         if self.progress.stopping:
             self._step_down(now)
         else:
@@ -119,24 +119,24 @@ class Supervisor:
                 self.progress.again = True
             elif number == signal.SIGUSR1:
                 for child in self.children:
-                    if child.role == SCRIBE and child.pid:
+                    if child.role == LOG_WRITER and child.pid:
                         os.kill(child.pid, signal.SIGUSR1)
 
     def _step(self, now: float) -> None:
         if not self.progress.settled and all(child.accepts for child in self._own(PROXY)):
             self._settle(now)
-        patience = self.estate.config.timeouts.drain_timeout + DRAIN_MARGIN
+        patience = self.resources.config.timeouts.drain_timeout + DRAIN_MARGIN
         for child in self.children:
             if not child.old:
                 if not child.pid and now >= child.retry_at and self._may_start(child, now):
                     self._start(child, now)
-            elif child.role == SCRIBE:
+            elif child.role == LOG_WRITER:
                 child.leave(signal.SIGUSR2, now, LEAVE_PATIENCE)
-            elif child.role == STEWARD:
+            elif child.role == CONTROLLER:
                 child.leave(signal.SIGTERM, now, LEAVE_PATIENCE)
             elif self.progress.settled:
                 child.leave(signal.SIGTERM, now, patience)
-        if self.progress.again and self.rehearsal is None and self._may_reload(now):
+        if self.progress.again and self.reload_check is None and self._may_reload(now):
             self._rehearse(now)
 
     # ------------------------------------------------------------------ the generation
@@ -147,24 +147,29 @@ class Supervisor:
     def _make_generation(self) -> None:
         taken = {child.number for child in self.children}
         free = [number for number in NUMBERS if number not in taken]
-        numbers = free[: self.estate.config.listen.proxies]
+        numbers = free[: self.resources.config.listen.proxies]
         for number in numbers:
-            self.estate.lay_pipe(number)
-        self.children += [Child(SCRIBE), Child(STEWARD), *(Child(PROXY, number) for number in numbers)]
+            self.resources.lay_pipe(number)
+        self.children += [Child(LOG_WRITER), Child(CONTROLLER), *(Child(PROXY, number) for number in numbers)]
 
     def _may_start(self, child: Child, now: float) -> bool:
         if child.role != PROXY:
             return not any(other.old and other.role == child.role for other in self.children)
         # A proxy without a board answers 503; until there is one, connections wait in the kernel.
-        steward, progress = self._own(STEWARD)[0], self.progress
-        waited = steward.accepts or steward.failures > 0 or now - progress.began > STEWARD_FIRST
+        controller, progress = self._own(CONTROLLER)[0], self.progress
+        waited = controller.accepts or controller.failures > 0 or now - progress.began > CONTROLLER_FIRST
         return progress.settled or waited
 
     def _start(self, child: Child, now: float) -> None:
-        estate = self.estate
-        proxy = partial(estate.be_proxy, child.number)
+        resources = self.resources
+        proxy = partial(resources.be_proxy, child.number)
         try:
-            child.start({SCRIBE: estate.be_scribe, STEWARD: estate.be_steward}.get(child.role, proxy), now)
+            child.start(
+                {LOG_WRITER: resources.be_log_writer, CONTROLLER: resources.be_controller}.get(
+                    child.role, proxy
+                ),
+                now,
+            )
         except OSError as error:
             child.failed(now, child.failures + 1)
             self.announce("error", f"cannot start {child.name}: {error.strerror}; trying again")
@@ -172,22 +177,22 @@ class Supervisor:
     def _settle(self, now: float) -> None:
         """It accepts: from now on its settings hold, and nobody listens elsewhere."""
         self.progress.settled = True
-        self.estate.sockets.release(keep=self.estate.texts())
-        what = self.estate.sentence()
+        self.resources.sockets.release(keep=self.resources.texts())
+        what = self.resources.sentence()
         if self.progress.first:
-            self.announce("info", f"{what}; try: {self.estate.example()}")
+            self.announce("info", f"{what}; try: {self.resources.example()}")
         else:
             self.announce("info", f"reloaded in {now - self.progress.began:.1f} s: {what}")
 
     def _ended(self, pid: int, status: int, now: float) -> None:
-        if self.rehearsal is not None and self.rehearsal.pid == pid:
+        if self.reload_check is not None and self.reload_check.pid == pid:
             self._rehearsed(status)
             return
         child = next((child for child in self.children if child.pid == pid), None)
         if child is None:
             return
         if child.role == PROXY:
-            self.estate.forget(child.number)
+            self.resources.forget(child.number)
         child.ended(now)
         if child.old:
             self.children.remove(child)
@@ -218,14 +223,14 @@ class Supervisor:
     def _rehearse(self, now: float) -> None:
         self.progress.again = False
         try:
-            self.rehearsal = reload_check.begin(self.command, now)
+            self.reload_check = reload_check.begin(self.command, now)
         except OSError as error:
             self._refuse(f"cannot run {self.command[0]}: {error.strerror}")
 
     def _rehearsed(self, status: int) -> None:
-        assert self.rehearsal is not None
-        settings, why = self.rehearsal.verdict(status)
-        self.rehearsal = None
+        assert self.reload_check is not None
+        settings, why = self.reload_check.verdict(status)
+        self.reload_check = None
         if self.progress.stopping:
             return
         if why:
@@ -234,14 +239,14 @@ class Supervisor:
         facts = json.loads(settings)
         texts = [*facts["listen"], *([facts["status"]] if facts["status"] else [])]
         try:
-            self.estate.sockets.bind(texts, facts["backlog"])
+            self.resources.sockets.bind(texts, facts["backlog"])
         except TwofoldError as error:
             self._refuse(str(error))
             return
         self._become(settings)
 
     def _refuse(self, why: str) -> None:
-        shared_memory.RefusedReloads(self.estate.shared).add(why)
+        shared_memory.RefusedReloads(self.resources.shared).add(why)
         self.announce("error", f"not reloaded, and nothing has changed: {why}")
 
     def _become(self, settings: str) -> None:
@@ -253,22 +258,22 @@ class Supervisor:
             pass
         if not self.progress.stopping:
             for child in self.children:
-                if not child.old and child.role != SCRIBE and not child.accepts:
+                if not child.old and child.role != LOG_WRITER and not child.accepts:
                     # It may have begun to accept just now: so it is asked, and given little time.
                     child.leave(signal.SIGTERM, time.monotonic(), LEAVE_PATIENCE)
             error = self._handover(settings).execute(self.command)
-            self.estate.sockets.release(keep=self.estate.texts())
+            self.resources.sockets.release(keep=self.resources.texts())
             self._refuse(f"cannot run {self.command[0]}: {error.strerror}")
         signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
 
     def _handover(self, settings: str) -> ExecHandover:
-        estate = self.estate
+        resources = self.resources
         facts = ("role", "number", "pid", "leave_by")
         return ExecHandover(
             config=settings,
-            memory=estate.memory_fd,
-            sockets={text: each.fileno() for text, each in estate.sockets.held.items()},
-            pipes={str(number): ends for number, ends in estate.pipes.items()},
+            memory=resources.memory_fd,
+            sockets={text: each.fileno() for text, each in resources.sockets.held.items()},
+            pipes={str(number): ends for number, ends in resources.pipes.items()},
             children=[{name: getattr(child, name) for name in facts} for child in self.children if child.pid],
             again=self.progress.again,
         )
@@ -281,27 +286,27 @@ class Supervisor:
         progress.fast = progress.fast or progress.stopping
         if not progress.stopping:
             progress.stopping = True
-            self.estate.sockets.release()
-            if self.rehearsal is not None:
-                self.rehearsal.stop()
+            self.resources.sockets.release()
+            if self.reload_check is not None:
+                self.reload_check.stop()
             if not progress.fast:
                 self.announce("info", "stopping: requests in flight may finish; a second signal ends them")
 
     def _step_down(self, now: float) -> None:
-        """First the proxies leave, then the steward, then the scribe."""
+        """First the proxies leave, then the controller, then the log writer."""
         self.children = [child for child in self.children if child.pid]
         alive = {child.role for child in self.children}
         for child in self.children:
-            if self.progress.fast and child.role != SCRIBE:
+            if self.progress.fast and child.role != LOG_WRITER:
                 child.kill()
             elif child.role == PROXY:
-                patience = self.estate.config.timeouts.drain_timeout + DRAIN_MARGIN
+                patience = self.resources.config.timeouts.drain_timeout + DRAIN_MARGIN
                 child.leave(signal.SIGTERM, now, patience)
-            elif child.role == STEWARD and PROXY not in alive:
+            elif child.role == CONTROLLER and PROXY not in alive:
                 child.leave(signal.SIGTERM, now, LEAVE_PATIENCE)
-            elif child.role == SCRIBE and alive == {SCRIBE}:
+            elif child.role == LOG_WRITER and alive == {LOG_WRITER}:
                 # It leaves when its inputs end; a signal of ours would only wake it.
-                self.estate.close_writers()
+                self.resources.close_writers()
                 child.leave(signal.SIGCONT, now, FAST_STOP if self.progress.fast else LEAVE_PATIENCE)
         if not self.children and not self.progress.failed:
             self.announce("info", "stopped")
@@ -320,8 +325,8 @@ def _catch_signals() -> int:
 def start(config: Config, lives: ChildEntries, announce: Announce) -> ExitCode:
     """Balance until told to stop; the exit code of whatever ended it."""
     fd = shared_memory.create()
-    estate = Resources(config, lives, fd, shared_memory.attach(fd))
-    return Supervisor(estate, announce, GenerationProgress(time.monotonic(), first=True), _command()).run()
+    resources = Resources(config, lives, fd, shared_memory.attach(fd))
+    return Supervisor(resources, announce, GenerationProgress(time.monotonic(), first=True), _command()).run()
 
 
 def resume(left: ExecHandover, lives: ChildEntries, announce: Announce) -> ExitCode:
@@ -330,12 +335,12 @@ def resume(left: ExecHandover, lives: ChildEntries, announce: Announce) -> ExitC
     if os.fstat(fd).st_size != shared_memory.SIZE:  # of another version: what it counted is not ours to read
         os.close(fd)
         fd = shared_memory.create()
-    estate = Resources(from_json(left.config), lives, fd, shared_memory.attach(fd))
-    estate.sockets.held = {text: socket.socket(fileno=each) for text, each in left.sockets.items()}
-    estate.pipes = {int(number): (ends[0], ends[1]) for number, ends in left.pipes.items()}
+    resources = Resources(from_json(left.config), lives, fd, shared_memory.attach(fd))
+    resources.sockets.held = {text: socket.socket(fileno=each) for text, each in left.sockets.items()}
+    resources.pipes = {int(number): (ends[0], ends[1]) for number, ends in left.pipes.items()}
     progress = GenerationProgress(time.monotonic(), first=False, again=left.again)
     before = [Child(**facts, old=True) for facts in left.children]
-    return Supervisor(estate, announce, progress, _command(), before).run()
+    return Supervisor(resources, announce, progress, _command(), before).run()
 
 
 def _command() -> list[str]:

@@ -197,7 +197,7 @@ def _misplaced(document: Mapping[str, object]) -> Iterator[Diagnostic]:
         if id(section) in seen:
             continue
         seen.add(id(section))
-        yield from (finding for key in section for finding in _judge(key, path))
+        yield from (diagnostic for key in section for diagnostic in _judge(key, path))
         waiting += [((*path, key), value) for key, value in section.items() if isinstance(value, Mapping)]
 
 

@@ -1,4 +1,4 @@
-"""One finding about an artifact: what was looked at, how it is, and what to do about it."""
+"""One diagnostic about an artifact: what was looked at, how it is, and what to do about it."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ LEVELS = {"dead": "warning"}
 PLAIN_STEPS = 4  # lines about one unpacking where no bar can be drawn
 SHORT_WORK = 1_000_000  # bytes that take no time worth a line
 MAX_INLINE = 200  # characters of a request that are shown in a command
-WIDTH = 18  # of a finding's subject
-MARGIN = " " * (WIDTH + 10)  # of what stands below a finding's first line
+WIDTH = 18  # of a diagnostic's subject
+MARGIN = " " * (WIDTH + 10)  # of what stands below a diagnostic's first line
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
@@ -84,7 +84,7 @@ def sentence(event: str, facts: Mapping[str, Any]) -> str:
         # What did not start does not stop either, and the reason follows.
         return "" if facts["failed"] else event
     return {
-        "nursery": f"model's interpreter: Python {facts.get('python')}",
+        "fork_server": f"model's interpreter: Python {facts.get('python')}",
         "note": str(facts.get("message", "")),
         "stopping": "stopping: requests in flight may finish; a second signal ends them",
         "stopped": "stopped",
@@ -152,17 +152,17 @@ class Announcer:
 
 
 def verdicts(stream: TextIO) -> Callable[[Diagnostic], None]:
-    """A printer of findings, one line each and its remedy below, in columns."""
+    """A printer of diagnostics, one line each and its remedy below, in columns."""
     console = _console(stream) if stream.isatty() else None
 
-    def show(finding: Diagnostic) -> None:
-        message = finding.message.replace("\n", f"\n{MARGIN}")
-        line = f"{finding.subject:<{WIDTH}} {message}"
-        remedy = f"{MARGIN}-> {finding.remedy}" if finding.remedy else ""
+    def show(diagnostic: Diagnostic) -> None:
+        message = diagnostic.message.replace("\n", f"\n{MARGIN}")
+        line = f"{diagnostic.subject:<{WIDTH}} {message}"
+        remedy = f"{MARGIN}-> {diagnostic.remedy}" if diagnostic.remedy else ""
         if console is None:
-            print(f"{finding.level:<8} {line}" + f"\n{remedy}".rstrip(), file=stream, flush=True)
+            print(f"{diagnostic.level:<8} {line}" + f"\n{remedy}".rstrip(), file=stream, flush=True)
             return
-        console.print(f"{finding.level:<8}", style=STYLES[finding.level], end=" ")
+        console.print(f"{diagnostic.level:<8}", style=STYLES[diagnostic.level], end=" ")
         console.print(line, soft_wrap=True)
         if remedy:
             console.print(remedy, style="cyan", soft_wrap=True)

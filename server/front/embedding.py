@@ -117,7 +117,7 @@ async def open_backend(config: Config) -> AsyncIterator[SlotBackend]:
         [sys.executable, "-m", "twofold.server.embedded", str(theirs.fileno())],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "TWOFOLD_GUEST_CONFIG": to_json(config)},
+        env={**os.environ, "TWOFOLD_EMBEDDER_CONFIG": to_json(config)},
     )
     theirs.close()
     try:

@@ -53,7 +53,7 @@ class FrontContext:
     memory: mmap.mmap
     layout: slots.Layout
     lanes: QueuePipes
-    access_log: int  # fd of the scribe's pipe, or -1
+    access_log: int  # fd of the log writer's pipe, or -1
     config: Config
 
 
@@ -157,7 +157,7 @@ class Front:
             asyncio.get_running_loop().add_writer(self.pipe.fileno(), self._flush_pipe)
 
     def _flush_pipe(self) -> None:
-        """The scribe has made room for lines that did not fit at once."""
+        """The log writer has made room for lines that did not fit at once."""
         assert self.pipe is not None
         self.pipe.flush()
         if not self.pipe.pending:

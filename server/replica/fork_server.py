@@ -1,13 +1,13 @@
-"""The nursery: one process in the model's interpreter that forks replicas on command.
+"""The fork server: one process in the model's interpreter that forks replicas on command.
 
 Standard library only, Python 3.7 to 3.14.  It talks to the supervisor through two inherited fds:
 
-    control   supervisor -> nursery   a JSON line for each replica wanted
+    control   supervisor -> fork server   a JSON line for each replica wanted
     reports   everybody -> supervisor a JSON line (<= PIPE_BUF, so lines never mix) for each event
 
 A replica is forked twice: the process between exits at once, and the kernel hands the replica to
 the nearest subreaper, which is the supervisor.  So the supervisor reaps every replica itself and
-sees how it ended, and a nursery that dies takes no replica with it.
+sees how it ended, and a fork server that dies takes no replica with it.
 
 preload: "none" leaves all to the replica; "imports" imports what score.py imports, here, once;
 "model" loads the model here, once, and the replicas share its memory copy-on-write.
@@ -59,7 +59,7 @@ def preload(inherited: Inherited) -> model.Model | None:
     elif inherited.preload == "model":
         loaded = model.Model.load(inherited.artifact)
     inherited.report(
-        "nursery",
+        "fork_server",
         pid=os.getpid(),
         python="%d.%d.%d" % sys.version_info[:3],
         seconds=time.monotonic() - started,

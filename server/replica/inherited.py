@@ -1,4 +1,4 @@
-"""What a nursery and its replicas have inherited: fds, facts, and the way to report.
+"""What a fork server and its replicas have inherited: fds, facts, and the way to report.
 
 Standard library only, Python 3.7 to 3.14.
 """
@@ -17,7 +17,7 @@ EXIT_OUT_OF_MEMORY = 8
 
 
 class Inherited:
-    """The inherited fds and the facts that every replica of this nursery shares."""
+    """The inherited fds and the facts that every replica of this fork server shares."""
 
     def __init__(self, facts: dict[str, Any]) -> None:
         self.memory: int = facts["memory"]

@@ -170,7 +170,7 @@ def redirect(fd: int, source: str, replica: int, dropped: Any = lambda: None) ->
 
 
 def _redirect_logging(old: list[Any], new: LineStream) -> None:
-    """Handlers made before, by a score.py that was loaded in the nursery, hold the stream itself."""
+    """Handlers made before, by a score.py that was loaded in the fork server, hold the stream itself."""
     logging = sys.modules.get("logging")
     if logging is None:
         return

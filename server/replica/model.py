@@ -230,6 +230,6 @@ def _preload(name: str, wanted: Any) -> str:
                 importlib.import_module(name + "." + part)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit too: a replica is to meet it, not the nursery
+    except BaseException as error:  # SystemExit too: a replica is to meet it, not the fork server
         return "%s: %s" % (type(error).__name__, error)
     return ""

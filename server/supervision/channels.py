@@ -45,7 +45,7 @@ class Channels:
         return [os.open(f"/proc/self/fd/{pipe.write}", flags) for pipe in self.completions]
 
     def close_writers(self) -> None:
-        """Let the scribe see the end of its inputs."""
+        """Let the log writer see the end of its inputs."""
         for pipe in (self.predict_log, self.native_log, *self.access_logs):
             os.close(pipe.write)
 

@@ -1,4 +1,4 @@
-"""The nursery as the supervisor sees it: start it, order replicas from it, end it.
+"""The fork server as the supervisor sees it: start it, order replicas from it, end it.
 
 Its other half, server/replica/fork_server.py, runs in the model's interpreter.
 """
@@ -21,7 +21,7 @@ RUNTIME = Path(__file__).parents[1] / "replica"
 
 @dataclass(frozen=True, slots=True)
 class ForkServerSpec:
-    """What a nursery must know besides the channels."""
+    """What a fork server must know besides the channels."""
 
     python: Path
     variables: Mapping[str, str]
@@ -75,7 +75,7 @@ class ForkServer:
         self.pid = self._process.pid
 
     def order(self, index: int, spare: bool, variables: Mapping[str, str]) -> bool:
-        """Ask for a replica; False when the nursery is no more."""
+        """Ask for a replica; False when the fork server is no more."""
         line = json.dumps({"replica": index, "spare": spare, "variables": dict(variables)}) + "\n"
         try:
             self._control.sendall(line.encode())

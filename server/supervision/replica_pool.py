@@ -1,6 +1,6 @@
 """The replicas of one instance: order them, watch them, learn why they ended, replace them.
 
-Touches the nursery, the mailboxes and the replicas' processes; the supervisor owns the loop that
+Touches the fork server, the mailboxes and the replicas' processes; the supervisor owns the loop that
 calls in here and passes the time (monotonic seconds).
 
 What a dead replica had in hand stands in its mailbox.  The first descriptor that it had not handled
@@ -62,15 +62,15 @@ class ReplicaPool:
         self.replicas = [Replica(index, gpus[index % len(gpus)]) for index in range(count)]
         self.restarts: dict[str, int] = {}
         self.ever_ready = False
-        self.nursery_works = False  # it has reported at least once
+        self.fork_server_works = False  # it has reported at least once
         self.measured = False
         self.leaving = False
         self.changed = True  # the status board is out of date
-        self.unloadable = ""  # why the nursery could not load the model
+        self.unloadable = ""  # why the fork server could not load the model
         self.fallback = ""  # why preload did not stay as wanted
         self.memory_saved = 0  # bytes that replicas share instead of having a copy each
         self.messages: list[str] = []
-        self.nursery: ForkServer | None = None
+        self.fork_server: ForkServer | None = None
         self._completions = self.channels.completion_writers()
         self._early: dict[int, int] = {}  # ends that we heard of before we knew whose pid it was
         self._ooms = exit_reasons.oom_kills()
@@ -78,8 +78,8 @@ class ReplicaPool:
     # ------------------------------------------------------------------ starting
 
     def start(self, now: float) -> None:
-        """Start the nursery and order the first replica, whose memory decides how many follow."""
-        self.nursery = ForkServer(self.channels, self.facts)
+        """Start the fork server and order the first replica, whose memory decides how many follow."""
+        self.fork_server = ForkServer(self.channels, self.facts)
         self._order(self.replicas[0], now)
 
     def _order(self, replica: Replica, now: float) -> None:
@@ -92,8 +92,8 @@ class ReplicaPool:
         self.channels.memory[mailbox : mailbox + slots.MAILBOX_SIZE] = EMPTY_MAILBOX
         words = slots.REPLICA_WORDS_OFFSET + replica.index * slots.REPLICA_WORDS_SIZE
         replica.served = slots.REPLICA_WORDS.unpack_from(self.channels.memory, words)[0]
-        if self.nursery is None or not self.nursery.order(replica.index, replica.spare, variables):
-            replica.retry_at = now + 0.1  # the nursery is gone; its successor is about to start
+        if self.fork_server is None or not self.fork_server.order(replica.index, replica.spare, variables):
+            replica.retry_at = now + 0.1  # the fork server is gone; its successor is about to start
             return
         replica.order(now)
         self._say(replica)
@@ -102,15 +102,15 @@ class ReplicaPool:
         """Whatever is due: orders after a delay, loads and requests that take too long."""
         if self.leaving:
             return
-        if self.nursery is None:
-            self.nursery = ForkServer(self.channels, self.facts)
+        if self.fork_server is None:
+            self.fork_server = ForkServer(self.channels, self.facts)
         for replica in self.replicas[: None if self.measured else 1]:
             if replica.state in (State.ABSENT, State.BACKOFF) and now >= replica.retry_at:
                 self._order(replica, now)
             elif replica.pid and replica.state in (State.READY, State.LOADING, State.LEAVING):
                 self._watch(replica, now)
             elif replica.state == State.LOADING and now > replica.since + self.settings.load_timeout:
-                self._end_nursery()
+                self._end_fork_server()
         self.step_availability()
 
     def _watch(self, replica: Replica, now: float) -> None:
@@ -128,12 +128,12 @@ class ReplicaPool:
                 replica, f"predict() hung past the deadline of {self.settings.predict_timeout:g} s", now
             )
 
-    def _end_nursery(self) -> None:
+    def _end_fork_server(self) -> None:
         """It was asked for a replica and has forked none: it hangs, or the model that it preloads does."""
-        if not self.nursery_works:
+        if not self.fork_server_works:
             self.unloadable = f"the model did not load within {self.settings.load_timeout:g} s"
-        if self.nursery is not None:
-            self.nursery.kill()
+        if self.fork_server is not None:
+            self.fork_server.kill()
 
     def _abort(self, replica: Replica, cause: str, now: float) -> None:
         """SIGABRT first: faulthandler then says where it hangs, even when C code holds the GIL."""
@@ -155,15 +155,15 @@ class ReplicaPool:
     def hear(self, report: Mapping[str, Any], now: float) -> None:
         """One line from the reports pipe."""
         event = report["event"]
-        if event == "nursery":
-            self.nursery_works = True
-            self.announce("nursery", python=report["python"], seconds=report["seconds"])
+        if event == "fork_server":
+            self.fork_server_works = True
+            self.announce("fork_server", python=report["python"], seconds=report["seconds"])
             for failed in report["failed"]:
                 self._note(f"preload: imports: {failed}")
         elif event == "preload_failed":
             self.unloadable = exit_reasons.load_failure(
                 report
-            )  # said when the nursery ends, which it does now
+            )  # said when the fork server ends, which it does now
         else:
             self._hear_replica(self.replicas[report["replica"]], event, report, now)
         self.changed = True
@@ -206,8 +206,8 @@ class ReplicaPool:
 
     def died(self, pid: int, status: int, now: float) -> bool:
         """A process was reaped; False if it was none of ours."""
-        if self.nursery is not None and pid == self.nursery.pid:
-            self._nursery_ended(status, now)
+        if self.fork_server is not None and pid == self.fork_server.pid:
+            self._fork_server_ended(status, now)
             return True
         replica = next((r for r in self.replicas if r.pid == pid), None)
         if replica is None:
@@ -218,14 +218,14 @@ class ReplicaPool:
         self._bury(replica, status, now)
         return True
 
-    def _nursery_ended(self, status: int, now: float) -> None:
+    def _fork_server_ended(self, status: int, now: float) -> None:
         """Its replicas live on; what it had been asked for and not yet forked is asked for again."""
-        assert self.nursery is not None
-        self.nursery.ended(status)
-        self.nursery = None
+        assert self.fork_server is not None
+        self.fork_server.ended(status)
+        self.fork_server = None
         if self.unloadable:
             raise ModelError(self.unloadable, exit_reasons.remedy(self.unloadable))
-        if not self.nursery_works:
+        if not self.fork_server_works:
             how = exit_reasons.decode(status, out_of_memory=False)
             raise EnvironmentFailure(
                 f"the model's interpreter {self.facts.python} does not start: {how}",
@@ -233,7 +233,7 @@ class ReplicaPool:
             )
         for replica in self.replicas:
             if replica.state == State.LOADING and not replica.pid:
-                replica.die("the nursery ended before it was forked", useful=False, now=now)
+                replica.die("the fork server ended before it was forked", useful=False, now=now)
 
     def _bury(self, replica: Replica, status: int, now: float) -> None:
         _kill_group(replica.pid)  # whatever predict() had forked
@@ -270,9 +270,9 @@ class ReplicaPool:
         self.fallback = why
         self._note(f"preload: model is not kept; {why}")
         self.facts = self.facts.without_preload()
-        if self.nursery is not None:
-            self.nursery.kill()
-            self._nursery_ended(signal.SIGKILL, time.monotonic())
+        if self.fork_server is not None:
+            self.fork_server.kill()
+            self._fork_server_ended(signal.SIGKILL, time.monotonic())
 
     def _call_spare(self, now: float) -> None:
         """A crash is a switch, not a model load, where a spare stands ready."""

@@ -39,7 +39,7 @@ from twofold.server.telemetry import metrics
 
 TURN = 0.1  # seconds between looks at deadlines when nothing happens
 BOARD_EVERY = 1.0
-LEAVE_TIMEOUT = 2.0  # for replicas and the scribe, after the fronts have drained
+LEAVE_TIMEOUT = 2.0  # for replicas and the log writer, after the fronts have drained
 FAST_STOP = 0.5
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 REOPEN_SIGNALS = (signal.SIGHUP, signal.SIGUSR1)
@@ -48,7 +48,7 @@ READ_SIZE = 65536
 
 @dataclass(slots=True)
 class Forked:
-    """A front or the scribe: a child that runs our own code."""
+    """A front or the log writer: a child that runs our own code."""
 
     name: str
     life: Callable[[], int]
@@ -75,7 +75,7 @@ class Supervisor:
     pool: ReplicaPool
     channels: Channels
     listeners: Listeners | None
-    guest: socket.socket | None
+    embedder: socket.socket | None
     children: list[Forked] = field(default_factory=list)
     stop: StopProgress = field(default_factory=StopProgress)
     failed: TwofoldError | None = None
@@ -107,12 +107,16 @@ class Supervisor:
 
     def _turn(self) -> None:
         ready = select.poll()
-        for fd in (self._wakeup, self.channels.reports.read, *([self.guest.fileno()] if self.guest else [])):
+        for fd in (
+            self._wakeup,
+            self.channels.reports.read,
+            *([self.embedder.fileno()] if self.embedder else []),
+        ):
             ready.register(fd, select.POLLIN)
         woken = {fd for fd, _ in ready.poll(TURN * 1000)}
         if self._wakeup in woken:
             self._handle_signals(os.read(self._wakeup, 512))
-        if self.guest is not None and self.guest.fileno() in woken:
+        if self.embedder is not None and self.embedder.fileno() in woken:
             self.stop.requested_at = time.monotonic()  # the embedding process has gone
         now = time.monotonic()
         dead = _reap()
@@ -138,7 +142,7 @@ class Supervisor:
                 self.stop.requested_at = self.stop.requested_at or time.monotonic()
             elif number in REOPEN_SIGNALS:
                 for child in self.children:
-                    if child.name == "scribe" and child.pid:
+                    if child.name == "log_writer" and child.pid:
                         os.kill(child.pid, signal.SIGUSR1)
 
     def _hear(self, now: float) -> None:
@@ -164,12 +168,12 @@ class Supervisor:
     # ------------------------------------------------------------------ our own children
 
     def _make_children(self) -> None:
-        self.children.append(Forked("scribe", self._be_scribe))
+        self.children.append(Forked("log_writer", self._be_log_writer))
         if self.listeners is not None:
             for number in range(self.channels.layout.fronts):
                 self.children.append(Forked(f"front {number}", partial(self._be_front, number)))
-        elif self.guest is not None:
-            _send_plumbing(self.guest, self.channels)
+        elif self.embedder is not None:
+            _send_plumbing(self.embedder, self.channels)
 
     def _fork(self, child: Forked, now: float) -> None:
         parent = os.getpid()
@@ -210,12 +214,12 @@ class Supervisor:
             )
         )
 
-    def _be_scribe(self) -> int:
+    def _be_log_writer(self) -> int:
         pipes, settings = self.channels, self.config.log
         pipes.close_writers()  # ours, or it would wait for its own end
         if self.listeners is not None:
             self.listeners.close()  # or the kernel would take connections after the fronts have left
-        counters = metrics.Counters(pipes.memory, metrics.SCRIBE)
+        counters = metrics.Counters(pipes.memory, metrics.LOG_WRITER)
         cell = {"access": metrics.ACCESS_DROPPED, "predict": metrics.PREDICT_DROPPED}
 
         def dropped(stream: str, lines: int) -> None:
@@ -265,7 +269,7 @@ class Supervisor:
     # ------------------------------------------------------------------ the end
 
     def _wind_down(self) -> None:
-        """Readiness off, then the fronts drain, then the replicas leave, then the scribe."""
+        """Readiness off, then the fronts drain, then the replicas leave, then the log writer."""
         self.announce("stopping", served=self.pool.ever_ready, failed=self.failed is not None)
         http = self.config.http
         slots.CONTROL.pack_into(self.channels.memory, slots.DRAINING, 1)
@@ -275,14 +279,14 @@ class Supervisor:
             self._wait(lambda: False, http.drain_grace)
         if self.listeners is not None:
             self.listeners.retire()
-        fronts = [child for child in self.children if child.name != "scribe"]
+        fronts = [child for child in self.children if child.name != "log_writer"]
         self._end(fronts, http.drain_timeout)
         self.pool.leave(signal.SIGTERM, time.monotonic())
         self._wait(lambda: not self.pool.alive(), LEAVE_TIMEOUT)
         self.pool.leave(signal.SIGKILL, time.monotonic())
-        if self.pool.nursery is not None:
-            self.pool.nursery.kill()
-        self._wait(lambda: not self.pool.alive() and self.pool.nursery is None, LEAVE_TIMEOUT)
+        if self.pool.fork_server is not None:
+            self.pool.fork_server.kill()
+        self._wait(lambda: not self.pool.alive() and self.pool.fork_server is None, LEAVE_TIMEOUT)
         self.channels.close_writers()
         self._wait(lambda: not any(child.pid for child in self.children), LEAVE_TIMEOUT)
         self._end(self.children, 0.0)
@@ -314,18 +318,18 @@ def run(
     environment: Environment,
     artifact: Artifact,
     announce: Announce,
-    guest: socket.socket | None = None,
+    embedder: socket.socket | None = None,
 ) -> ExitCode:
-    """Serve `artifact` until told to stop. `guest`: send the channels there and run no front.
+    """Serve `artifact` until told to stop. `embedder`: send the channels there and run no front.
 
     Raises TwofoldError when it cannot start; whatever was started has ended by then.
     """
     prctl.adopt_orphans()
     _make_log_folder(config.log.log_dir)
-    listeners = None if guest else listen(config.http)
+    listeners = None if embedder else listen(config.http)
     plan = capacity.plan(config.replicas, capacity.cores(), capacity.visible_gpus(os.environ))
     fronts = config.http.fronts or max(1, plan.replicas // 8)
-    pipes = channels.lay(config, 1 if guest else fronts, plan.replicas + config.replicas.spare)
+    pipes = channels.lay(config, 1 if embedder else fronts, plan.replicas + config.replicas.spare)
     why, preload = board.choose_preload(config, plan, artifact)
     facts = _facts(config, environment, artifact, preload, plan.threads)
     keep = Quarantine(
@@ -340,7 +344,7 @@ def run(
     if why:
         pool.fallback = why
         announce("note", message=why)
-    return Supervisor(config, environment, artifact, announce, pool, pipes, listeners, guest).run()
+    return Supervisor(config, environment, artifact, announce, pool, pipes, listeners, embedder).run()
 
 
 def _facts(
@@ -402,6 +406,6 @@ def _how(status: int) -> str:
     return f"signal {signal.Signals(-ended).name}" if ended < 0 else f"exit code {ended}"
 
 
-def _send_plumbing(guest: socket.socket, pipes: Channels) -> None:
+def _send_plumbing(embedder: socket.socket, pipes: Channels) -> None:
     fds = [pipes.memory_fd, pipes.queue.write, pipes.completions[0].read]
-    socket.send_fds(guest, [json.dumps(pipes.layout.as_tuple()).encode() + b"\n"], fds)
+    socket.send_fds(embedder, [json.dumps(pipes.layout.as_tuple()).encode() + b"\n"], fds)

@@ -2,7 +2,7 @@
 
 Touches only the mapped memory that it is handed.  Two things live there (see replica/slots.py):
 
-    counter blocks   one for each front, and the last one for the scribe; one writer each
+    counter blocks   one for each front, and the last one for the log writer; one writer each
     status board     two halves; the supervisor fills the half that nobody reads, then flips
 
 A process counts in a plain list and copies the list into its block now and then: adding to a list
@@ -56,7 +56,7 @@ BUCKETS = 63
 SUM = 63
 CELLS = 320
 
-SCRIBE = slots.MAX_FRONTS - 1  # the log writer's block: no front may have this number
+LOG_WRITER = slots.MAX_FRONTS - 1  # the log writer's block: no front may have this number
 GAUGES = (OPEN_CONNECTIONS, REQUESTS_INSIDE)
 
 REPLICA_STATES = ("loading", "ready", "spare", "backoff", "dead")
@@ -108,7 +108,7 @@ def snapshot(memory: mmap.mmap, layout: slots.Layout, queued: int = 0, replicas:
     """Sum up what every process has flushed. `replicas`: how many replica indices are in use."""
     totals = [0] * CELLS
     with memoryview(memory) as whole:
-        for block in (*range(layout.fronts), SCRIBE):
+        for block in (*range(layout.fronts), LOG_WRITER):
             start = slots.COUNTERS_OFFSET + block * slots.COUNTERS_SIZE
             with whole[start : start + 8 * CELLS].cast("Q") as cells:
                 totals = [total + cell for total, cell in zip(totals, cells, strict=True)]

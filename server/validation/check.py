@@ -34,20 +34,20 @@ Progress = Callable[[str, int, int], None]
 
 
 def run(config: Config, report: Report, progress: Progress = lambda what, done, total: None) -> ExitCode:
-    """Report finding by finding; the exit code is that of the first error."""
+    """Report diagnostic by diagnostic; the exit code is that of the first error."""
     failed: list[ExitCode] = []
 
-    def note(finding: Diagnostic) -> None:
-        report(finding)
-        if finding.level == "error":
-            failed.append(finding.exit_code)
+    def note(diagnostic: Diagnostic) -> None:
+        report(diagnostic)
+        if diagnostic.level == "error":
+            failed.append(diagnostic.exit_code)
 
     subject = "artifact"
     try:
         opened = artifact.opened(config.artifact, config.cache_folder(), config.replicas.sample)
         note(Diagnostic("ok", "artifact", f"{opened.name}, with score.py at {opened.path}"))
-        for finding in examine(opened):
-            note(finding)
+        for diagnostic in examine(opened):
+            note(diagnostic)
         subject = "environment"
         prepared = environment.prepare(opened.runtime, config.environment, progress)
         note(Diagnostic("ok", subject, f"{prepared.name}, Python {prepared.version} at {prepared.python}"))
@@ -68,9 +68,9 @@ def require(opened: Artifact, note: Callable[[str], None]) -> None:
     ArtifactError, or ConfigError for a sample request that a setting names: what check() would end with.
     """
     found = examine(opened)
-    for warning in (finding for finding in found if finding.level == "warning"):
+    for warning in (diagnostic for diagnostic in found if diagnostic.level == "warning"):
         note(f"{warning.subject}: {warning.message} ({warning.remedy})")
-    wrong = [finding for finding in found if finding.level == "error"]
+    wrong = [diagnostic for diagnostic in found if diagnostic.level == "error"]
     if wrong:
         first, others = wrong[0], len(wrong) - 1
         kind = ConfigError if first.exit_code == ExitCode.CONFIG else ArtifactError

@@ -18,7 +18,7 @@ from twofold.loadbalancer.cli import commands
 from twofold.loadbalancer.cli import entry as program
 from twofold.loadbalancer.config import Config
 from twofold.loadbalancer.supervision import startup_checks
-from twofold.loadbalancer.supervision.resources import NUMBERS, SCRIBES_BLOCK
+from twofold.loadbalancer.supervision.resources import LOG_WRITERS_BLOCK, NUMBERS
 from twofold.net import address
 from twofold.server import config as instance
 from twofold.settings import parse
@@ -170,8 +170,11 @@ def test_a_value_out_of_its_limits_cannot_be_made() -> None:
         config.PoolSettings(upstream="http://a:1")  # type: ignore[arg-type]
 
 
-def test_there_are_blocks_for_two_generations_and_the_scribe() -> None:
-    assert len(NUMBERS) == 2 * config.MAX_PROXIES and max(NUMBERS) < SCRIBES_BLOCK < shared_memory.MAX_PROXIES
+def test_there_are_blocks_for_two_generations_and_the_log_writer() -> None:
+    assert (
+        len(NUMBERS) == 2 * config.MAX_PROXIES
+        and max(NUMBERS) < LOG_WRITERS_BLOCK < shared_memory.MAX_PROXIES
+    )
 
 
 @pytest.mark.parametrize(

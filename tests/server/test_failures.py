@@ -267,17 +267,19 @@ def test_replicas_that_die_on_start_are_retried_with_patience(lab: Path, two: In
     assert two.predict([1]).status == 200
 
 
-# --------------------------------------------------------------------- fronts, nursery, scribe
+# --------------------------------------------------------------------- fronts, fork server, log writer
 
 
 def child_named(instance: Instance, what: str) -> int:
-    """The pid of a direct child: `front`, `scribe` or `nursery`."""
+    """The pid of a direct child: `front`, `log writer` or `fork server`."""
     below = instance.descendants() - set(instance.replica_pids())
-    with_nursery = {pid for pid in below if b"\0fork_server\0" in Path(f"/proc/{pid}/cmdline").read_bytes()}
-    if what == "nursery":
-        return with_nursery.pop()
-    forked = sorted(below - with_nursery)
-    return forked[0] if what == "scribe" else forked[1]
+    with_fork_server = {
+        pid for pid in below if b"\0fork_server\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    }
+    if what == "fork_server":
+        return with_fork_server.pop()
+    forked = sorted(below - with_fork_server)
+    return forked[0] if what == "log_writer" else forked[1]
 
 
 def test_a_killed_front_is_replaced_and_its_slots_come_back(two: Instance) -> None:
@@ -303,28 +305,28 @@ def test_a_front_that_is_told_to_end_alone_is_replaced(two: Instance) -> None:
     assert [two.predict([1]).status for _ in range(20)] == [200] * 20
 
 
-def test_a_killed_nursery_takes_no_replica_with_it(two: Instance) -> None:
+def test_a_killed_fork_server_takes_no_replica_with_it(two: Instance) -> None:
     pids = two.replica_pids()
-    kill(child_named(two, "nursery"))
+    kill(child_named(two, "fork_server"))
     assert two.predict([1]).status == 200
     assert two.replica_pids() == pids
     kill(pids[0])
     two.wait_until(lambda: all_ready(two) and two.replica_pids() != pids)
 
 
-def test_a_nursery_that_hangs_is_replaced(lab: Path, tmp_path: Path) -> None:
+def test_a_fork_server_that_hangs_is_replaced(lab: Path, tmp_path: Path) -> None:
     options = ["--replicas", "1", "--load-timeout", "1"]
     with serve(lab, tmp_path / "run", *options) as instance:
         (replica,) = instance.replica_pids()
-        nursery = child_named(instance, "nursery")
-        os.kill(nursery, signal.SIGSTOP)
+        fork_server = child_named(instance, "fork_server")
+        os.kill(fork_server, signal.SIGSTOP)
         kill(replica)
-        instance.wait_until(lambda: not alive(nursery))
+        instance.wait_until(lambda: not alive(fork_server))
         instance.wait_until(lambda: all_ready(instance, 1))
         assert instance.predict([1]).json() == {"rows": 1}
 
 
-def test_a_model_that_hangs_in_the_nursery_is_not_waited_for(lab: Path, tmp_path: Path) -> None:
+def test_a_model_that_hangs_in_the_fork_server_is_not_waited_for(lab: Path, tmp_path: Path) -> None:
     (lab / "slow-load").write_text("600")
     (lab / "sample.json").write_text("[1]")
     options = ["--replicas", "1", "--load-timeout", "1", "--preload", "model"]
@@ -333,11 +335,11 @@ def test_a_model_that_hangs_in_the_nursery_is_not_waited_for(lab: Path, tmp_path
         assert "did not load within 1 s" in instance.printed()
 
 
-def test_a_killed_scribe_is_replaced_and_logging_goes_on(two: Instance) -> None:
+def test_a_killed_log_writer_is_replaced_and_logging_goes_on(two: Instance) -> None:
     two.predict([1])
     two.wait_until(lambda: two.log("access"))
-    kill(child_named(two, "scribe"))
-    two.wait_until(lambda: "scribe ended" in two.printed())
+    kill(child_named(two, "log_writer"))
+    two.wait_until(lambda: "log writer ended" in two.printed())
     request_id = two.predict([1]).headers["opc-request-id"]
     two.wait_until(lambda: any(record["data"]["opcRequestId"] == request_id for record in two.log("access")))
 

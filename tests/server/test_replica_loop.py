@@ -1,4 +1,4 @@
-"""Real replicas from a real nursery: what they answer, and what they have in hand when they are killed."""
+"""Real replicas from a real fork server: what they answer, and what they have in hand when they are killed."""
 
 from __future__ import annotations
 
@@ -166,12 +166,12 @@ class Lone:
     """One replica without a pool: nobody settles what it leaves behind."""
 
     desk: Desk
-    nursery: ForkServer
+    fork_server: ForkServer
     pid: int = 0
 
     def order(self) -> None:
         before = len(self.desk.reports)
-        assert self.nursery.order(0, False, {"TWOFOLD_REPLICA": "0"})
+        assert self.fork_server.order(0, False, {"TWOFOLD_REPLICA": "0"})
         self.desk.until(lambda: any(r["event"] == "ready" for r in self.desk.reports[before:]))
         self.pid = self.desk.reports[-1]["pid"]
 
@@ -197,8 +197,8 @@ def lone(tmp_path: Path) -> Iterator[Lone]:
         finally:
             if made.pid:
                 made.end(signal.SIGKILL)
-            made.nursery.kill()
-            made.nursery.ended(os.waitpid(made.nursery.pid, 0)[1])
+            made.fork_server.kill()
+            made.fork_server.ended(os.waitpid(made.fork_server.pid, 0)[1])
 
 
 # ---------------------------------------------------------------------- what it answers
@@ -342,9 +342,9 @@ class Staff:
         self.pool.leave(signal.SIGKILL, time.monotonic())
         for pid in pids:
             wait_for(pid)
-        if self.pool.nursery is not None:
-            self.pool.nursery.kill()
-            self.pool.nursery.ended(os.waitpid(self.pool.nursery.pid, 0)[1])
+        if self.pool.fork_server is not None:
+            self.pool.fork_server.kill()
+            self.pool.fork_server.ended(os.waitpid(self.pool.fork_server.pid, 0)[1])
         for fd in self.pool._completions:
             os.close(fd)
 

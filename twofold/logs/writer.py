@@ -1,16 +1,16 @@
-"""The scribe: the one process that writes log files, so that no request ever waits for a disk.
+"""The log writer: the one process that writes log files, so that no request ever waits for a disk.
 
     front ----pipe----+                     +--> log_dir/access.log    size-bounded, rotated
-    replicas --pipe---+--> scribe (poll) ---+
+    replicas --pipe---+--> log writer (poll) ---+
     native text ------+                     +--> log_dir/predict.log   or all of it to stdout
 
-Touches the fds that it is handed, and its outlets; standard library only, small.
+Touches the fds that it is handed, and its sinks; standard library only, small.
 
 No line is ever torn.  A writer's pipe end does not block: what does not fit is dropped by whole lines
 and counted.  A writer that dies between two halves of a line leaves half a line in its pipe; its
-successor begins with CANCEL, a byte that JSON cannot contain, and the scribe drops that half.
+successor begins with CANCEL, a byte that JSON cannot contain, and the log writer drops that half.
 
-The scribe ends when all inputs have reached EOF, that is when every writer is gone: what a process
+The log writer ends when all inputs have reached EOF, that is when every writer is gone: what a process
 prints while it ends is still written.  Or it hands over, at SIGUSR2: it ends between two lines, and a
 successor goes on with the same pipes.
 """
@@ -34,7 +34,7 @@ from twofold.logs.sinks import MAX_LINE, FileSink, StdoutSink
 CANCEL = b"\x18"
 CHUNK = 64 * 1024  # bytes taken from a pipe at once; four times as much costs twice the time
 PIPE_SIZE = 1024 * 1024  # bytes; the most that an ordinary user may ask for
-BACKLOG = 4 * 1024 * 1024  # bytes that a writer holds back while the scribe is late
+BACKLOG = 4 * 1024 * 1024  # bytes that a writer holds back while the log writer is late
 STREAMS = ("access", "predict")
 MID_LINE = 1000  # milliseconds that a writer may need for the second half of a line
 
@@ -103,7 +103,7 @@ class PipeWriter:
                 self._first = memoryview(self._backlog.popleft())
             try:
                 sent = os.write(self._fd, self._first)
-            except (BlockingIOError, BrokenPipeError):  # the scribe is late, or being replaced
+            except (BlockingIOError, BrokenPipeError):  # the log writer is late, or being replaced
                 return
             self._first = self._first[sent:]
             self.pending -= sent
@@ -173,7 +173,7 @@ class LineBuffer:
 
 
 class LogWriter:
-    """The loop from pipes to outlets."""
+    """The loop from pipes to sinks."""
 
     def __init__(
         self, inputs: Sequence[LogInput], destination: LogDestination, dropped: Callable[[str, int], None]
@@ -181,9 +181,9 @@ class LogWriter:
         self._inputs = {each.fd: (each, LineBuffer(each.wrap)) for each in inputs}
         self._records = PredictLog(destination.source)
         self._dropped = dropped
-        self._outlets: dict[str, FileSink | StdoutSink]
+        self._sinks: dict[str, FileSink | StdoutSink]
         if destination.directory:
-            self._outlets = {
+            self._sinks = {
                 stream: FileSink(
                     Path(destination.directory, stream + ".log"),
                     destination.max_bytes,
@@ -192,7 +192,7 @@ class LogWriter:
                 for stream in STREAMS
             }
         else:
-            self._outlets = dict.fromkeys(STREAMS, StdoutSink())
+            self._sinks = dict.fromkeys(STREAMS, StdoutSink())
 
     def run(self, alarm: int) -> None:
         """Write until every input is at its end; from `alarm` come the numbers of signals."""
@@ -204,8 +204,8 @@ class LogWriter:
                 if fd == alarm:
                     if signal.SIGUSR2 in os.read(alarm, CHUNK):
                         return self._hand_over()
-                    for outlet in self._outlets.values():
-                        outlet.reopen()
+                    for sink in self._sinks.values():
+                        sink.reopen()
                 elif not self._take(fd):
                     poll.unregister(fd)
                     os.close(fd)
@@ -220,7 +220,7 @@ class LogWriter:
                 pass
 
     def _take(self, fd: int, most: int = CHUNK) -> bool:
-        """Move one chunk from a pipe to its outlet; False at EOF."""
+        """Move one chunk from a pipe to its sink; False at EOF."""
         source, lines = self._inputs[fd]
         chunk = os.read(fd, most)
         whole = lines.feed(chunk) if chunk else lines.rest()
@@ -229,7 +229,7 @@ class LogWriter:
             whole = b"".join([self._records.format(text, source.replica) for text in texts])
         dropped = lines.torn
         if whole:
-            dropped += self._outlets[source.stream].write(whole)
+            dropped += self._sinks[source.stream].write(whole)
         if dropped:
             lines.torn = 0
             self._dropped(source.stream, dropped)
@@ -237,7 +237,7 @@ class LogWriter:
 
 
 def run(inputs: Sequence[LogInput], destination: LogDestination, dropped: Callable[[str, int], None]) -> None:
-    """Be the scribe, in the main thread of a process of its own, until every writer is gone.
+    """Be the log writer, in the main thread of a process of its own, until every writer is gone.
 
     SIGUSR1 and SIGHUP reopen the files; SIGUSR2 ends it between two lines; SIGINT and SIGTERM are
     ignored, because others that end by them still have something to say.  `dropped(stream, lines)` is

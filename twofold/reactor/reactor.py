@@ -1,6 +1,6 @@
 """The sockets of plain connections, in turns: read all that is there, think, send all that came of it.
 
-Touches an epoll and the listeners.  The epoll is that of a EventLoop, which waits there and calls turn(); or it is
+Touches an epoll and the listeners.  The epoll is that of an EventLoop, which waits there and calls turn(); or it is
 one of its own, which uvloop watches as one descriptor where it is needed for TLS.
 
 uvloop reads from a connection, calls its protocol, reads from the next.  Each way through the kernel

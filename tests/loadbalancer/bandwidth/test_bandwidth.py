@@ -97,81 +97,81 @@ def shared() -> Iterator[tuple[int, mmap.mmap]]:
 # ---------------------------------------------------------------------- fairness
 
 
-def serve_for(shaper: FairQueue, bucket: TokenBucket, now: int) -> list[Ticket]:
+def serve_for(fair_queue: FairQueue, bucket: TokenBucket, now: int) -> list[Ticket]:
     def spend(nbytes: int) -> bool:
         if bucket.delay_ns(now, 8 * nbytes):
             return False
         bucket.take(now, 8 * nbytes)
         return True
 
-    return shaper.serve(spend)
+    return fair_queue.serve(spend)
 
 
 @pytest.mark.parametrize("flows", [2, 8, 64])
 @pytest.mark.parametrize("rate", [10_000_000, 1_000_000_000])
 def test_equal_flows_get_equal_shares(flows: int, rate: int) -> None:
-    shaper, bucket, dice = FairQueue(), TokenBucket(rate, 0, 0), random.Random(3)
-    shaper.quantum = quantum(rate)
+    fair_queue, bucket, dice = FairQueue(), TokenBucket(rate, 0, 0), random.Random(3)
+    fair_queue.quantum = quantum(rate)
     sent = [0] * flows
     owner: dict[int, int] = {}
 
     def join(flow: int) -> None:
-        toll = Ticket(shaper.quantum, lambda: None, 0)
-        owner[id(toll)] = flow
-        tolls.append(toll)
-        shaper.add(toll)
+        ticket = Ticket(fair_queue.quantum, lambda: None, 0)
+        owner[id(ticket)] = flow
+        tickets.append(ticket)
+        fair_queue.add(ticket)
 
-    tolls: list[Ticket] = []
+    tickets: list[Ticket] = []
     for flow in range(flows):
         join(flow)
     now = 0
     while now < 5 * SECOND:
         now += dice.randrange(1, 3_000_000)
-        for toll in serve_for(shaper, bucket, now):
-            sent[owner[id(toll)]] += toll.size
-            join(owner[id(toll)])
+        for ticket in serve_for(fair_queue, bucket, now):
+            sent[owner[id(ticket)]] += ticket.size
+            join(owner[id(ticket)])
     jain = sum(sent) ** 2 / (flows * sum(one * one for one in sent))
     assert jain >= 0.99 and max(sent) <= 1.05 * min(sent)
 
 
 def test_a_small_message_passes_an_elephant() -> None:
     rate = 10_000_000
-    shaper, bucket = FairQueue(), TokenBucket(rate, 0, 0)
-    shaper.quantum = quantum(rate)
-    elephant = Ticket(10 * shaper.quantum, lambda: None, 0)
-    shaper.add(elephant)
+    fair_queue, bucket = FairQueue(), TokenBucket(rate, 0, 0)
+    fair_queue.quantum = quantum(rate)
+    elephant = Ticket(10 * fair_queue.quantum, lambda: None, 0)
+    fair_queue.add(elephant)
     small = Ticket(1000, lambda: None, 0)
-    shaper.add(small)
+    fair_queue.add(small)
     served: list[Ticket] = []
     now = 0
     while not served:
         now += 1_000_000
-        served = serve_for(shaper, bucket, now)
-    assert served[0] is small and now <= 2 * shaper.quantum * 8 * SECOND // rate
+        served = serve_for(fair_queue, bucket, now)
+    assert served[0] is small and now <= 2 * fair_queue.quantum * 8 * SECOND // rate
 
 
 def test_whoever_leaves_costs_nothing() -> None:
-    shaper = FairQueue()
+    fair_queue = FairQueue()
     gone, there = Ticket(10**9, lambda: None, 0), Ticket(10, lambda: None, 0)
-    shaper.add(gone)
-    shaper.add(there)
-    shaper.cancel(gone)
-    assert shaper.queued == 10 and shaper.next_size == 10
-    assert shaper.serve(lambda nbytes: nbytes == 10) == [there] and shaper.queued == 0
+    fair_queue.add(gone)
+    fair_queue.add(there)
+    fair_queue.cancel(gone)
+    assert fair_queue.queued == 10 and fair_queue.next_size == 10
+    assert fair_queue.serve(lambda nbytes: nbytes == 10) == [there] and fair_queue.queued == 0
 
 
-# ---------------------------------------------------------------------- the throttle, on a real loop
+# ---------------------------------------------------------------------- the limiter, on a real loop
 
 
 def test_what_waits_goes_on_in_time_and_after_a_raise(shared: tuple[int, mmap.mmap]) -> None:
-    ledger = SharedBucket(shared[1], shared[0])
-    ledger.set_rate(8_000_000)  # a byte in a microsecond
+    bucket = SharedBucket(shared[1], shared[0])
+    bucket.set_rate(8_000_000)  # a byte in a microsecond
 
     async def scenario() -> tuple[float, float, list[int]]:
         loop = asyncio.get_running_loop()
-        throttle = BandwidthLimiter(Lease(ledger), 1.0)
-        throttle.start(loop)
-        while throttle.pay(1000):
+        limiter = BandwidthLimiter(Lease(bucket), 1.0)
+        limiter.start(loop)
+        while limiter.pay(1000):
             pass
         order: list[int] = []
         started = loop.time()
@@ -183,13 +183,13 @@ def test_what_waits_goes_on_in_time_and_after_a_raise(shared: tuple[int, mmap.mm
                 done.set()
 
         for number in range(100):
-            throttle.wait(4000, partial(go, number))
-        assert throttle.waiting == 100 and not throttle.pay(1)
+            limiter.wait(4000, partial(go, number))
+        assert limiter.waiting == 100 and not limiter.pay(1)
         await done.wait()
         shaped = loop.time() - started
-        ledger.set_rate(0)
-        throttle.wait(10**9, done.clear)
-        throttle.tick()
+        bucket.set_rate(0)
+        limiter.wait(10**9, done.clear)
+        limiter.tick()
         return shaped, loop.time() - started - shaped, order
 
     shaped, freed, order = asyncio.run(scenario())
@@ -197,43 +197,43 @@ def test_what_waits_goes_on_in_time_and_after_a_raise(shared: tuple[int, mmap.mm
 
 
 def test_admission_predicts_the_delay(shared: tuple[int, mmap.mmap]) -> None:
-    ledger = SharedBucket(shared[1], shared[0])
-    ledger.set_rate(1_000_000)
+    bucket = SharedBucket(shared[1], shared[0])
+    bucket.set_rate(1_000_000)
 
     async def scenario() -> None:
-        throttle = BandwidthLimiter(Lease(ledger), 1.0)
-        throttle.start(asyncio.get_running_loop())
-        assert throttle.refusal_delay(10_000_000) == 0  # nothing is ahead of it
-        tolls = [throttle.wait(4000, lambda: None) for _ in range(250)]
-        assert throttle.refusal_delay(1000) == 9  # 8 s ahead, and its own
-        for toll in tolls:
-            throttle.cancel(toll)
-        assert throttle.refusal_delay(1000) == 0
+        limiter = BandwidthLimiter(Lease(bucket), 1.0)
+        limiter.start(asyncio.get_running_loop())
+        assert limiter.refusal_delay(10_000_000) == 0  # nothing is ahead of it
+        tickets = [limiter.wait(4000, lambda: None) for _ in range(250)]
+        assert limiter.refusal_delay(1000) == 9  # 8 s ahead, and its own
+        for ticket in tickets:
+            limiter.cancel(ticket)
+        assert limiter.refusal_delay(1000) == 0
         for _ in range(500):
-            throttle.wait(100, lambda: None)
-        throttle.echo = 3.0
-        assert throttle.refusal_delay(1000) == 2  # 50 KB and their answers, then its own 4
-        throttle.echo = 4.0
-        assert throttle.refusal_delay(1000) == 5  # its answer takes turns: 250 KB once more
+            limiter.wait(100, lambda: None)
+        limiter.echo = 3.0
+        assert limiter.refusal_delay(1000) == 2  # 50 KB and their answers, then its own 4
+        limiter.echo = 4.0
+        assert limiter.refusal_delay(1000) == 5  # its answer takes turns: 250 KB once more
 
     asyncio.run(scenario())
 
 
 def test_a_small_request_is_not_refused_because_of_a_few_large_ones(shared: tuple[int, mmap.mmap]) -> None:
-    ledger = SharedBucket(shared[1], shared[0])
-    ledger.set_rate(1_000_000)
+    bucket = SharedBucket(shared[1], shared[0])
+    bucket.set_rate(1_000_000)
 
     async def scenario() -> None:
-        throttle = BandwidthLimiter(Lease(ledger), 1.0)
-        throttle.start(asyncio.get_running_loop())
-        throttle.pay(65536)
+        limiter = BandwidthLimiter(Lease(bucket), 1.0)
+        limiter.start(asyncio.get_running_loop())
+        limiter.pay(65536)
         for _ in range(3):
-            throttle.wait(throttle.quantum, lambda: None)
-            throttle.held += 1_000_000
-        throttle.announced = 10_000_000
-        assert throttle.refusal_delay(1000) == 0
-        assert throttle.refusal_delay(10_000) == 0
-        assert throttle.refusal_delay(1_000_000) == 32  # three that want as much, and its own
+            limiter.wait(limiter.quantum, lambda: None)
+            limiter.held += 1_000_000
+        limiter.announced = 10_000_000
+        assert limiter.refusal_delay(1000) == 0
+        assert limiter.refusal_delay(10_000) == 0
+        assert limiter.refusal_delay(1_000_000) == 32  # three that want as much, and its own
 
     asyncio.run(scenario())
 

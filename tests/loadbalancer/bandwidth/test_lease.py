@@ -40,9 +40,9 @@ def shared() -> Iterator[tuple[int, mmap.mmap]]:
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_several_proxies_share_one_rate(shared: tuple[int, mmap.mmap], workers: int) -> None:
     clock, dice, rate = Clock(), random.Random(7), 10_000_000
-    ledger = SharedBucket(shared[1], shared[0], clock)
-    ledger.set_rate(rate)
-    meters = [Lease(ledger) for _ in range(workers)]
+    bucket = SharedBucket(shared[1], shared[0], clock)
+    bucket.set_rate(rate)
+    meters = [Lease(bucket) for _ in range(workers)]
     passed = 0
     while clock.now < 5 * SECOND:
         clock.now += dice.randrange(200_000)
@@ -54,17 +54,17 @@ def test_several_proxies_share_one_rate(shared: tuple[int, mmap.mmap], workers: 
 
 def test_whoever_is_killed_takes_one_lease_along_at_most(shared: tuple[int, mmap.mmap]) -> None:
     rate = 100_000_000
-    ledger = SharedBucket(shared[1], shared[0])
-    ledger.set_rate(rate)
+    bucket = SharedBucket(shared[1], shared[0])
+    bucket.set_rate(rate)
     child = os.fork()
     if not child:
-        meter = Lease(ledger)
+        meter = Lease(bucket)
         meter.spend(1)
-        with ledger.open():  # dies with the lock in hand
+        with bucket.open():  # dies with the lock in hand
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    with ledger.open() as bucket:  # so it was freed
-        lost = depth(rate) - bucket.level // NANO
+    with bucket.open() as words:  # so it was freed
+        lost = depth(rate) - words.level // NANO
     assert 8 <= lost <= rate * LEASE_NS // SECOND
 
 
@@ -83,9 +83,9 @@ def test_whatever_proxies_do_and_whoever_dies_the_rate_is_kept(
 ) -> None:
     fd = shared_memory.create()
     clock, mapped = Clock(), shared_memory.attach(fd)
-    ledger = SharedBucket(mapped, fd, clock)
-    ledger.set_rate(rate)
-    meters = [Lease(ledger, number=number) for number in range(4)]
+    bucket = SharedBucket(mapped, fd, clock)
+    bucket.set_rate(rate)
+    meters = [Lease(bucket, number=number) for number in range(4)]
     passed: list[tuple[int, int]] = []
     for what, number, nbytes, pause in steps:
         clock.now += pause
@@ -96,9 +96,9 @@ def test_whatever_proxies_do_and_whoever_dies_the_rate_is_kept(
             meter.settle(*(0, 0) if what == "settle" else (1, nbytes))
         elif what == "kill":
             meter.share.close()
-            meters[number] = Lease(ledger, number=number)
-        with ledger.open() as bucket:
-            assert bucket.level <= depth(rate) * NANO
+            meters[number] = Lease(bucket, number=number)
+        with bucket.open() as words:
+            assert words.level <= depth(rate) * NANO
     total, lowest = 0, 0.0
     for when, bits in passed:  # no window is given more than the rate, the bucket and what was leased
         lowest = min(lowest, total - rate * when / NANO)
@@ -112,33 +112,33 @@ def test_whatever_proxies_do_and_whoever_dies_the_rate_is_kept(
 
 def test_a_visit_to_the_bucket_is_as_good_as_opening_it(shared: tuple[int, mmap.mmap]) -> None:
     clock = Clock()
-    ledger = SharedBucket(shared[1], shared[0], clock)
-    ledger.set_rate(1_000_000)
-    bucket, taken = ledger.exchange(clock.now, -1000, 10**9)
-    assert taken == depth(1_000_000) - 1000 and bucket.level == 0
-    with ledger.open() as again:
-        assert (again.rate, again.level, again.stamp) == (bucket.rate, bucket.level, bucket.stamp)
+    bucket = SharedBucket(shared[1], shared[0], clock)
+    bucket.set_rate(1_000_000)
+    seen, taken = bucket.exchange(clock.now, -1000, 10**9)
+    assert taken == depth(1_000_000) - 1000 and seen.level == 0
+    with bucket.open() as again:
+        assert (again.rate, again.level, again.stamp) == (seen.rate, seen.level, seen.stamp)
 
 
 def test_an_unlimited_rate_is_felt_at_the_next_lease_and_costs_nothing(shared: tuple[int, mmap.mmap]) -> None:
     clock = Clock()
-    ledger = SharedBucket(shared[1], shared[0], clock)
-    ledger.set_rate(1_000_000)
-    meter = Lease(ledger)
+    bucket = SharedBucket(shared[1], shared[0], clock)
+    bucket.set_rate(1_000_000)
+    meter = Lease(bucket)
     while meter.spend(10_000):
         pass
-    ledger.set_rate(0)
+    bucket.set_rate(0)
     assert meter.spend(10**9) and meter.delay_ns(10**9) == 0
-    ledger.set_rate(1_000_000)
+    bucket.set_rate(1_000_000)
     meter.settle()
     assert meter.debt == 0
 
 
 def test_the_next_look_is_foretold_without_a_visit(shared: tuple[int, mmap.mmap]) -> None:
     clock = Clock()
-    ledger = SharedBucket(shared[1], shared[0], clock)
-    ledger.set_rate(8_000_000)  # a byte in a microsecond
-    meter = Lease(ledger)
+    bucket = SharedBucket(shared[1], shared[0], clock)
+    bucket.set_rate(8_000_000)  # a byte in a microsecond
+    meter = Lease(bucket)
     while meter.spend(1000):
         pass
     delay = meter.delay_ns(1000)
@@ -151,9 +151,9 @@ def test_the_next_look_is_foretold_without_a_visit(shared: tuple[int, mmap.mmap]
 
 def test_what_is_larger_than_the_bucket_passes_when_it_is_full(shared: tuple[int, mmap.mmap]) -> None:
     clock, rate = Clock(), 1_000_000
-    ledger = SharedBucket(shared[1], shared[0], clock)
-    ledger.set_rate(rate)
-    meter, size = Lease(ledger), 1_000_000
+    bucket = SharedBucket(shared[1], shared[0], clock)
+    bucket.set_rate(rate)
+    meter, size = Lease(bucket), 1_000_000
     assert meter.spend(size)
     assert not meter.spend(1)
     assert meter.debt >= 8 * size - depth(rate) - 8
@@ -162,9 +162,9 @@ def test_what_is_larger_than_the_bucket_passes_when_it_is_full(shared: tuple[int
 
 
 def test_a_new_rate_reaches_everybody(shared: tuple[int, mmap.mmap]) -> None:
-    ledger = SharedBucket(shared[1], shared[0])
-    ledger.set_rate(1_000_000)
-    meter = Lease(ledger)
-    ledger.set_rate(2_000_000)
+    bucket = SharedBucket(shared[1], shared[0])
+    bucket.set_rate(1_000_000)
+    meter = Lease(bucket)
+    bucket.set_rate(2_000_000)
     meter.settle()
-    assert meter.rate == ledger.rate == 2_000_000
+    assert meter.rate == bucket.rate == 2_000_000

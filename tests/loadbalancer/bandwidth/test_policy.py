@@ -17,30 +17,32 @@ SECOND = 1_000_000_000
 
 
 @pytest.fixture
-def ledger() -> SharedBucket:
+def bucket() -> SharedBucket:
     fd = shared_memory.create()
     return SharedBucket(shared_memory.attach(fd), fd)
 
 
 def limits(
-    ledger: SharedBucket, mbps: float, maximum: float = 0, before: Mapping[str, Any] | None = None
+    bucket: SharedBucket, mbps: float, maximum: float = 0, before: Mapping[str, Any] | None = None
 ) -> BandwidthPolicy:
     settings = BandwidthSettings(bandwidth_mbps=float(mbps), maximum_bandwidth_mbps=float(maximum))
-    return BandwidthPolicy(ledger, settings, before or {})
+    return BandwidthPolicy(bucket, settings, before or {})
 
 
-def test_settings_hold_at_first(ledger: SharedBucket) -> None:
-    assert limits(ledger, 10).rate == ledger.rate == 10_000_000
-    assert limits(ledger, 0).rate == 0
-    assert limits(ledger, 0.5).rate == 500_000
+def test_settings_hold_at_first(bucket: SharedBucket) -> None:
+    assert limits(bucket, 10).rate == bucket.rate == 10_000_000
+    assert limits(bucket, 0).rate == 0
+    assert limits(bucket, 0.5).rate == 500_000
 
 
-def test_what_the_admin_sets_outlives_the_steward_but_not_a_change_of_settings(ledger: SharedBucket) -> None:
-    first = limits(ledger, 10)
+def test_what_the_admin_sets_outlives_the_controller_but_not_a_change_of_settings(
+    bucket: SharedBucket,
+) -> None:
+    first = limits(bucket, 10)
     first.set(25)
-    heir = limits(ledger, 10, before=first.board())
+    heir = limits(bucket, 10, before=first.board())
     assert (heir.mbps, heir.rate) == (25, 25_000_000)
-    assert limits(ledger, 12, before=heir.board()).rate == 12_000_000
+    assert limits(bucket, 12, before=heir.board()).rate == 12_000_000
 
 
 @pytest.mark.parametrize(
@@ -58,8 +60,8 @@ def test_what_the_admin_sets_outlives_the_steward_but_not_a_change_of_settings(l
         (10, math.nan),
     ],
 )
-def test_what_does_not_fit_changes_nothing(ledger: SharedBucket, mbps: float, maximum: float) -> None:
-    made = limits(ledger, 10)
+def test_what_does_not_fit_changes_nothing(bucket: SharedBucket, mbps: float, maximum: float) -> None:
+    made = limits(bucket, 10)
     with pytest.raises(ValueError, match="mbps must be"):
         made.set(mbps, maximum)
     assert (made.mbps, made.maximum, made.rate) == (10, 0, 10_000_000)
@@ -70,8 +72,8 @@ def load(made: BandwidthPolicy, seconds: range, utilisation: float) -> None:
         made.hear(second * SECOND, utilisation)
 
 
-def test_it_is_raised_under_load_and_lowered_without(ledger: SharedBucket) -> None:
-    made = limits(ledger, 10, 20)
+def test_it_is_raised_under_load_and_lowered_without(bucket: SharedBucket) -> None:
+    made = limits(bucket, 10, 20)
     assert made.rate == 10_000_000
     load(made, range(1, 61), 1.0)
     assert made.rate == 10_000_000
@@ -81,19 +83,19 @@ def test_it_is_raised_under_load_and_lowered_without(ledger: SharedBucket) -> No
     assert made.rate == 10_000_000
 
 
-def test_a_raised_one_stays_raised_with_the_next_steward(ledger: SharedBucket) -> None:
-    made = limits(ledger, 10, 20)
+def test_a_raised_one_stays_raised_with_the_next_controller(bucket: SharedBucket) -> None:
+    made = limits(bucket, 10, 20)
     load(made, range(1, 70), 1.0)
     raised = made.rate
     assert raised > 10_000_000
-    heir = limits(ledger, 10, 20, before=made.board())
+    heir = limits(bucket, 10, 20, before=made.board())
     assert heir.rate == raised
     load(heir, range(1, 400), 1.0)
     assert heir.rate == 20_000_000
-    assert limits(ledger, 10, 0, before=heir.board()).rate == 10_000_000
+    assert limits(bucket, 10, 0, before=heir.board()).rate == 10_000_000
 
 
-def test_without_a_maximum_nothing_is_raised(ledger: SharedBucket) -> None:
-    made = limits(ledger, 10)
+def test_without_a_maximum_nothing_is_raised(bucket: SharedBucket) -> None:
+    made = limits(bucket, 10)
     load(made, range(1, 1000), 1.0)
     assert made.rate == 10_000_000

@@ -108,7 +108,7 @@ def test_a_new_rate_is_felt_within_50_ms_and_without_a_burst(proxies: int) -> No
         before = 10 * MBPS
         for now, rate in ((2 * SECOND, 50 * MBPS), (4 * SECOND, 5 * MBPS), (6 * SECOND, 10 * MBPS)):
             balancer.loop.run(now)
-            balancer.ledger.set_rate(rate)
+            balancer.bucket.set_rate(rate)
             balancer.loop.run(now + 2 * SECOND)
             after = 8 * balancer.bytes_between(now + 50 * MS, now + 550 * MS) * 2
             assert abs(after - rate) <= 0.1 * abs(rate - before)
@@ -121,11 +121,11 @@ def test_without_a_limit_nobody_waits_and_nothing_is_owed_afterwards() -> None:
     with balancing(10 * MBPS) as balancer:
         elephants(balancer, 0, 0, 0)
         balancer.loop.run(SECOND)
-        balancer.ledger.set_rate(0)
+        balancer.bucket.set_rate(0)
         balancer.loop.run(SECOND + 200 * MS)
         assert 8 * balancer.bytes_between(SECOND, SECOND + 200 * MS) > 100 * MBPS
         assert not balancer.throttles[0].waiting
-        balancer.ledger.set_rate(10 * MBPS)
+        balancer.bucket.set_rate(10 * MBPS)
         balancer.loop.run(3 * SECOND)
         again = 8 * balancer.bytes_between(2 * SECOND, 3 * SECOND)
         assert abs(again - 10 * MBPS) <= 0.02 * 10 * MBPS

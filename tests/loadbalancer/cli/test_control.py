@@ -70,7 +70,7 @@ def test_the_state_counts_who_was_not_let_in(tmp_path: Path) -> None:
             with pytest.raises(OSError):
                 await asyncio.wait_for(knock(lb.port), 5)
         await eventually(lambda: lb.total(shared_memory.UNAUTHORISED) == 3, "three of them")
-        await asyncio.sleep(0.6)  # the steward reads the counters twice a second
+        await asyncio.sleep(0.6)  # the controller reads the counters twice a second
         assert "3 unauthorised" in await told(lb, "state")
 
     async def knock(port: int) -> None:
@@ -164,13 +164,13 @@ def test_a_reload_is_done_or_says_why_not(tmp_path: Path) -> None:
     play(tmp_path, scenario, "--config", str(settings))
 
 
-def test_a_steward_that_comes_back_is_waited_for(tmp_path: Path) -> None:
+def test_a_controller_that_comes_back_is_waited_for(tmp_path: Path) -> None:
     """Between two of them nobody answers for a moment."""
 
     async def scenario(lb: Balancer, origins: list[Origin]) -> None:
         serving = set(lb.proxies())
         await told(lb, "state")
-        others = lb.children() - serving  # steward and scribe
+        others = lb.children() - serving  # controller and log writer
         for pid in others:
             os.kill(pid, signal.SIGKILL)
         await eventually(lambda: not any(map(alive, others)), "their end")

@@ -1,4 +1,4 @@
-"""The steward as a process: what it puts on the board, and that nothing is lost when it is killed."""
+"""The controller as a process: what it puts on the board, and that nothing is lost when it is killed."""
 
 from __future__ import annotations
 
@@ -57,101 +57,103 @@ def instances() -> Iterator[Instances]:
 def test_the_first_board_knows_who_is_well(tmp_path: Path, instances: Instances) -> None:
     good, dead = instances.make(workers=3), instances.make()
     instances.kill(dead)
-    with overseen(tmp_path, upstream=[good.url, dead.url], bandwidth_mbps="12") as steward:
-        entries = steward.entries()
+    with overseen(tmp_path, upstream=[good.url, dead.url], bandwidth_mbps="12") as controller:
+        entries = controller.entries()
         assert entries[good.url]["state"] == "up" and entries[good.url]["workers"] == 3
         assert entries[good.url]["since_ns"] == 0, "no slow start at the beginning of the pool"
         assert entries[dead.url]["state"] == "down"
-        assert shared_memory.Board(steward.shared).read()["limits"]["mbps"] == 12
-        assert steward.state()["bandwidth"]["mbps"] == 12
-        assert steward.end() == 0
-        assert not steward.socket.exists()
+        assert shared_memory.Board(controller.shared).read()["limits"]["mbps"] == 12
+        assert controller.state()["bandwidth"]["mbps"] == 12
+        assert controller.end() == 0
+        assert not controller.socket.exists()
 
 
 def test_it_goes_out_and_comes_back_slowly(tmp_path: Path, instances: Instances) -> None:
     one, other = instances.make(), instances.make()
-    with overseen(tmp_path, upstream=[one.url, other.url]) as steward:
+    with overseen(tmp_path, upstream=[one.url, other.url]) as controller:
         began = time.monotonic_ns()
         instances.kill(one)
-        eventually(lambda: steward.states()[one.url] == "down", "it is down", 2)
-        assert steward.states()[other.url] == "up"
+        eventually(lambda: controller.states()[one.url] == "down", "it is down", 2)
+        assert controller.states()[other.url] == "up"
         instances.revive(one)
-        eventually(lambda: steward.states()[one.url] == "up", "it is up again", 2)
-        assert steward.entries()[one.url]["since_ns"] > began
-        assert steward.said(f"{one.url} is down: refuses connections") and steward.said(f"{one.url} is up")
+        eventually(lambda: controller.states()[one.url] == "up", "it is up again", 2)
+        assert controller.entries()[one.url]["since_ns"] > began
+        assert controller.said(f"{one.url} is down: refuses connections") and controller.said(
+            f"{one.url} is up"
+        )
 
 
 def test_a_watched_file(tmp_path: Path, instances: Instances) -> None:
     one, other = instances.make(), instances.make()
     file = tmp_path / "pool"
     file.write_text(one.url)
-    with overseen(tmp_path, upstream_file=str(file)) as steward:
-        assert steward.states() == {one.url: "up"}
+    with overseen(tmp_path, upstream_file=str(file)) as controller:
+        assert controller.states() == {one.url: "up"}
         file.write_text(f"- {one.url}\n- {other.url}\n")
-        eventually(lambda: steward.states() == {one.url: "up", other.url: "up"}, "both", 3)
+        eventually(lambda: controller.states() == {one.url: "up", other.url: "up"}, "both", 3)
         file.write_text(f"{other.url}\nrubbish\n")
-        eventually(lambda: steward.said(f"{file}:2: 'rubbish' is no instance"), "the complaint", 3)
-        assert set(steward.states()) == {one.url, other.url}
-        proxy = PretendedProxy(steward.shared)
-        proxy.instance(steward.entries()[one.url]["cell"], {shared_memory.OUTSTANDING: 1})
+        eventually(lambda: controller.said(f"{file}:2: 'rubbish' is no instance"), "the complaint", 3)
+        assert set(controller.states()) == {one.url, other.url}
+        proxy = PretendedProxy(controller.shared)
+        proxy.instance(controller.entries()[one.url]["cell"], {shared_memory.OUTSTANDING: 1})
         file.write_text(other.url)
-        eventually(lambda: steward.states().get(one.url) == "drain", "it drains", 3)
+        eventually(lambda: controller.states().get(one.url) == "drain", "it drains", 3)
         time.sleep(0.4)
-        assert one.url in steward.states(), "it has a request in hand"
-        proxy.instance(steward.entries()[one.url]["cell"], {shared_memory.OUTSTANDING: 0})
-        eventually(lambda: steward.states() == {other.url: "up"}, "it has left", 3)
+        assert one.url in controller.states(), "it has a request in hand"
+        proxy.instance(controller.entries()[one.url]["cell"], {shared_memory.OUTSTANDING: 0})
+        eventually(lambda: controller.states() == {other.url: "up"}, "it has left", 3)
 
 
 def test_a_name_of_dns(tmp_path: Path, instances: Instances) -> None:
     one = instances.make()
     names = ["dns+http://localhost:" + str(one.port), "dns+http://nobody.invalid:1"]
-    with overseen(tmp_path, upstream=names, resolve_interval="0.1") as steward:
-        eventually(lambda: steward.states() == {one.url: "up"}, "the address of localhost")
-        assert steward.entries()[one.url]["origin"] == names[0]
-        assert steward.said(f"{names[1]}: ")
+    with overseen(tmp_path, upstream=names, resolve_interval="0.1") as controller:
+        eventually(lambda: controller.states() == {one.url: "up"}, "the address of localhost")
+        assert controller.entries()[one.url]["origin"] == names[0]
+        assert controller.said(f"{names[1]}: ")
 
 
-def test_a_killed_steward_is_followed_by_one_that_knows_everything(
+def test_a_killed_controller_is_followed_by_one_that_knows_everything(
     tmp_path: Path, instances: Instances
 ) -> None:
     named, added, removed, drained = (instances.make() for _ in range(4))
     file = tmp_path / "pool"
     file.write_text(f"{named.url}\n{removed.url}\n{drained.url}\n")
-    with overseen(tmp_path, upstream_file=str(file), bandwidth_mbps="10") as steward:
-        assert steward.call("PUT", "/bandwidth", {"mbps": 33})[0] == 200
-        assert steward.call("POST", "/instances", {"url": added.url})[0] == 201
-        assert steward.call("DELETE", f"/instances/{removed.url}")[0] == 202
-        assert steward.call("POST", f"/instances/{drained.url}/drain")[0] == 202
+    with overseen(tmp_path, upstream_file=str(file), bandwidth_mbps="10") as controller:
+        assert controller.call("PUT", "/bandwidth", {"mbps": 33})[0] == 200
+        assert controller.call("POST", "/instances", {"url": added.url})[0] == 201
+        assert controller.call("DELETE", f"/instances/{removed.url}")[0] == 202
+        assert controller.call("POST", f"/instances/{drained.url}/drain")[0] == 202
         expected = {named.url: "up", added.url: "up", drained.url: "drain"}
-        eventually(lambda: steward.states() == expected, "what the admin wants", 3)
-        sequence = steward.board.sequence
-        steward.end(signal.SIGKILL)
-        assert steward.states() == expected, "proxies go on with the last board"
+        eventually(lambda: controller.states() == expected, "what the admin wants", 3)
+        sequence = controller.board.sequence
+        controller.end(signal.SIGKILL)
+        assert controller.states() == expected, "proxies go on with the last board"
         file.write_text("all of this\nis rubbish\n")
-        steward.start()
-        assert steward.board.sequence > sequence and steward.states() == expected
-        assert steward.state()["bandwidth"]["mbps"] == 33
-        assert steward.entries()[named.url]["since_ns"] == 0, "nobody starts slowly for it"
+        controller.start()
+        assert controller.board.sequence > sequence and controller.states() == expected
+        assert controller.state()["bandwidth"]["mbps"] == 33
+        assert controller.entries()[named.url]["since_ns"] == 0, "nobody starts slowly for it"
         file.write_text(f"{removed.url}\n{named.url}\n{drained.url}\n")
         time.sleep(1.2)
-        assert steward.states() == expected, "what was removed stays away"
+        assert controller.states() == expected, "what was removed stays away"
 
 
 def test_a_board_that_cannot_be_read_is_replaced(tmp_path: Path, instances: Instances) -> None:
     one = instances.make()
-    with overseen(tmp_path, upstream=[one.url]) as steward:
-        steward.end(signal.SIGKILL)
-        steward.board.publish({"instances": [{"name": one.url}], "limits": 7})
-        steward.start()
-        assert steward.said("the settings hold") and steward.states() == {one.url: "up"}
+    with overseen(tmp_path, upstream=[one.url]) as controller:
+        controller.end(signal.SIGKILL)
+        controller.board.publish({"instances": [{"name": one.url}], "limits": 7})
+        controller.start()
+        assert controller.said("the settings hold") and controller.states() == {one.url: "up"}
 
 
-def test_a_steward_ends_when_it_can_no_longer_watch(tmp_path: Path, instances: Instances) -> None:
+def test_a_controller_ends_when_it_can_no_longer_watch(tmp_path: Path, instances: Instances) -> None:
     """The supervisor starts another; one that probes nobody would be worse than none."""
-    with overseen(tmp_path, upstream=[instances.make().url]) as steward:
-        assert steward.process is not None
+    with overseen(tmp_path, upstream=[instances.make().url]) as controller:
+        assert controller.process is not None
         (tmp_path / "trap").touch()
-        assert steward.process.wait(5) == 1 and steward.said("RuntimeError: trapped")
+        assert controller.process.wait(5) == 1 and controller.said("RuntimeError: trapped")
 
 
 @contextmanager
@@ -163,28 +165,28 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_a_steward_that_was_stopped_blames_nobody(tmp_path: Path, instances: Instances) -> None:
+def test_a_controller_that_was_stopped_blames_nobody(tmp_path: Path, instances: Instances) -> None:
     one = instances.make()
     options = {"upstream": [one.url], "probe_timeout": "0.2", "probe_interval": "0.05"}
-    with overseen(tmp_path, **options) as steward:
-        assert steward.process is not None
+    with overseen(tmp_path, **options) as controller:
+        assert controller.process is not None
         for _ in range(3):
-            with stopped(steward.process.pid):
+            with stopped(controller.process.pid):
                 time.sleep(0.4)
             time.sleep(0.1)
-        assert steward.states() == {one.url: "up"} and not steward.said("is down")
+        assert controller.states() == {one.url: "up"} and not controller.said("is down")
 
 
 def test_a_running_load_raises_the_bandwidth_of_now_only(tmp_path: Path, instances: Instances) -> None:
     options = {"bandwidth_mbps": "10", "maximum_bandwidth_mbps": "20"}
-    with overseen(tmp_path, upstream=[instances.make().url], **options) as steward:
-        band = steward.state()["bandwidth"]
+    with overseen(tmp_path, upstream=[instances.make().url], **options) as controller:
+        band = controller.state()["bandwidth"]
         assert (band["mbps"], band["minimum_mbps"], band["maximum_mbps"]) == (10, 10, 20)
-        proxy = PretendedProxy(steward.shared)
+        proxy = PretendedProxy(controller.shared)
         proxy.set(shared_memory.THROTTLED, 1)
         proxy.answer(10, sizes=(60_000, 0))
-        eventually(lambda: steward.state()["bandwidth"]["in_mbps"] > 0, "it is seen", 3)
-        assert steward.state()["bandwidth"]["mbps"] == 10
+        eventually(lambda: controller.state()["bandwidth"]["in_mbps"] > 0, "it is seen", 3)
+        assert controller.state()["bandwidth"]["mbps"] == 10
 
 
 # ---------------------------------------------------------------------- the admin's socket
@@ -202,11 +204,11 @@ def test_nobody_else_may_open_the_admin_socket(tmp_path: Path) -> None:
 
 @pytest.fixture
 def quiet(tmp_path: Path) -> Iterator[Overseen]:
-    with overseen(tmp_path, upstream=["http://127.0.0.1:1"]) as steward:
-        yield steward
+    with overseen(tmp_path, upstream=["http://127.0.0.1:1"]) as controller:
+        yield controller
 
 
-def test_the_socket_of_a_killed_steward_is_taken_over(quiet: Overseen) -> None:
+def test_the_socket_of_a_killed_controller_is_taken_over(quiet: Overseen) -> None:
     quiet.end(signal.SIGKILL)
     assert quiet.socket.exists()
     quiet.start()
@@ -265,8 +267,8 @@ def test_a_reload_is_the_supervisors(quiet: Overseen) -> None:
 def test_a_live_edit_reaches_the_bucket_at_once(quiet: Overseen) -> None:
     from twofold.loadbalancer.bandwidth.lease import SharedBucket
 
-    ledger = SharedBucket(quiet.shared, quiet.memory_fd)
+    bucket = SharedBucket(quiet.shared, quiet.memory_fd)
     for mbps in (50, 5, 0, 10):
         began = time.monotonic()
         assert quiet.call("PUT", "/bandwidth", {"mbps": mbps})[1]["mbps"] == mbps
-        assert ledger.rate == mbps * 1_000_000 and time.monotonic() - began < 0.5
+        assert bucket.rate == mbps * 1_000_000 and time.monotonic() - began < 0.5

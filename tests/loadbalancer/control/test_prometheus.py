@@ -17,12 +17,12 @@ SECOND = 1_000_000_000
 A, B = "http://127.0.0.1:9001", "unix:/run/b.sock"
 
 
-def member(name: str, cell: int, shown: str = "up") -> dict[str, Any]:
+def endpoint(name: str, cell: int, shown: str = "up") -> dict[str, Any]:
     return {"name": name, "cell": cell, "state": shown, "why": "", "source": "settings", "workers": 2}
 
 
-MEMBERS = [member(A, 0), member(B, 1)]
-FACTS = status_view.StatusFacts("0.1", 1700000000.0, 10_000_000, 8000, 10.0, 0.0, MEMBERS, 1800000000)
+ENDPOINTS = [endpoint(A, 0), endpoint(B, 1)]
+FACTS = status_view.StatusFacts("0.1", 1700000000.0, 10_000_000, 8000, 10.0, 0.0, ENDPOINTS, 1800000000)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def shared() -> mmap:
 
 def play(shared: mmap) -> tuple[SlidingWindow, PretendedProxy]:
     """Ten seconds: 30 requests to A, 10 to B, five refusals, one failure."""
-    trend, proxy = SlidingWindow(), PretendedProxy(shared)
+    recent, proxy = SlidingWindow(), PretendedProxy(shared)
     for second in range(11):
         proxy.instance(
             0,
@@ -50,7 +50,7 @@ def play(shared: mmap) -> tuple[SlidingWindow, PretendedProxy]:
                 shared_memory.LATENCY_SUM_US: 9000 * second,
             },
         )
-        trend.hear(read(shared, {A: 0, B: 1}, second * SECOND), FACTS.rate)
+        recent.hear(read(shared, {A: 0, B: 1}, second * SECOND), FACTS.rate)
         if second < 10:
             proxy.answer(4, us=1500, sizes=(10_000, 2_500))
     proxy.answer(5, status=429)
@@ -59,13 +59,13 @@ def play(shared: mmap) -> tuple[SlidingWindow, PretendedProxy]:
     proxy.set(shared_memory.REFUSED_BANDWIDTH, 5)
     proxy.set(shared_memory.REFUSED_QUEUE, 2)
     proxy.set(shared_memory.INSIDE, 3)
-    trend.hear(read(shared, {A: 0, B: 1}, 11 * SECOND), FACTS.rate)
-    return trend, proxy
+    recent.hear(read(shared, {A: 0, B: 1}, 11 * SECOND), FACTS.rate)
+    return recent, proxy
 
 
 def test_the_state(shared: mmap) -> None:
-    trend, _ = play(shared)
-    shown = status_view.state(FACTS, trend, read(shared, {A: 0, B: 1}, 11 * SECOND))
+    recent, _ = play(shared)
+    shown = status_view.state(FACTS, recent, read(shared, {A: 0, B: 1}, 11 * SECOND))
     band, asked = shown["bandwidth"], shown["requests"]
     assert (band["mbps"], band["minimum_mbps"], band["maximum_mbps"], band["debt_bytes"]) == (
         10,
@@ -83,7 +83,7 @@ def test_the_state(shared: mmap) -> None:
 
 
 def test_the_instances(shared: mmap) -> None:
-    trend, proxy = play(shared)
+    recent, proxy = play(shared)
     proxy.instance(
         1,
         {shared_memory.OUTSTANDING: 2, shared_memory.EJECTED_UNTIL: 13 * SECOND, shared_memory.EJECTIONS: 1},
@@ -97,7 +97,7 @@ def test_the_instances(shared: mmap) -> None:
             shared_memory.BROKEN: 1,
         },
     )
-    one, other = status_view.instances(MEMBERS, trend, read(shared, {A: 0, B: 1}, 11 * SECOND))
+    one, other = status_view.instances(ENDPOINTS, recent, read(shared, {A: 0, B: 1}, 11 * SECOND))
     assert (one["share"], other["share"]) == (0.75, 0.25)
     assert (one["latency_ms"], other["latency_ms"]) == (2.0, 9.0)
     assert one["per_second"] == pytest.approx(30 / 11, abs=0.01)
@@ -108,14 +108,14 @@ def test_the_instances(shared: mmap) -> None:
 
 def test_one_that_was_never_asked_has_no_latency(shared: mmap) -> None:
     PretendedProxy(shared).instance(0, {shared_memory.CREDITS: 4, shared_memory.LATENCY_US: 900})
-    (one,) = status_view.instances(MEMBERS[:1], SlidingWindow(), read(shared, {A: 0}, SECOND))
+    (one,) = status_view.instances(ENDPOINTS[:1], SlidingWindow(), read(shared, {A: 0}, SECOND))
     assert one["latency_ms"] is None and one["share"] == 0 and one["state"] == "up"
 
 
 @pytest.mark.parametrize("shown", ["down", "drain"])
-def test_what_the_steward_has_decided_comes_before_an_ejection(shared: mmap, shown: str) -> None:
+def test_what_the_controller_has_decided_comes_before_an_ejection(shared: mmap, shown: str) -> None:
     PretendedProxy(shared).instance(0, {shared_memory.EJECTED_UNTIL: 9 * SECOND})
-    (one,) = status_view.instances([member(A, 0, shown)], SlidingWindow(), read(shared, {A: 0}, SECOND))
+    (one,) = status_view.instances([endpoint(A, 0, shown)], SlidingWindow(), read(shared, {A: 0}, SECOND))
     assert one["state"] == shown
 
 
@@ -140,7 +140,7 @@ def metrics(text: bytes) -> dict[tuple[str, ...], float]:
 
 
 def test_metrics(shared: mmap) -> None:
-    trend, proxy = play(shared)
+    recent, proxy = play(shared)
     proxy.instance(
         1,
         {shared_memory.OUTSTANDING: 2, shared_memory.EJECTED_UNTIL: 13 * SECOND, shared_memory.EJECTIONS: 1},
@@ -152,7 +152,7 @@ def test_metrics(shared: mmap) -> None:
             shared_memory.THROTTLE + shared_memory.SUM,
             proxy.cells[shared_memory.THROTTLE + shared_memory.SUM] + waited,
         )
-    text = prometheus.exposition(FACTS, trend, read(shared, {A: 0, B: 1}, 11 * SECOND))
+    text = prometheus.exposition(FACTS, recent, read(shared, {A: 0, B: 1}, 11 * SECOND))
     found = {name: value for name, value in metrics(text).items() if name[0].startswith(prometheus.PREFIX)}
     found = {(name[0].removeprefix(prometheus.PREFIX), *name[1:]): value for name, value in found.items()}
     expected = {

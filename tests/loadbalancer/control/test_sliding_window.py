@@ -60,63 +60,63 @@ def test_within_a_bucket_it_is_interpolated() -> None:
 
 
 def test_rates_are_those_of_the_moment() -> None:
-    trend = SlidingWindow()
+    recent = SlidingWindow()
     for step in range(9):
-        trend.hear(reading(step * HALF, BYTES_IN=step * MEGABYTE, BYTES_OUT=step * MEGABYTE // 2), 0)
-    assert trend.mbps() == pytest.approx((16, 8))
+        recent.hear(reading(step * HALF, BYTES_IN=step * MEGABYTE, BYTES_OUT=step * MEGABYTE // 2), 0)
+    assert recent.mbps() == pytest.approx((16, 8))
     for step in range(9, 9 + BRIEF):
-        trend.hear(reading(step * HALF, BYTES_IN=8 * MEGABYTE, BYTES_OUT=4 * MEGABYTE), 0)
-    assert trend.mbps() == (0, 0)
-    assert trend.utilisation() == 0  # there is no limit
+        recent.hear(reading(step * HALF, BYTES_IN=8 * MEGABYTE, BYTES_OUT=4 * MEGABYTE), 0)
+    assert recent.mbps() == (0, 0)
+    assert recent.utilisation() == 0  # there is no limit
 
 
 def test_bytes_that_are_counted_late_have_passed_before() -> None:
     """10 MB at 10 Mbps take 8 s, and are counted when the request ends."""
-    trend = SlidingWindow()
+    recent = SlidingWindow()
     for step in range(21):
-        trend.hear(reading(step * HALF, BYTES_IN=0), 10_000_000)
-    trend.hear(reading(21 * HALF, BYTES_IN=10 * MEGABYTE), 10_000_000)
-    used = [point.received for point in trend.points]
+        recent.hear(reading(step * HALF, BYTES_IN=0), 10_000_000)
+    recent.hear(reading(21 * HALF, BYTES_IN=10 * MEGABYTE), 10_000_000)
+    used = [point.received for point in recent.points]
     assert max(used) == pytest.approx(10) and sum(used) * 0.5 == pytest.approx(80)
     assert used[-16:] == pytest.approx([10] * 16) and sum(used[:-16]) < 1e-9
 
 
 def test_both_directions_share_what_is_spread() -> None:
-    trend = SlidingWindow()
+    recent = SlidingWindow()
     for step in range(4):
-        trend.hear(reading(step * HALF), 8_000_000)
-    trend.hear(reading(4 * HALF, BYTES_IN=3 * MEGABYTE // 4, BYTES_OUT=MEGABYTE // 4), 8_000_000)
-    assert [(point.received, point.sent) for point in list(trend.points)[-2:]] == [(6, 2), (6, 2)]
-    assert trend.utilisation() == pytest.approx(0.5)
+        recent.hear(reading(step * HALF), 8_000_000)
+    recent.hear(reading(4 * HALF, BYTES_IN=3 * MEGABYTE // 4, BYTES_OUT=MEGABYTE // 4), 8_000_000)
+    assert [(point.received, point.sent) for point in list(recent.points)[-2:]] == [(6, 2), (6, 2)]
+    assert recent.utilisation() == pytest.approx(0.5)
 
 
 def test_counters_that_run_backwards_count_for_nothing() -> None:
-    trend = SlidingWindow()
+    recent = SlidingWindow()
     for step, count in enumerate((5, 9, 2, 4)):
-        trend.hear(reading(step * HALF, BYTES_IN=count * MEGABYTE, REFUSED_RATE=count), 0)
-    assert [point.received for point in trend.points] == [64, 0, 32]
-    assert [point.refused for point in trend.points] == [8, 0, 4]
+        recent.hear(reading(step * HALF, BYTES_IN=count * MEGABYTE, REFUSED_RATE=count), 0)
+    assert [point.received for point in recent.points] == [64, 0, 32]
+    assert [point.refused for point in recent.points] == [8, 0, 4]
 
 
 def test_the_history_is_bounded_and_has_gaps() -> None:
-    trend = SlidingWindow()
+    recent = SlidingWindow()
     for step in range(3 * POINTS):
-        trend.hear(reading(step * HALF), 0)
-    assert len(trend.points) == POINTS
-    assert all(point.p50 is None and point.p99 is None for point in trend.points)
+        recent.hear(reading(step * HALF), 0)
+    assert len(recent.points) == POINTS
+    assert all(point.p50 is None and point.p99 is None for point in recent.points)
 
 
 def test_percentiles_are_of_late() -> None:
-    trend, shared = SlidingWindow(), shared_memory.attach(shared_memory.create())
+    recent, shared = SlidingWindow(), shared_memory.attach(shared_memory.create())
     proxy = PretendedProxy(shared)
     proxy.answer(1000, us=60_000_000)
-    assert trend.percentiles(shared_memory.LATENCY) == (None, None)
+    assert recent.percentiles(shared_memory.LATENCY) == (None, None)
     for step in range(30):
-        trend.hear(read(shared, {}, step * HALF), 0)
+        recent.hear(read(shared, {}, step * HALF), 0)
         proxy.answer(100, us=1500)
-    low, high = trend.percentiles(shared_memory.LATENCY)
+    low, high = recent.percentiles(shared_memory.LATENCY)
     assert low is not None and high is not None and 1 < low < high < 2.05
-    assert trend.points[-1].p50 == pytest.approx(low) and trend.points[-1].requests == 200
+    assert recent.points[-1].p50 == pytest.approx(low) and recent.points[-1].requests == 200
 
 
 # ---------------------------------------------------------------------- readings

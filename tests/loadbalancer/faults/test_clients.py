@@ -83,7 +83,7 @@ async def keep_asking(caller: Caller, seconds: float, statuses: set[int]) -> Non
 
 
 def test_12_no_descriptor_is_left(tmp_path: Path) -> None:
-    """Those who are connected go on, nothing spins, and it is over as soon as the crowd has gone."""
+    """Those who are connected go on, nothing spins, and it is over as soon as the connection limit has gone."""
 
     async def scenario() -> None:
         async with scene(tmp_path, limit=few_descriptors) as stage, AsyncExitStack() as stack:
@@ -93,14 +93,14 @@ def test_12_no_descriptor_is_left(tmp_path: Path) -> None:
                 assert (await caller.ask(post())).status == 200
             statuses = set[int]()
             asking = [asyncio.ensure_future(keep_asking(caller, 2.0, statuses)) for caller in old]
-            crowd = await asyncio.gather(
+            connection_limit = await asyncio.gather(
                 *(Caller(lb.port).__aenter__() for _ in range(400)), return_exceptions=True
             )
             cpu = lb.cpu()
             await asyncio.gather(*asking)
             assert statuses == {200}
             assert lb.cpu() - cpu <= 0.2 * 2.0 + 0.1
-            for one in crowd:
+            for one in connection_limit:
                 if isinstance(one, Caller):
                     one.writer.transport.abort()
             gone = asyncio.get_running_loop().time()

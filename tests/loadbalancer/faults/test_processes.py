@@ -59,7 +59,7 @@ def test_3_a_killed_proxy_is_followed_by_another(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with scene(tmp_path, "--bandwidth-mbps", "700") as stage:
             lb = stage.lb
-            before = lb.ledger().rate
+            before = lb.bucket().rate
             async with Load(lb.port, QUIET).going(2.5) as load:
                 await asyncio.sleep(0.3)
                 await again_and_again(lb, 2, BACK)
@@ -67,7 +67,7 @@ def test_3_a_killed_proxy_is_followed_by_another(tmp_path: Path) -> None:
             assert set(outcome.statuses) <= {200}, outcome.bad()
             assert no_connection_was_refused(outcome.failures), outcome.bad()
             assert outcome.total - outcome.good <= 2 * 12, outcome.bad()
-            assert lb.ledger().rate == before == 700_000_000
+            assert lb.bucket().rate == before == 700_000_000
             await lb.settled()
 
     act(scenario())
@@ -221,7 +221,7 @@ def test_33_tls_on_a_plain_port(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- nobody reads what it says
 
 
-def scribe_of(lb: Balancer) -> int:
+def log_writer_of(lb: Balancer) -> int:
     log = str(lb.folder / "logs" / "access.log")
     return next(
         pid
@@ -245,15 +245,15 @@ def test_34_the_log_writer_hangs(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with scene(tmp_path) as stage:
             lb = stage.lb
-            scribe = scribe_of(lb)
-            narrow_pipes(scribe)
-            os.kill(scribe, signal.SIGSTOP)
+            log_writer = log_writer_of(lb)
+            narrow_pipes(log_writer)
+            os.kill(log_writer, signal.SIGSTOP)
             try:
                 load = Load(lb.port, 200.0)
                 await load.run(1.5)
                 assert not lb.access()
             finally:
-                os.kill(scribe, signal.SIGCONT)
+                os.kill(log_writer, signal.SIGCONT)
             assert not load.outcome.bad()
             assert load.outcome.quantile(0.5) <= 0.1
             await asyncio.sleep(0.2)

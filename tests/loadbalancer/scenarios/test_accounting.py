@@ -243,7 +243,7 @@ def test_who_leaves_while_the_end_of_an_answer_waits_for_bandwidth(tmp_path: Pat
                     caller.reset()
             await lb.settled()
             assert lb.cell(origin.url, shared_memory.OUTSTANDING) == 0 and lb.total(shared_memory.INSIDE) == 0
-            lb.ledger().set_rate(0)
+            lb.bucket().set_rate(0)
             assert (await once(lb.port, post())).status == 200
 
     act(scenario())

@@ -164,7 +164,7 @@ def test_several_proxies_and_addresses(start: START, tmp_path: Path) -> None:
     found = re.search(r"balancing on http://127.0.0.1:(\d+) and unix:(\S+) over", balancer.output())
     assert found is not None and found[2] == str(path)
     port = int(found[1])
-    eventually(lambda: len(balancer.children()) == 5, "three proxies, a steward and a scribe")
+    eventually(lambda: len(balancer.children()) == 5, "three proxies, a controller and a log writer")
     assert balancer.ask(port=port)[0] in range(3)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
@@ -239,12 +239,12 @@ def test_a_crash_loop_is_slowed_down(start: START) -> None:
     assert 0.2 < time.monotonic() - begun < 4
 
 
-def test_a_killed_steward_and_a_killed_scribe_are_replaced(start: START, tmp_path: Path) -> None:
+def test_a_killed_controller_and_a_killed_log_writer_are_replaced(start: START, tmp_path: Path) -> None:
     balancer = start("", "--log-dir", str(tmp_path))
     _, proxy, _ = balancer.ask()
     for pid in balancer.children() - {proxy}:
         os.kill(pid, signal.SIGKILL)
-    balancer.says("(scribe|steward) ended .signal SIGKILL. and is replaced", 2)
+    balancer.says("(log writer|controller) ended .signal SIGKILL. and is replaced", 2)
     assert balancer.ask()[1] == proxy
     eventually(lambda: len(balancer.children()) == 3, "both are back")
     log = tmp_path / "access.log"
@@ -341,7 +341,7 @@ def test_no_connection_is_refused_through_five_reloads(start: START, tmp_path: P
     assert numbers & {0, 1} and numbers & {2, 3}  # blocks of counters are used in turn
     balancer.process.terminate()
     assert balancer.process.wait(8) == 0
-    # Every answer was written down, by six scribes one after another.
+    # Every answer was written down, by six log writers one after another.
     assert (tmp_path / "access.log").read_text() == '{"asked": "who"}\n' * len(client.answers)
 
 

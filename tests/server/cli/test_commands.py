@@ -445,7 +445,7 @@ def announced() -> list[tuple[str, dict[str, object]]]:
     return [
         ("unpacking", {"what": "env.tar.gz", "done": 0, "total": 4_000_000}),
         ("unpacking", {"what": "env.tar.gz", "done": 4_000_000, "total": 4_000_000}),
-        ("nursery", {"python": "3.10.13"}),
+        ("fork_server", {"python": "3.10.13"}),
         ("replica", {"index": 0, "state": "loading", "seconds": 0.0, "memory_mb": 0.0, "reason": ""}),
         ("replica", {"index": 0, "state": "ready", "seconds": 1.5, "memory_mb": 24.2, "reason": ""}),
         ("note", {"message": "careful [bold]"}),

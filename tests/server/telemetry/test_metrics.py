@@ -43,8 +43,8 @@ def test_cells_do_not_overlap() -> None:
     assert (2**32 - 1).bit_length() < metrics.BUCKETS, "any u32 of microseconds has a bucket"
 
 
-def test_a_snapshot_sums_fronts_scribe_and_replicas(memory: mmap.mmap) -> None:
-    for block, count in ((0, 3), (1, 4), (metrics.SCRIBE, 5)):
+def test_a_snapshot_sums_fronts_log_writer_and_replicas(memory: mmap.mmap) -> None:
+    for block, count in ((0, 3), (1, 4), (metrics.LOG_WRITER, 5)):
         counters = metrics.Counters(memory, block)
         counters.cells[metrics.STATUS_CELL[200]] += count
         counters.cells[metrics.PREDICT_DROPPED] += 1

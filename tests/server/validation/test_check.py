@@ -28,22 +28,22 @@ MODEL_DEPLOYMENT: {INFERENCE_CONDA_ENV: {INFERENCE_ENV_PATH: ENV, INFERENCE_PYTH
 
 class Checked:
     def __init__(self, artifact: Path, cache: Path, **options: object) -> None:
-        self.findings: list[Diagnostic] = []
+        self.diagnostics: list[Diagnostic] = []
         asked: dict[str, Any] = {"cache_dir": str(cache), **options}
         settings = config.load(str(artifact), None, {}, asked)
-        self.code = check.run(settings, self.findings.append)
+        self.code = check.run(settings, self.diagnostics.append)
 
     @property
     def errors(self) -> list[Diagnostic]:
-        return [finding for finding in self.findings if finding.level == "error"]
+        return [diagnostic for diagnostic in self.diagnostics if diagnostic.level == "error"]
 
     @property
     def subjects(self) -> list[str]:
-        return [finding.subject for finding in self.findings]
+        return [diagnostic.subject for diagnostic in self.diagnostics]
 
     def only_error(self, code: ExitCode) -> Diagnostic:
-        assert self.code == code, self.findings
-        assert len(self.errors) == 1, self.findings
+        assert self.code == code, self.diagnostics
+        assert len(self.errors) == 1, self.diagnostics
         assert self.errors[0].remedy and self.errors[0].exit_code == code
         return self.errors[0]
 
@@ -64,8 +64,8 @@ def test_good_artifact(tmp_path: Path, cache: Path) -> None:
     artifact = write_artifact(tmp_path / "good", GOOD, sample__json="[1, 2]")
     done = Checked(artifact, cache)
     assert done.code == ExitCode.OK and not done.errors
-    assert done.findings[-1] == Diagnostic("ok", "answer", '{"sum":6}')
-    told = [finding.subject for finding in done.findings]
+    assert done.diagnostics[-1] == Diagnostic("ok", "answer", '{"sum":6}')
+    told = [diagnostic.subject for diagnostic in done.diagnostics]
     assert told == [
         "artifact", "score.py", "runtime.yaml", "environment", "python",
         "import of score.py", "load_model()", "predict()", "answer",
@@ -77,15 +77,15 @@ def test_good_zip_with_runtime(tmp_path: Path, cache: Path) -> None:
         archive.writestr("good/score.py", GOOD)
         archive.writestr("good/runtime.yaml", runtime())
     done = Checked(tmp_path / "good.zip", cache)
-    assert done.code == ExitCode.OK, done.findings
-    assert "predict() was not tried" in done.findings[-1].message
+    assert done.code == ExitCode.OK, done.diagnostics
+    assert "predict() was not tried" in done.diagnostics[-1].message
 
 
 def test_sample_from_elsewhere(tmp_path: Path, cache: Path) -> None:
     artifact = write_artifact(tmp_path / "good", GOOD)
     (tmp_path / "request.json").write_text("[10]")
     done = Checked(artifact, cache, sample=str(tmp_path / "request.json"))
-    assert done.code == ExitCode.OK and done.findings[-1].message == '{"sum":13}'
+    assert done.code == ExitCode.OK and done.diagnostics[-1].message == '{"sum":13}'
     missing = Checked(artifact, cache, sample=str(tmp_path / "none.json"))
     assert "there is no file" in missing.only_error(ExitCode.CONFIG).message
     assert missing.errors[0].subject == "sample"
@@ -95,7 +95,7 @@ def test_binary_sample(tmp_path: Path, cache: Path) -> None:
     score = "def load_model(): ...\ndef predict(data, model=None): return [type(data).__name__, len(data)]\n"
     (tmp_path / "request.bin").write_bytes(b"\xff\x00{")
     done = Checked(write_artifact(tmp_path / "raw", score), cache, sample=str(tmp_path / "request.bin"))
-    assert done.code == ExitCode.OK and done.findings[-1].message == '["bytes",3]'
+    assert done.code == ExitCode.OK and done.diagnostics[-1].message == '["bytes",3]'
 
 
 def test_broken_sample_is_not_the_models_fault(tmp_path: Path, cache: Path) -> None:
@@ -113,7 +113,7 @@ def test_time_of_load_is_said_of_load(tmp_path: Path, cache: Path) -> None:
         "import time\ndef load_model(): time.sleep(0.4)\ndef predict(data, model=load_model()): return 1\n"
     )
     done = Checked(write_artifact(tmp_path / "slow", score), cache)
-    told = {finding.subject: finding.message for finding in done.findings}
+    told = {diagnostic.subject: diagnostic.message for diagnostic in done.diagnostics}
     assert float(told["load_model()"].split()[0]) >= 0.4 > float(told["import of score.py"].split()[0])
     assert told["load_model()"].endswith("called while score.py was imported")
 
@@ -128,14 +128,14 @@ def test_threads_are_those_of_serving(tmp_path: Path, cache: Path, monkeypatch: 
     )
     artifact = write_artifact(tmp_path / "asks", score, sample__json="0")
     done = Checked(artifact, cache, threads=5)
-    assert done.findings[-1].message == '["5","5","7","3"]'
+    assert done.diagnostics[-1].message == '["5","5","7","3"]'
 
 
 def test_key_of_runtime_in_the_wrong_place(tmp_path: Path, cache: Path) -> None:
     text = "MODEL_ARTIFACT_VERSION: '3.0'\nINFERENCE_PYTHON_VERSION: '3.7'\n"
     done = Checked(write_artifact(tmp_path / "top", GOOD, runtime__yaml=text), cache)
     assert done.code == ExitCode.OK
-    [warning] = [finding for finding in done.findings if finding.level == "warning"]
+    [warning] = [diagnostic for diagnostic in done.diagnostics if diagnostic.level == "warning"]
     assert warning.subject == "runtime.yaml" and "MODEL_DEPLOYMENT > INFERENCE_CONDA_ENV" in warning.remedy
 
 
@@ -143,14 +143,14 @@ def test_key_of_runtime_in_the_wrong_place(tmp_path: Path, cache: Path) -> None:
 def test_no_runtime_is_not_an_empty_one(text: str | None, words: str, tmp_path: Path, cache: Path) -> None:
     files = {} if text is None else {"runtime__yaml": text}
     done = Checked(write_artifact(tmp_path / "good", GOOD, **files), cache)
-    [said] = [finding.message for finding in done.findings if finding.subject == "runtime.yaml"]
+    [said] = [diagnostic.message for diagnostic in done.diagnostics if diagnostic.subject == "runtime.yaml"]
     assert said.startswith(words)
 
 
 def test_what_was_not_tried_is_not_called_good(tmp_path: Path, cache: Path) -> None:
     done = Checked(write_artifact(tmp_path / "good", GOOD), cache)
     assert done.code == ExitCode.OK
-    assert (done.findings[-1].subject, done.findings[-1].level) == ("sample", "note")
+    assert (done.diagnostics[-1].subject, done.diagnostics[-1].level) == ("sample", "note")
 
 
 def test_prints_do_not_disturb(tmp_path: Path, cache: Path) -> None:
@@ -161,7 +161,7 @@ def test_prints_do_not_disturb(tmp_path: Path, cache: Path) -> None:
 def test_large_model_is_measured(tmp_path: Path, cache: Path) -> None:
     score = "def load_model(): return bytearray(b'x') * 60_000_000\ndef predict(data, model=None): return 1\n"
     done = Checked(write_artifact(tmp_path / "large", score), cache)
-    line = next(finding.message for finding in done.findings if finding.subject == "load_model()")
+    line = next(diagnostic.message for diagnostic in done.diagnostics if diagnostic.subject == "load_model()")
     assert 55 < float(line.split(", ")[1].split(" MB")[0]) < 120
 
 
@@ -209,7 +209,9 @@ def test_old_format_is_a_warning(tmp_path: Path, cache: Path) -> None:
     artifact = write_artifact(tmp_path / "old", GOOD, runtime__yaml=runtime().replace("3.0", "2.0"))
     done = Checked(artifact, cache)
     assert done.code == ExitCode.OK
-    assert [finding.level for finding in done.findings if "VERSION is 2.0" in finding.message] == ["warning"]
+    assert [
+        diagnostic.level for diagnostic in done.diagnostics if "VERSION is 2.0" in diagnostic.message
+    ] == ["warning"]
 
 
 # ---------------------------------------------------------------------- the model

@@ -1,6 +1,6 @@
 """The real load balancer as a process of its own: started on a free port, looked into, and ended by its id.
 
-What it keeps count of is read from its shared memory, as the steward reads it.  `settled` is the
+What it keeps count of is read from its shared memory, as the controller reads it.  `settled` is the
 accounting that every fault must leave behind: nothing in hand, nothing waiting, and no descriptor that
 does not belong to a connection.
 """
@@ -84,7 +84,7 @@ class Balancer:
         return shared_memory.Board(self.look()).read()
 
     def state(self, url: str) -> str:
-        """What the steward says of an instance: up, down or drain; "" when it does not know it."""
+        """What the controller says of an instance: up, down or drain; "" when it does not know it."""
         return next(
             (str(one["state"]) for one in self.board().get("instances", ()) if one["name"] == url), ""
         )
@@ -100,7 +100,7 @@ class Balancer:
     def ejected(self, url: str) -> bool:
         return self.cell(url, shared_memory.EJECTED_UNTIL) != 0
 
-    def ledger(self) -> SharedBucket:
+    def bucket(self) -> SharedBucket:
         shared = self.look()
         return SharedBucket(shared, self.memory_fd)
 

@@ -39,7 +39,7 @@ class Timer:
 
 
 class Loop:
-    """As much of an event loop as a throttle uses."""
+    """As much of an event loop as a limiter uses."""
 
     def __init__(self, seed: int, lateness: int = 2 * MS) -> None:
         self.now = 1
@@ -73,15 +73,15 @@ class Balancer:
         self.loop = loop
         self.fd = shared_memory.create()
         self.shared = shared_memory.attach(self.fd)
-        self.ledger = SharedBucket(self.shared, self.fd, lambda: loop.now)
-        self.ledger.set_rate(rate)
-        self.meters = [Lease(self.ledger, number=n if proxies > 1 else None) for n in range(proxies)]
+        self.bucket = SharedBucket(self.shared, self.fd, lambda: loop.now)
+        self.bucket.set_rate(rate)
+        self.meters = [Lease(self.bucket, number=n if proxies > 1 else None) for n in range(proxies)]
         self.throttles = [BandwidthLimiter(meter, 1.0, lambda: loop.now) for meter in self.meters]
         self.passed: list[tuple[int, int]] = []
         self.dead: list[BandwidthLimiter] = []
-        for throttle in self.throttles:
-            throttle.start(cast(asyncio.AbstractEventLoop, loop))
-            loop.at(loop.now + loop.dice.randrange(TICK), partial(self._tick, throttle))
+        for limiter in self.throttles:
+            limiter.start(cast(asyncio.AbstractEventLoop, loop))
+            loop.at(loop.now + loop.dice.randrange(TICK), partial(self._tick, limiter))
 
     def close(self) -> None:
         for meter in self.meters:
@@ -93,11 +93,11 @@ class Balancer:
         """It does nothing any more, and nothing is tidied up."""
         self.dead.append(self.throttles[number])
 
-    def _tick(self, throttle: BandwidthLimiter) -> None:
-        if throttle in self.dead:
+    def _tick(self, limiter: BandwidthLimiter) -> None:
+        if limiter in self.dead:
             return
-        throttle.tick()
-        self.loop.at(self.loop.now + TICK, partial(self._tick, throttle))
+        limiter.tick()
+        self.loop.at(self.loop.now + TICK, partial(self._tick, limiter))
 
     def bytes_between(self, start: int, end: int) -> int:
         return sum(nbytes for when, nbytes in self.passed if start <= when < end)
@@ -108,20 +108,20 @@ class Elephant:
     """A flow that always has more to send: after each piece, the next comes `gap` ns later."""
 
     balancer: Balancer
-    throttle: BandwidthLimiter
+    limiter: BandwidthLimiter
     piece: int = 0  # bytes; 0 is as large as a turn allows
     gap: int = 20_000
     sent: int = 0
 
     def go(self) -> None:
-        size = self.piece or self.throttle.quantum
-        if self.throttle.pay(size):
+        size = self.piece or self.limiter.quantum
+        if self.limiter.pay(size):
             self._passed(size)
         else:
-            self.throttle.wait(size, partial(self._passed, size))
+            self.limiter.wait(size, partial(self._passed, size))
 
     def _passed(self, size: int) -> None:
-        if self.throttle in self.balancer.dead:
+        if self.limiter in self.balancer.dead:
             return
         self.sent += size
         self.balancer.passed.append((self.balancer.loop.now, size))
@@ -133,7 +133,7 @@ class Predicts:
     """Small requests at random times, `a_second` on average; `waits` is how long each waited, in ns."""
 
     balancer: Balancer
-    throttle: BandwidthLimiter
+    limiter: BandwidthLimiter
     a_second: float
     request: int = 800
     answer: int = 400
@@ -144,7 +144,7 @@ class Predicts:
     def go(self) -> None:
         loop = self.balancer.loop
         loop.at(loop.now + int(loop.dice.expovariate(self.a_second) * SECOND), self.go)
-        if self.throttle.refusal_delay(self.request):
+        if self.limiter.refusal_delay(self.request):
             self.refused += 1
         else:
             self._pay(self.request, partial(self._ask, loop.now), urgent=False)
@@ -155,23 +155,23 @@ class Predicts:
 
     def _answer(self, since: int) -> None:
         """In pieces, if it must wait and is larger than a turn."""
-        throttle, turn = self.throttle, self.throttle.quantum
+        limiter, turn = self.limiter, self.limiter.quantum
 
         def done() -> None:
             self.waits.append(self.balancer.loop.now - since)
 
         if self.answer <= turn:
             self._pay(self.answer, done, urgent=True)
-        elif throttle.pay(self.answer):
+        elif limiter.pay(self.answer):
             self.balancer.passed.append((self.balancer.loop.now, self.answer))
             done()
         else:
-            throttle.held += self.answer
+            limiter.held += self.answer
             self._piece([turn] * (self.answer // turn) + [self.answer % turn], done)
 
     def _piece(self, sizes: list[int], done: Callable[[], object]) -> None:
         size, *rest = sizes
-        self.throttle.held -= size
+        self.limiter.held -= size
 
         def passed() -> None:
             self.balancer.passed.append((self.balancer.loop.now, size))
@@ -180,14 +180,14 @@ class Predicts:
             else:
                 done()
 
-        self.throttle.wait(size, passed, answer=True)
+        self.limiter.wait(size, passed, answer=True)
 
     def _pay(self, size: int, go: Callable[[], object], urgent: bool) -> Ticket | None:
         def passed() -> None:
             self.balancer.passed.append((self.balancer.loop.now, size))
             go()
 
-        if self.throttle.pay(size):
+        if self.limiter.pay(size):
             passed()
             return None
-        return self.throttle.wait(size, passed, urgent)
+        return self.limiter.wait(size, passed, urgent)

@@ -1,6 +1,6 @@
-"""A real steward in a process of its own, and a pretended proxy that fills counters and cells as one does.
+"""A real controller in a process of its own, and a pretended proxy that fills counters and cells as one does.
 
-Run as a program it is the steward: `overseen.py MEMORY READY STATUS OPTIONS`, descriptors and JSON.
+Run as a program it is the controller: `overseen.py MEMORY READY STATUS OPTIONS`, descriptors and JSON.
 A file `trap` beside its admin socket makes its probes raise what nobody expects.
 """
 
@@ -67,7 +67,7 @@ class PretendedProxy:
 
 
 class Overseen:
-    """`folder` has the admin socket; `shared` is what the steward and the proxies share."""
+    """`folder` has the admin socket; `shared` is what the controller and the proxies share."""
 
     def __init__(self, folder: Path, options: Mapping[str, object]) -> None:
         self.folder = folder
@@ -77,7 +77,7 @@ class Overseen:
         self.shared = shared_memory.attach(self.memory_fd)
         self.board = shared_memory.Board(self.shared)
         self.status = socket.create_server(("127.0.0.1", 0))
-        self.log = folder / "steward.log"
+        self.log = folder / "controller.log"
         self.process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""`twofold balance` with stand-ins for the proxy and the steward: run as a program by the tests.
+"""`twofold balance` with stand-ins for the proxy and the controller: run as a program by the tests.
 
 A stand-in proxy answers a line with a line: `who` with its number, its pid and its bandwidth; `sleep S`
 the same after S seconds; `die` not at all.  A bandwidth of 13 Mbps makes a proxy that cannot start, and
@@ -78,7 +78,7 @@ def proxy(place: ProxyContext) -> int:
     return 0
 
 
-def steward(place: ControllerContext) -> int:
+def controller(place: ControllerContext) -> int:
     shared = shared_memory.attach(place.memory_fd)
     board = shared_memory.Board(shared)
     board.publish({"instances": [{"cell": n} for n, _ in enumerate(place.config.pool.upstream)]})
@@ -92,7 +92,7 @@ def steward(place: ControllerContext) -> int:
         time.sleep(10)
 
 
-LIVES = ChildEntries(proxy, steward, preload=(), modules=())
+LIVES = ChildEntries(proxy, controller, preload=(), modules=())
 
 
 def balance(settings: Config, check: bool) -> int:

@@ -21,17 +21,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twofold.logs import sinks
-from twofold.logs import writer as scribe
+from twofold.logs import writer as log_writer
 
 ROOT = Path(__file__).parents[3]
 CHILD = """
 import json, os, sys
-from twofold.logs import writer as scribe
+from twofold.logs import writer as log writer
 given = json.loads(sys.argv[1])
 def dropped(stream, lines):
     os.write(given["report"], b"%s %d\\n" % (stream.encode(), lines))
-inputs = [scribe.Input(**each) for each in given["inputs"]]
-scribe.run(inputs, scribe.Destination(**given["destination"]), dropped)
+inputs = [log writer.Input(**each) for each in given["inputs"]]
+log writer.run(inputs, log writer.Destination(**given["destination"]), dropped)
 """
 START = Callable[..., "Running"]
 
@@ -57,22 +57,22 @@ def eventually(condition: Callable[[], object], what: str, seconds: float = 10.0
 
 
 def written(path: Path) -> int:
-    """LineBuffer so far; to be waited for, as the scribe may be writing one right now."""
+    """LineBuffer so far; to be waited for, as the log writer may be writing one right now."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def drained(writer: scribe.PipeWriter) -> bool:
+def drained(writer: log_writer.PipeWriter) -> bool:
     writer.flush()
     return not writer.pending
 
 
 class Running:
-    """A scribe in a process of its own, and the writing ends of its inputs."""
+    """A log writer in a process of its own, and the writing ends of its inputs."""
 
     def __init__(
         self, inputs: list[dict[str, object]], stdout: int | None, prefix: list[str], **to: object
     ) -> None:
-        pipes = [scribe.open_pipe() for _ in inputs]
+        pipes = [log_writer.open_pipe() for _ in inputs]
         self.writing = [writing for _, writing in pipes]
         self.report, report = os.pipe()
         os.set_blocking(self.report, False)
@@ -98,7 +98,7 @@ class Running:
         return self.lost[stream]
 
     def end(self) -> str:
-        """Every writer leaves; the scribe must end by itself. What it said on stderr."""
+        """Every writer leaves; the log writer must end by itself. What it said on stderr."""
         while self.writing:
             os.close(self.writing.pop())
         _, said = self.process.communicate(timeout=10)
@@ -133,7 +133,7 @@ def test_streams_go_to_their_files_and_the_last_words_are_kept(start: START, tmp
         {"stream": "access"}, {"stream": "predict"}, {"stream": "predict", "wrap": True, "replica": 4},
         directory=str(tmp_path),
     )  # fmt: skip
-    writer = scribe.PipeWriter(running.writing[0])
+    writer = log_writer.PipeWriter(running.writing[0])
     for number in range(1000):
         assert writer.write(line(number)) == 0
     os.write(running.writing[1], line(7))
@@ -147,7 +147,7 @@ def test_streams_go_to_their_files_and_the_last_words_are_kept(start: START, tmp
     assert running.dropped() == 0
 
 
-def test_signals_that_end_others_do_not_end_the_scribe(start: START, tmp_path: Path) -> None:
+def test_signals_that_end_others_do_not_end_the_log_writer(start: START, tmp_path: Path) -> None:
     running = start(directory=str(tmp_path))
     os.write(running.writing[0], line(0))
     eventually((tmp_path / "access.log").exists, "the file")
@@ -160,7 +160,7 @@ def test_signals_that_end_others_do_not_end_the_scribe(start: START, tmp_path: P
 
 def test_rotation_keeps_what_it_should(start: START, tmp_path: Path) -> None:
     running = start(directory=str(tmp_path), max_bytes=10_000, keep=2)
-    writer = scribe.PipeWriter(running.writing[0])
+    writer = log_writer.PipeWriter(running.writing[0])
     for number in range(0, 400, 100):  # both by the line and more than a file at once
         writer.write(b"".join(line(each) for each in range(number, number + 60)))
         for each in range(number + 60, number + 100):
@@ -241,11 +241,11 @@ def test_a_disk_of_one_megabyte_fills_up_and_is_emptied(start: START, tmp_path: 
         pytest.skip("this machine lets no ordinary user mount a tmpfs")
     running = start(directory=str(tmp_path), prefix=mount)
     inside = Path(f"/proc/{running.process.pid}/root{tmp_path}/access.log")
-    writer = scribe.PipeWriter(running.writing[0])
+    writer = log_writer.PipeWriter(running.writing[0])
     block = b"".join(line(number) for number in range(500))
     for _ in range(12):
         assert writer.write(block) == 0
-        eventually(lambda: drained(writer), "the scribe keeps reading")
+        eventually(lambda: drained(writer), "the log writer keeps reading")
     eventually(running.dropped, "a full disk")
     eventually(lambda: written(inside) + running.dropped() == 6000, "every line is written or counted")
     assert len(numbers(inside)) + running.dropped() == 6000
@@ -274,7 +274,7 @@ def test_a_stuck_reader_of_stdout_costs_lines_not_time(start: START) -> None:
     reading, writing = os.pipe()
     running = start({"stream": "access"}, {"stream": "predict"}, stdout=writing)
     os.close(writing)
-    writer = scribe.PipeWriter(running.writing[0])
+    writer = log_writer.PipeWriter(running.writing[0])
     block = b"".join(line(number, 900) for number in range(200))
     slowest, refused, sent = 0.0, 0, 0
     end = time.monotonic() + 20
@@ -327,9 +327,9 @@ def test_stdout_that_is_a_file(start: START, tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from twofold.logs import writer as scribe
+from twofold.logs import writer as log writer
 first = int(sys.argv[2])
-writer = scribe.PipeWriter(int(sys.argv[1]))
+writer = log writer.PipeWriter(int(sys.argv[1]))
 line = b'{"n": %d, "data": {"x": "' + b"y" * 3000 + b'"}}\\n'
 for number in range(first, first + 1000, 50):  # beyond PIPE_BUF a write may be cut anywhere
     writer.write(b"".join(line % each for each in range(number, number + 50)))
@@ -352,8 +352,8 @@ def test_a_writer_killed_in_mid_line_leaves_whole_lines(start: START, tmp_path: 
         writer.kill()
         writer.communicate()
         running.process.send_signal(signal.SIGCONT)
-        eventually(lambda: not pending(fd), "the scribe has read everything")
-    scribe.PipeWriter(fd).write(line(1))
+        eventually(lambda: not pending(fd), "the log writer has read everything")
+    log_writer.PipeWriter(fd).write(line(1))
     running.end()
     found = numbers(tmp_path / "access.log")
     assert found[-1] == 1
@@ -369,7 +369,7 @@ def pending(fd: int) -> int:
 def test_half_a_line_of_a_dead_writer_is_called_off_and_counted(start: START, tmp_path: Path) -> None:
     running = start(directory=str(tmp_path))
     os.write(running.writing[0], line(1) + line(2)[:50])
-    scribe.PipeWriter(running.writing[0]).write(line(3))
+    log_writer.PipeWriter(running.writing[0]).write(line(3))
     running.end()
     assert numbers(tmp_path / "access.log") == [1, 3]
     assert running.dropped() == 1
@@ -385,11 +385,13 @@ def test_half_a_line_on_the_disk_is_mended(start: START, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("number_of_signal", "lost"), [(signal.SIGKILL, 2 * 10000), (signal.SIGUSR2, 0)])
-def test_a_scribe_is_succeeded_without_a_torn_line(tmp_path: Path, number_of_signal: int, lost: int) -> None:
-    """The pipe outlives the scribe, so a successor goes on there; one that hands over loses nothing."""
-    reading, writing = scribe.open_pipe()
+def test_a_log_writer_is_succeeded_without_a_torn_line(
+    tmp_path: Path, number_of_signal: int, lost: int
+) -> None:
+    """The pipe outlives the log writer, so a successor goes on there; one that hands over loses nothing."""
+    reading, writing = log_writer.open_pipe()
     report = os.open(os.devnull, os.O_WRONLY)
-    writer = scribe.PipeWriter(writing)
+    writer = log_writer.PipeWriter(writing)
     facts = json.dumps({
         "inputs": [{"fd": reading, "stream": "access"}], "destination": {"directory": str(tmp_path)},
         "report": report,
@@ -418,22 +420,22 @@ def test_a_scribe_is_succeeded_without_a_torn_line(tmp_path: Path, number_of_sig
 
 
 def test_a_writer_holds_back_what_the_pipe_does_not_take() -> None:
-    reading, writing = scribe.open_pipe()
+    reading, writing = log_writer.open_pipe()
     try:
-        writer = scribe.PipeWriter(writing)
+        writer = log_writer.PipeWriter(writing)
         block = b"".join(line(number, 400) for number in range(1000))
         sent, refused = 0, 0
         while not refused:
             refused = writer.write(block)
             sent += not refused
         assert refused == 1000
-        assert scribe.BACKLOG - len(block) < writer.pending <= scribe.BACKLOG
+        assert log_writer.BACKLOG - len(block) < writer.pending <= log_writer.BACKLOG
         received = b""
         while writer.pending:
             received += os.read(reading, 1 << 20)
             writer.flush()
         received += os.read(reading, 1 << 21)
-        assert received == scribe.CANCEL + block * sent
+        assert received == log_writer.CANCEL + block * sent
     finally:
         os.close(reading)
         os.close(writing)
@@ -441,7 +443,7 @@ def test_a_writer_holds_back_what_the_pipe_does_not_take() -> None:
 
 def test_a_line_without_end_does_not_fill_the_memory(start: START, tmp_path: Path) -> None:
     running = start(directory=str(tmp_path))
-    writer = scribe.PipeWriter(running.writing[0])
+    writer = log_writer.PipeWriter(running.writing[0])
     writer.write(line(1))
     for _ in range(3 * sinks.MAX_LINE // 65536):
         writer.write(b"x" * 65536)
@@ -459,16 +461,16 @@ def test_a_line_without_end_does_not_fill_the_memory(start: START, tmp_path: Pat
 def test_lines_are_the_same_however_they_are_cut(texts: list[bytes], cuts: list[int]) -> None:
     data = b"".join(text + b"\n" for text in texts)
     edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    lines = scribe.LineBuffer(raw=False)
+    lines = log_writer.LineBuffer(raw=False)
     pieces = [lines.feed(data[a:b]) for a, b in itertools.pairwise(edges)]
     assert b"".join(pieces) == data
     assert all(piece.endswith(b"\n") for piece in pieces if piece)
     assert (lines.rest(), lines.torn) == (b"", 0)
 
 
-def test_the_scribe_is_small(start: START, tmp_path: Path) -> None:
+def test_the_log_writer_is_small(start: START, tmp_path: Path) -> None:
     running = start(directory=str(tmp_path))
-    writer = scribe.PipeWriter(running.writing[0])
+    writer = log_writer.PipeWriter(running.writing[0])
     for _ in range(100):
         writer.write(line(1) * 500)
         eventually(lambda: drained(writer), "room in the pipe")

@@ -32,7 +32,7 @@ SETTLE_SECONDS = 2.0  # tails of large slots are given back a moment after the a
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryUsage:
     """Seconds and bytes; `roles` is the PSS of each kind of process just after start."""
 
     starts: list[float]
@@ -56,7 +56,7 @@ class Footprint:
         return {**asdict(self), "start_seconds": self.start_seconds, "rest": self.rest}
 
 
-def measure(quick: bool) -> Footprint:
+def measure(quick: bool) -> MemoryUsage:
     body = rows_body("46 B")
     starts = [_time_to_ready(body) for _ in range(3 if quick else STARTS)]
     with _echo(body) as running:
@@ -66,7 +66,7 @@ def measure(quick: bool) -> Footprint:
         each = _idle_bytes(running, idle, body)
     with _echo(body) as running:
         before, after, milliseconds = _big_round_trips(running)
-    return Footprint(starts, roles, idle, each, before, after, milliseconds)
+    return MemoryUsage(starts, roles, idle, each, before, after, milliseconds)
 
 
 @contextmanager
@@ -107,11 +107,11 @@ def _by_role(running: Running) -> dict[str, list[int]]:
 def _role_of(pid: int, root: int) -> str:
     if pid == root:
         return "supervisor"
-    if b"nursery" in Path("/proc", str(pid), "cmdline").read_bytes().split(b"\0"):
-        return "nursery"
+    if b"fork_server" in Path("/proc", str(pid), "cmdline").read_bytes().split(b"\0"):
+        return "fork_server"
     # Only a front has an event loop.
     descriptors = [str(link.readlink()) for link in Path("/proc", str(pid), "fd").iterdir()]
-    return "front" if "anon_inode:[eventpoll]" in descriptors else "scribe"
+    return "front" if "anon_inode:[eventpoll]" in descriptors else "log_writer"
 
 
 def _idle_bytes(running: Running, count: int, body: Body) -> float:
