@@ -249,7 +249,7 @@ class Supervisor:
         delay = 0.0 if child.failures == 1 else min(10.0, 0.1 * 2.0 ** min(child.failures, 16))
         child.retry_at = now + delay
         if not self.stop.requested_at:
-            self.announce("note", message=f"{child.name} ended ({_how(status)}) and is replaced")
+            self.announce("note", message=f"{_spoken(child)} ended ({_how(status)}) and is replaced")
             self.pool.count_restart(child.name.partition(" ")[0])
         return True
 
@@ -377,6 +377,10 @@ def _make_log_folder(path: str) -> None:
             "choose another log_dir, or none for standard output",
             path,
         ) from None
+
+
+def _spoken(child: Forked) -> str:
+    return child.name.replace("_", " ")
 
 
 def _catch_signals() -> int:

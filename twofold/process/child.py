@@ -14,7 +14,7 @@ from twofold.errors import ExitCode, TwofoldError
 from twofold.logs.records import say
 from twofold.process import prctl
 
-LOG_WRITER, CONTROLLER, PROXY = "log_writer", "controller", "proxy"
+LOG_WRITER, CONTROLLER, PROXY = "log writer", "controller", "proxy"
 HEALTHY_LIFE = 1.0  # seconds; whoever dies sooner after its start has a reason to do it again
 FIRST_DELAY = 0.2  # seconds; doubled with each further death
 MAX_DELAY = 10.0

@@ -26,12 +26,12 @@ from twofold.logs import writer as log_writer
 ROOT = Path(__file__).parents[3]
 CHILD = """
 import json, os, sys
-from twofold.logs import writer as log writer
+from twofold.logs import writer as log_writer
 given = json.loads(sys.argv[1])
 def dropped(stream, lines):
     os.write(given["report"], b"%s %d\\n" % (stream.encode(), lines))
-inputs = [log writer.Input(**each) for each in given["inputs"]]
-log writer.run(inputs, log writer.Destination(**given["destination"]), dropped)
+inputs = [log_writer.LogInput(**each) for each in given["inputs"]]
+log_writer.run(inputs, log_writer.LogDestination(**given["destination"]), dropped)
 """
 START = Callable[..., "Running"]
 
@@ -327,9 +327,9 @@ def test_stdout_that_is_a_file(start: START, tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from twofold.logs import writer as log writer
+from twofold.logs import writer as log_writer
 first = int(sys.argv[2])
-writer = log writer.PipeWriter(int(sys.argv[1]))
+writer = log_writer.PipeWriter(int(sys.argv[1]))
 line = b'{"n": %d, "data": {"x": "' + b"y" * 3000 + b'"}}\\n'
 for number in range(first, first + 1000, 50):  # beyond PIPE_BUF a write may be cut anywhere
     writer.write(b"".join(line % each for each in range(number, number + 50)))
