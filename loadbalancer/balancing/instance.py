@@ -33,7 +33,7 @@ STALENESS = 10_000_000_000  # ns over which the latency of an instance without t
 
 
 class Instance:
-    """Mutable; `link` is the proxy's own, for its connections. Latencies in microseconds."""
+    """Mutable; `pool` holds the proxy's connections to it. Latencies in microseconds."""
 
     __slots__ = (
         "_busy",
@@ -53,11 +53,11 @@ class Instance:
         "latency_sum_us",
         "latency_us",
         "limit",
-        "link",
         "load",
         "name",
         "newly",
         "newly_sum_us",
+        "pool",
         "ramp_from",
         "rate",
         "record",
@@ -82,7 +82,7 @@ class Instance:
         self.apart = 0  # requests here that keep no worker busy: a body or an answer is on its way
         self.since_ns = self.ramp_from = int(entry.get("since_ns", 0))
         self.adopt(entry)
-        self.link: Any = None
+        self.pool: Any = None
         self.way_ns = 0  # to it and back, where that is long; set by the proxy from the time of a connect
         # Counted for each request
         self.limit = self.step  # the load at which it takes no more, but from a long queue,

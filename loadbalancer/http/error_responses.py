@@ -26,7 +26,7 @@ class Refusal:
 NOT_FOUND = Refusal(404, "NotAuthorizedOrNotFound", "no such model deployment, or not for this caller")
 LENGTH = Refusal(411, "LengthRequired", "send a Content-Length; chunked bodies are not accepted")
 BAD_ANSWER = Refusal(502, "BadGateway", "the instance broke off or sent no valid HTTP")
-LOST = Refusal(502, "BadGateway", "the instance closed the connection before it answered")
+CONNECTION_LOST = Refusal(502, "BadGateway", "the instance closed the connection before it answered")
 TOO_LATE = Refusal(504, "GatewayTimeout", "the instance did not answer within predict_timeout")
 LATE_HEAD = Refusal(408, "RequestTimeout", "the head did not arrive in time")
 LATE_BODY = Refusal(408, "RequestTimeout", "the body did not arrive in time")

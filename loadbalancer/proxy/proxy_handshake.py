@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.proxy.client import Client
 from twofold.wire import proxy_protocol
 
 if TYPE_CHECKING:
-    from twofold.loadbalancer.proxy.process import Proxy
+    from twofold.loadbalancer.proxy.client import Client
+    from twofold.loadbalancer.proxy.services import Services
 
-PATIENCE = 5.0  # seconds
+PATIENCE_S = 5.0
 
 
 class ProxyHandshake(asyncio.BufferedProtocol):
-    def __init__(self, proxy: Proxy, context: ssl.SSLContext | None) -> None:
-        self.proxy = proxy
-        self.context = context
+    def __init__(
+        self, services: Services, made: Callable[[], Client], context: ssl.SSLContext | None
+    ) -> None:
+        self._services = services
+        self._made = made
+        self._context = context
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self._data = b""
         self._buffer = bytearray(proxy_protocol.MAX_SIZE)
@@ -32,8 +36,8 @@ class ProxyHandshake(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
-        if self.proxy.admission.authorization.expects_line(self._peer()):
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self.transport.abort)
+        if self._services.admission.authorization.expects_line(self._peer()):
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self.transport.abort)
         else:
             self._hand_on(self._peer())
 
@@ -46,7 +50,7 @@ class ProxyHandshake(asyncio.BufferedProtocol):
         try:
             line = proxy_protocol.parse(self._data)
         except proxy_protocol.BadProxyLine:
-            self.proxy.cells[shared_memory.UNAUTHORISED] += 1
+            self._services.cells[shared_memory.UNAUTHORISED] += 1
             self.transport.abort()
             return
         if line is not None:
@@ -69,11 +73,11 @@ class ProxyHandshake(asyncio.BufferedProtocol):
     def _hand_on(self, address: str) -> None:
         """The transport belongs to a client from now on."""
         self._still()
-        client = Client(self.proxy)
+        client = self._made()
         client.peer = address
-        if self.context is not None:
+        if self._context is not None:
             self.transport.pause_reading()
-            self._task = asyncio.get_running_loop().create_task(self._secure(client, self.context))
+            self._task = asyncio.get_running_loop().create_task(self._secure(client, self._context))
             return
         self.transport.set_protocol(cast("asyncio.Protocol", client))
         client.connection_made(self.transport)
@@ -82,7 +86,7 @@ class ProxyHandshake(asyncio.BufferedProtocol):
         try:
             made = await asyncio.get_running_loop().start_tls(
                 self.transport, cast("asyncio.Protocol", client), context,
-                server_side=True, ssl_handshake_timeout=self.proxy.config.timeouts.head_timeout,
+                server_side=True, ssl_handshake_timeout=self._services.config.timeouts.head_timeout,
             )  # fmt: skip
         except (OSError, ssl.SSLError):  # garbage, or a certificate that is not ours to accept
             made = None

@@ -1,7 +1,7 @@
 """Which instance gets which request: the pool, the queue before it, and what follows a failure.
 
-Touches the links to the instances.  Which one is best, when one is ejected and how long a request
-may wait is arithmetic in pool, outlier, budget and waiting.
+Touches the connections to the instances.  Which instance is best, when one is ejected and how long a request
+may wait is arithmetic of `balancing`.
 """
 
 from __future__ import annotations
@@ -15,164 +15,205 @@ from twofold.loadbalancer.balancing.instance import Instance
 from twofold.loadbalancer.balancing.retry_budget import RetryBudget
 from twofold.loadbalancer.balancing.selection import InstancePool
 from twofold.loadbalancer.balancing.wait_queue import WaitQueue
-from twofold.loadbalancer.http.error_responses import LOST, Refusal, down, queue_full
-from twofold.loadbalancer.proxy.client import ASKED
+from twofold.loadbalancer.http.error_responses import (
+    BAD_ANSWER,
+    CONNECTION_LIMITED,
+    CONNECTION_LOST,
+    Refusal,
+    down,
+    queue_full,
+)
+from twofold.loadbalancer.proxy import exchange as endings
+from twofold.loadbalancer.proxy.exchange import Exchange, Owner
 from twofold.loadbalancer.proxy.journal import waited
 from twofold.loadbalancer.proxy.upstream_pool import UpstreamPool
 
 if TYPE_CHECKING:
-    from twofold.loadbalancer.proxy.client import Client
-    from twofold.loadbalancer.proxy.process import Proxy
+    from twofold.loadbalancer.proxy.services import Services
+    from twofold.reactor.reactor import Reactor
 
 MB = 1 << 20
 
 
-class Router:
-    def __init__(self, proxy: Proxy, pool: InstancePool) -> None:
-        settings = proxy.config.queue
-        self.proxy = proxy
-        self.pool = pool
-        self.waiting: WaitQueue[Client] = WaitQueue(
+class Router(Owner):
+    """`queued`: the queue's entries, to be tested for emptiness without a call."""
+
+    def __init__(self, services: Services, reactor: Reactor, instances: InstancePool) -> None:
+        settings = services.config.queue
+        self.instances = instances
+        self.waiting: WaitQueue[Exchange] = WaitQueue(
             settings.queue_size, int(settings.queue_mb * MB), int(settings.queue_wait * 1e9)
         )
-        self.budget = RetryBudget(monotonic_ns())
-        self.deadline_ns = int(proxy.config.timeouts.predict_timeout * 1e9)
-        self.may_retry = proxy.config.pool.retry == "once"
-        self.queued = self.waiting.entries  # empty or not, without a call
-        self._settles = False
+        self.queued = self.waiting.entries
+        self._services = services
+        self._cells = services.cells
+        self._reactor = reactor
+        self._budget = RetryBudget(monotonic_ns())
+        self._deadline_ns = int(services.config.timeouts.predict_timeout * 1e9)
+        self._may_retry = services.config.pool.retry == "once"
         self._trying: dict[str, asyncio.Task[None]] = {}
 
-    def assign(self, client: Client, now: int) -> None:
+    def assign(self, exchange: Exchange, now_ns: int) -> None:
         """To the best instance that has room, otherwise into the queue, otherwise 503."""
-        self.budget.requests += 1
-        instance = None if self.queued else self.pool.choose()
+        self._budget.requests += 1
+        instance = None if self.queued else self.instances.choose()
         if instance is None:
-            self._enqueue(client, now)
-            return
-        link: UpstreamPool = instance.link
-        idle = link.idle
-        if not idle or not idle[-1].transport.reading:
-            link.hand(client, now)
-            return
-        # The hot path: InstancePool.started, UpstreamPool.hand, Upstream.ask and Client.hand_over at once.
-        instance.load += instance.step
-        instance.requests += 1
-        client.link, client.state = link, ASKED
-        client.upstream = upstream = idle.pop()
-        upstream.take(client, now)
-
-    def assign_upload(self, client: Client, now: int) -> None:
-        """Likewise, while its body is still to come."""
-        self.budget.requests += 1
-        instance = None if self.queued else self.pool.choose_for_upload()
-        if instance is None:
-            self._enqueue(client, now)
+            self._enqueue(exchange, now_ns)
         else:
-            instance.link.hand(client, now)
+            self._hand(exchange, instance, now_ns)
 
-    def _enqueue(self, client: Client, now: int) -> None:
-        cells = self.proxy.cells
-        if not self.pool.usable:
-            cells[shared_memory.REFUSED_DOWN] += 1
+    def assign_upload(self, exchange: Exchange, now_ns: int) -> None:
+        """As `assign`, for a request whose large body is still to come."""
+        self._budget.requests += 1
+        instance = None if self.queued else self.instances.choose_for_upload()
+        if instance is None:
+            self._enqueue(exchange, now_ns)
+        else:
+            self._hand(exchange, instance, now_ns)
+
+    def _hand(self, exchange: Exchange, instance: Instance, now_ns: int) -> None:
+        exchange.acquire(instance)
+        self.instances.started(instance)
+        pool: UpstreamPool = instance.pool
+        pool.ask(exchange, now_ns)
+
+    def _enqueue(self, exchange: Exchange, now_ns: int) -> None:
+        client = exchange.downstream
+        if not self.instances.usable:
+            self._cells[shared_memory.REFUSED_DOWN] += 1
             client.cut_off(down())
-        elif not self.waiting.push(client, client.plan.length, now, client.started + self.deadline_ns):
-            cells[shared_memory.REFUSED_QUEUE] += 1
+        elif not self.waiting.push(
+            exchange, client.plan.length, now_ns, client.started_ns + self._deadline_ns
+        ):
+            self._cells[shared_memory.REFUSED_QUEUE] += 1
             client.cut_off(queue_full(self.waiting.retry_after()))
         else:
-            self.dispatch(now)
+            self.dispatch(now_ns)
 
-    def dispatch(self, now: int) -> None:
-        """Somebody may have room again: the oldest first."""
+    def dispatch(self, now_ns: int) -> None:
+        """An instance may have room again: the oldest request first."""
         while self.queued:
-            instance = self.pool.choose(len(self.queued))
+            instance = self.instances.choose(len(self.queued))
             if instance is None:
                 return
-            client = self.waiting.pop()
-            if client is not None:
-                # It may have come since `now`: the next of a pipeline, when the last has ended.
-                waited(self.proxy.cells, shared_memory.QUEUE, max(0, now - self.waiting.since) // 1000)
-                instance.link.hand(client, now)
+            exchange = self.waiting.pop()
+            if exchange is not None:
+                # The next request of a pipeline may be younger than `now_ns`.
+                waited(self._cells, shared_memory.QUEUE, max(0, now_ns - self.waiting.since) // 1000)
+                self._hand(exchange, instance, now_ns)
 
-    def retry(self, client: Client, failed: Instance, now: int) -> None:
-        """Its instance has not begun the work: another one, once, while the budget lasts."""
-        cells = self.proxy.cells
-        again = client.retried == client.started
-        client.retried = client.started
-        another = self.pool.another(failed)
+    def forget(self, exchange: Exchange) -> None:
+        """The client has left; perhaps its request waited."""
+        self.waiting.cancel(exchange)
+
+    def give_up(self, exchange: Exchange, refusal: Refusal, blamed: bool = False) -> None:
+        """The request's time is over, at an instance or in the queue; `blamed`: by the instance's fault."""
+        if exchange.instance is not None:
+            exchange.cancel(endings.LATE if blamed else endings.CANCELLED)
+        else:
+            self.forget(exchange)
+        exchange.downstream.cut_off(refusal)
+
+    # ------------------------------------------------------------------ how exchanges end
+
+    def released(
+        self, exchange: Exchange, instance: Instance, outcome: int, now_ns: int, spent_us: int, status: int
+    ) -> None:
+        if outcome == endings.ANSWERED:
+            self.instances.finished(instance, now_ns, spent_us, status)
+            if self.queued:
+                self.dispatch(now_ns)
+            return
+        self._count(instance, outcome, now_ns)
+        client = exchange.downstream
+        if outcome == endings.BROKEN:
+            client.cut_off(BAD_ANSWER)
+        elif outcome == endings.EXHAUSTED:
+            client.cut_off(CONNECTION_LIMITED)
+        elif outcome not in (endings.CANCELLED, endings.LATE):
+            # The instance cannot have begun where no connection came about.
+            unbegun = outcome != endings.LOST or client.plan.replayable
+            if unbegun and client.can_replay():
+                self._retry(exchange, instance, now_ns)
+            else:
+                client.cut_off(CONNECTION_LOST)
+        self.dispatch(now_ns)
+
+    def _count(self, instance: Instance, outcome: int, now_ns: int) -> None:
+        instances = self.instances
+        if outcome in (endings.BROKEN, endings.LOST):
+            instances.failed(instance, now_ns)
+        elif outcome in (endings.REFUSED, endings.UNREACHABLE):
+            instances.connect_failed(instance, now_ns, refused=outcome == endings.REFUSED)
+        else:
+            instances.cancelled(instance, now_ns, late=outcome == endings.LATE)
+
+    def _retry(self, exchange: Exchange, failed: Instance, now_ns: int) -> None:
+        """Another instance, once, while the budget lasts."""
+        client = exchange.downstream
+        again = exchange.retried_ns == client.started_ns
+        exchange.retried_ns = client.started_ns
+        another = self.instances.another(failed)
         if another is None:
-            cells[shared_memory.REFUSED_DOWN] += 1
+            self._cells[shared_memory.REFUSED_DOWN] += 1
             client.cut_off(down())
-        elif not self.may_retry or again or not self.budget.take(now):
-            cells[shared_memory.RETRY_DENIED] += 1
-            client.cut_off(LOST)
+        elif not self._may_retry or again or not self._budget.take(now_ns):
+            self._cells[shared_memory.RETRY_DENIED] += 1
+            client.cut_off(CONNECTION_LOST)
         else:
-            cells[shared_memory.RETRIED] += 1
+            self._cells[shared_memory.RETRIED] += 1
             another.retries += 1
-            another.link.hand(client, now)
+            self._hand(exchange, another, now_ns)
 
-    def forget(self, client: Client) -> None:
-        """The client has left while it waited."""
-        self.waiting.cancel(client)
+    def freed(self, now_ns: int) -> None:
+        if self.queued:
+            self.dispatch(now_ns)
 
-    def give_up(self, client: Client, refusal: Refusal, blamed: bool = False) -> None:
-        """Its time is over, wherever it is; is its instance to blame?"""
-        if client.link is not None:
-            client.link.cancel(client, late=blamed)
-        else:
-            self.forget(client)
-        client.cut_off(refusal)
+    # ------------------------------------------------------------------ the pool
 
-    # ------------------------------------------------------------------ membership
-
-    def apply(self, instances: list[dict[str, Any]], now: int) -> None:
-        """The controller's board has changed."""
-        added, removed = self.pool.apply(instances, now)
+    def apply(self, records: list[dict[str, Any]], now_ns: int) -> None:
+        """The controller has changed the pool."""
+        added, removed = self.instances.apply(records, now_ns)
         for instance in added:
-            instance.link = UpstreamPool(self.proxy, self.pool, instance)
+            instance.pool = UpstreamPool(self._services, self._reactor, instance)
         for instance in removed:
-            instance.link.close()
-        self.dispatch(now)
+            instance.pool.close()
+        self.dispatch(now_ns)
 
-    def tick(self, now: int) -> None:
-        """Every 20 ms; what only needs to follow the load, every other time."""
-        self._settles = not self._settles
-        if self._settles:
-            self.pool.tick(now)
-            for instance in self.pool.instances.values():
-                instance.show(self.proxy.cell(instance.cell))
-        self.budget.tick(now)
-        for client in self.waiting.tick(now):
-            self.proxy.cells[shared_memory.REFUSED_QUEUE] += 1
-            client.cut_off(queue_full(self.waiting.retry_after()))
-        while self.queued and not self.pool.usable:
+    def tick(self, now_ns: int) -> None:
+        """Every 20 ms."""
+        self._budget.tick(now_ns)
+        for exchange in self.waiting.tick(now_ns):
+            self._cells[shared_memory.REFUSED_QUEUE] += 1
+            exchange.downstream.cut_off(queue_full(self.waiting.retry_after()))
+        while self.queued and not self.instances.usable:
             gone = self.waiting.pop()
-            self.proxy.cells[shared_memory.REFUSED_DOWN] += 1
+            self._cells[shared_memory.REFUSED_DOWN] += 1
             if gone is not None:
-                gone.cut_off(down())
-        self.dispatch(now)
+                gone.downstream.cut_off(down())
+        self.dispatch(now_ns)
 
     def try_unreachable(self) -> None:
         """Every 250 ms: a bare connect tells whether an instance is back, and risks no request."""
-        for instance in self.pool.unreachable():
+        for instance in self.instances.unreachable():
             if instance.name not in self._trying:
                 task = asyncio.get_running_loop().create_task(self._try(instance))
                 self._trying[instance.name] = task
 
     async def _try(self, instance: Instance) -> None:
         try:
-            if await instance.link.reach():
-                now = monotonic_ns()
-                self.pool.reachable(instance, now)
-                self.dispatch(now)
+            if await instance.pool.reach():
+                now_ns = monotonic_ns()
+                self.instances.reachable(instance, now_ns)
+                self.dispatch(now_ns)
         finally:
             del self._trying[instance.name]
 
-    def prune(self) -> None:
+    def prune(self, now_s: float) -> None:
         """Once a second."""
-        limit = self.proxy.config.timeouts.upstream_idle
-        for instance in self.pool.instances.values():
-            instance.link.prune(self.proxy.now, limit)
+        for instance in self.instances.instances.values():
+            instance.pool.prune(now_s)
 
     def close(self) -> None:
-        for instance in self.pool.instances.values():
-            instance.link.close()
+        for instance in self.instances.instances.values():
+            instance.pool.close()

@@ -1,8 +1,8 @@
 """What is late on one client connection, looked at now and then, and whose fault that is.
 
-Touches the connection only through what it does when its time is over.  A client that takes its time
-over a body, and bandwidth that lets it pass slowly, must never count against the instance that waits
-for them: it could be ejected for its callers.
+Touches the connection only when its time is over.  A client that takes its time over a body, and bandwidth
+that lets the body pass slowly, must never count against the instance that waits for them: the instance could
+be ejected for the fault of its callers.
 """
 
 from __future__ import annotations
@@ -11,43 +11,55 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from twofold.loadbalancer.http.error_responses import LATE_BODY, LATE_HEAD, TOO_LATE
-from twofold.loadbalancer.proxy.client import ASKED, CLOSED, FLOW, HEAD, IDLE, LINGER, PRESSURE, QUEUED, SMALL
+from twofold.loadbalancer.proxy.downstream import (
+    ASKED,
+    CLOSED,
+    FLOW,
+    HEAD,
+    IDLE,
+    LINGER,
+    PRESSURE,
+    QUEUED,
+    SMALL,
+)
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.config import TimeoutSettings
     from twofold.loadbalancer.proxy.client import Client
+    from twofold.loadbalancer.proxy.router import Router
 
 LINGER_SECONDS = 2.0
-DRAIN_IDLE = 1.0  # seconds of silence after which no request is on its way, most likely
-RARELY = 1.0  # seconds between two looks, unless that would stretch the shortest timeout
+DRAIN_IDLE_S = 1.0  # of silence, after which most likely no request is on its way
+RARELY_S = 1.0  # between two looks, unless that would stretch the shortest timeout
 STRETCH = 0.1  # by more than this part of it
 
 
-def pause(timeouts: TimeoutSettings) -> float:
+def pause_s(timeouts: TimeoutSettings) -> float:
     """Seconds between two looks at every connection: what is late is found late by so much at most."""
-    shortest = min(
+    shortest_s = min(
         timeouts.head_timeout, timeouts.body_timeout, timeouts.predict_timeout, timeouts.idle_timeout
     )
-    return min(RARELY, STRETCH * shortest)
+    return min(RARELY_S, STRETCH * shortest_s)
 
 
-def check(client: Client, now: float) -> None:
-    """Has this connection been silent for too long?  `now` in seconds, of the proxy's clock."""
-    state, silent, timeouts = client.state, now - client.since, client.proxy.config.timeouts
+def check(client: Client, router: Router, now_s: float) -> None:
+    """Has this connection been silent for too long?  `now_s` is of the proxy's clock."""
+    services = client.services
+    state, silent_s, timeouts = client.state, now_s - client.since_s, services.config.timeouts
     if state == IDLE:
-        if silent > (DRAIN_IDLE if client.proxy.draining else timeouts.idle_timeout):
+        if silent_s > (DRAIN_IDLE_S if services.state.draining else timeouts.idle_timeout):
             client.transport.close()
-    elif state == HEAD and silent > timeouts.head_timeout:
-        client.plan = client.proxy.no_plan
+    elif state == HEAD and silent_s > timeouts.head_timeout:
+        client.plan = services.unreadable
         client.refuse(LATE_HEAD, close=True)
-    elif _owes_body(client) and (silent > timeouts.body_timeout or now > client.due):
-        client.proxy.router.give_up(client, LATE_BODY)
-    elif state == LINGER and silent > LINGER_SECONDS:
+    elif _owes_body(client) and (silent_s > timeouts.body_timeout or now_s > client.due_s):
+        router.give_up(client.exchange, LATE_BODY)
+    elif state == LINGER and silent_s > LINGER_SECONDS:
         client.transport.abort()
     elif state in (QUEUED, FLOW, ASKED):
-        _check_instance(client, now)
+        _check_instance(client, router, now_s)
     if client.state in (IDLE, FLOW, ASKED, CLOSED):
-        _check_taken(client, now)
+        _check_taken(client, now_s)
 
 
 def _owes_body(client: Client) -> bool:
@@ -55,35 +67,36 @@ def _owes_body(client: Client) -> bool:
     return client.state == SMALL or (client.state == FLOW and client.left > 0 and not client.paused)
 
 
-def _check_instance(client: Client, now: float) -> None:
-    """predict_timeout, for a request to be taken, for its answer to begin, and to go on."""
-    response, upstream = client.response, client.upstream
-    limit = client.proxy.config.timeouts.predict_timeout
+def _check_instance(client: Client, router: Router, now_s: float) -> None:
+    """predict_timeout, for a request to be taken, for its response to begin, and to go on."""
+    response, exchange = client.response, client.exchange
+    limit_s = client.services.config.timeouts.predict_timeout
     if client.state == FLOW and not client.paused & PRESSURE:
         return
+    carrier = exchange.carrier
     if client.state == FLOW or response.begun:
-        stuck = now - max(client.since, response.heard) > limit
-        if not stuck or upstream is None or response.held:
+        stuck = now_s - max(client.since_s, exchange.heard_s) > limit_s
+        if not stuck or carrier is None or exchange.held:
             return
         if response.begun:
-            upstream.fail("it stopped within an exchange")
+            carrier.fail("it stopped within an exchange")
         else:
-            client.proxy.router.give_up(client, TOO_LATE, blamed=True)
+            router.give_up(exchange, TOO_LATE, blamed=True)
         return
     # The head of a request began its time, or the end of a body that took its own.
-    asked = upstream.asked_at if upstream is not None else 0
-    began = client.started if client.plan.gathered or not asked else asked
-    waited = monotonic_ns()
-    if began and waited - began > limit * 1e9:
+    asked_ns = exchange.asked_at_ns if carrier is not None else 0
+    began_ns = client.started_ns if client.plan.gathered or not asked_ns else asked_ns
+    now_ns = monotonic_ns()
+    if began_ns and now_ns - began_ns > limit_s * 1e9:
         # Not for the little that the queue and the bandwidth have left of it.
-        blamed = asked > 0 and waited - asked > limit * 1e9 / 2
-        client.proxy.router.give_up(client, TOO_LATE, blamed)
+        blamed = asked_ns > 0 and now_ns - asked_ns > limit_s * 1e9 / 2
+        router.give_up(exchange, TOO_LATE, blamed)
 
 
-def _check_taken(client: Client, now: float) -> None:
-    """Whoever takes nothing of what is written for it is cut off, also when that is all there was."""
-    response, waiting = client.response, client.transport.get_write_buffer_size()
-    if waiting != response.progress or response.ticket is not None or not waiting:
-        response.progress, response.since = waiting, now
-    elif now - response.since > client.proxy.config.timeouts.body_timeout:
+def _check_taken(client: Client, now_s: float) -> None:
+    """A client that takes nothing of what is written for it is cut off, also when that was all there was."""
+    response, unsent = client.response, client.transport.get_write_buffer_size()
+    if unsent != response.unsent or response.writer.ticket is not None or not unsent:
+        response.unsent, response.stuck_since_s = unsent, now_s
+    elif now_s - response.stuck_since_s > client.services.config.timeouts.body_timeout:
         response.reset_connection()

@@ -83,7 +83,7 @@ def decode(status: int, out_of_memory: bool, cause: str = "") -> str:
 
 
 def load_failure(report: Mapping[str, Any]) -> str:
-    """What a replica or the fork server reported about a model that did not come up; the traceback follows."""
+    """What a replica or the fork server reported about a model that did not come up, with its traceback."""
     return f"{FAILURES.get(report['stage'], report['stage'])}: {report['error'].strip()}"
 
 

@@ -1,4 +1,4 @@
-"""Real replicas from a real fork server: what they answer, and what they have in hand when they are killed."""
+"""Real replicas from a real fork server: what they answer, and what they hold when they are killed."""
 
 from __future__ import annotations
 

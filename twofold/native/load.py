@@ -29,8 +29,8 @@ HOT = {
     "twofold.logs": ("records",),
     "twofold.loadbalancer": ("shared_memory",),
     "twofold.loadbalancer.proxy": (
-        "admission", "client", "journal", "process", "response", "router", "timeouts", "upstream",
-        "upstream_pool",
+        "admission", "client", "connection_limit", "downstream", "exchange", "journal", "paced_writer",
+        "process", "response", "router", "services", "timeouts", "upload", "upstream", "upstream_pool",
     ),
     "twofold.loadbalancer.http": ("error_responses", "request_plan", "response_head"),
     "twofold.loadbalancer.balancing": ("instance", "retry_budget", "selection", "wait_queue"),

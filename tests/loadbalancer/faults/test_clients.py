@@ -19,7 +19,7 @@ from tests.support.loadbalancer.balancer_process import Balancer
 from tests.support.loadbalancer.http_clients import Broken, Caller, Load, Outcome, get, once, post
 from tests.support.loadbalancer.running_balancer import act, scene
 from tests.support.loadbalancer.scripted_instance import Exchange, Play, answer
-from twofold.loadbalancer.proxy.connection_limit import QUIET
+from twofold.loadbalancer.proxy.connection_limit import QUIET_S
 
 pytestmark = pytest.mark.alone
 
@@ -83,7 +83,7 @@ async def keep_asking(caller: Caller, seconds: float, statuses: set[int]) -> Non
 
 
 def test_12_no_descriptor_is_left(tmp_path: Path) -> None:
-    """Those who are connected go on, nothing spins, and it is over as soon as the connection limit has gone."""
+    """Connected clients go on, nothing spins, and it is over as soon as the others have gone."""
 
     async def scenario() -> None:
         async with scene(tmp_path, limit=few_descriptors) as stage, AsyncExitStack() as stack:
@@ -118,7 +118,7 @@ def test_12_idle_clients_make_room_for_new_ones(tmp_path: Path) -> None:
         async with scene(tmp_path, limit=few_descriptors) as stage, AsyncExitStack() as stack:
             for _ in range(300):
                 await stack.enter_async_context(Caller(stage.lb.port))
-            await asyncio.sleep(QUIET)
+            await asyncio.sleep(QUIET_S)
             for _ in range(20):
                 assert (await once(stage.lb.port, post(), timeout=2.0)).status == 200
             await stack.aclose()

@@ -168,6 +168,6 @@ def test_an_instance_that_stops_reading_a_body_is_to_blame(tmp_path: Path) -> No
 
 
 def test_connections_are_looked_at_rarely_unless_a_timeout_is_short() -> None:
-    assert timeouts.pause(TimeoutSettings()) == 1.0
-    assert timeouts.pause(TimeoutSettings(predict_timeout=0.5)) == 0.05
-    assert timeouts.pause(TimeoutSettings(head_timeout=2.0, idle_timeout=30.0)) == 0.2
+    assert timeouts.pause_s(TimeoutSettings()) == 1.0
+    assert timeouts.pause_s(TimeoutSettings(predict_timeout=0.5)) == 0.05
+    assert timeouts.pause_s(TimeoutSettings(head_timeout=2.0, idle_timeout=30.0)) == 0.2
