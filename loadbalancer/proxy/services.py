@@ -9,17 +9,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import TYPE_CHECKING
 
+from twofold.loadbalancer.bandwidth.limiter import BandwidthLimiter
+from twofold.loadbalancer.config import Config
+from twofold.loadbalancer.http.request_plan import ProxyPlan
+from twofold.loadbalancer.http.response_head import HeadTemplates
+from twofold.loadbalancer.proxy.admission import Admission
 from twofold.logs.records import AccessRecord, say
-
-if TYPE_CHECKING:
-    from twofold.loadbalancer.bandwidth.limiter import BandwidthLimiter
-    from twofold.loadbalancer.config import Config
-    from twofold.loadbalancer.http.request_plan import ProxyPlan
-    from twofold.loadbalancer.http.response_head import HeadTemplates
-    from twofold.loadbalancer.proxy.admission import Admission
-    from twofold.wire.request_ids import RequestIds
+from twofold.wire.request_ids import RequestIds
 
 WARNING_PAUSE_S = 1.0
 
