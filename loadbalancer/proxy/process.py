@@ -26,7 +26,8 @@ import uvloop
 
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.access.tls import Certificates
-from twofold.loadbalancer.balancing.selection import InstancePool, SelectionSettings
+from twofold.loadbalancer.balancing.candidates import SelectionSettings
+from twofold.loadbalancer.balancing.selection import InstancePool
 from twofold.loadbalancer.bandwidth.lease import Lease, SharedBucket, http_bits, wire_bits
 from twofold.loadbalancer.bandwidth.limiter import BandwidthLimiter
 from twofold.loadbalancer.child_context import ProxyContext

@@ -56,7 +56,7 @@ class Router(Owner):
     def assign(self, exchange: Exchange, now_ns: int) -> None:
         """To the best instance that has room, otherwise into the queue, otherwise 503."""
         self._budget.requests += 1
-        instance = None if self.queued else self.instances.choose()
+        instance = None if self.queued else self.instances.candidates.choose()
         if instance is None:
             self._enqueue(exchange, now_ns)
         else:
@@ -65,7 +65,7 @@ class Router(Owner):
     def assign_upload(self, exchange: Exchange, now_ns: int) -> None:
         """As `assign`, for a request whose large body is still to come."""
         self._budget.requests += 1
-        instance = None if self.queued else self.instances.choose_for_upload()
+        instance = None if self.queued else self.instances.candidates.choose_for_upload()
         if instance is None:
             self._enqueue(exchange, now_ns)
         else:
@@ -79,7 +79,7 @@ class Router(Owner):
 
     def _enqueue(self, exchange: Exchange, now_ns: int) -> None:
         client = exchange.downstream
-        if not self.instances.usable:
+        if not self.instances.candidates.usable:
             self._cells[shared_memory.REFUSED_DOWN] += 1
             client.cut_off(down())
         elif not self.waiting.push(
@@ -93,7 +93,7 @@ class Router(Owner):
     def dispatch(self, now_ns: int) -> None:
         """An instance may have room again: the oldest request first."""
         while self.queued:
-            instance = self.instances.choose(len(self.queued))
+            instance = self.instances.candidates.choose(len(self.queued))
             if instance is None:
                 return
             exchange = self.waiting.pop()
@@ -153,7 +153,7 @@ class Router(Owner):
         client = exchange.downstream
         again = exchange.retried_ns == client.started_ns
         exchange.retried_ns = client.started_ns
-        another = self.instances.another(failed)
+        another = self.instances.candidates.another(failed)
         if another is None:
             self._cells[shared_memory.REFUSED_DOWN] += 1
             client.cut_off(down())
@@ -186,7 +186,7 @@ class Router(Owner):
         for exchange in self.waiting.tick(now_ns):
             self._cells[shared_memory.REFUSED_QUEUE] += 1
             exchange.downstream.cut_off(queue_full(self.waiting.retry_after()))
-        while self.queued and not self.instances.usable:
+        while self.queued and not self.instances.candidates.usable:
             gone = self.waiting.pop()
             self._cells[shared_memory.REFUSED_DOWN] += 1
             if gone is not None:

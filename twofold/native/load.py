@@ -33,7 +33,7 @@ HOT = {
         "process", "response", "router", "services", "timeouts", "upload", "upstream", "upstream_pool",
     ),
     "twofold.loadbalancer.http": ("error_responses", "request_plan", "response_head"),
-    "twofold.loadbalancer.balancing": ("instance", "retry_budget", "selection", "wait_queue"),
+    "twofold.loadbalancer.balancing": ("candidates", "instance", "retry_budget", "selection", "wait_queue"),
     "twofold.loadbalancer.bandwidth": ("fair_queue", "fair_share", "lease", "limiter", "token_bucket"),
 }  # fmt: skip
 

@@ -104,7 +104,7 @@ class Reactor:
                 except BlockingIOError:
                     continue
                 except OSError as error:
-                    transport.lose(error)
+                    transport.abort(error)
                     continue
                 if not transport.first:
                     requests.append((transport, data))
@@ -145,7 +145,7 @@ class Reactor:
             except BlockingIOError:
                 sent = 0
             except OSError as error:
-                transport.lose(error)
+                transport.abort(error)
                 continue
             if sent == len(data) and transport.plain:
                 transport.out = b""

@@ -152,7 +152,7 @@ class Transport:
         except BlockingIOError:
             pass
         except OSError as error:
-            self.lose(error)
+            self.abort(error)
 
     def taken(self, sent: int) -> None:
         """The socket has taken so much of `out`, perhaps not all."""
@@ -161,7 +161,7 @@ class Transport:
         else:
             del self.out[:sent]
         if self._closing and not self.out:
-            self.lose(None)
+            self.abort()
             return
         self._watch((EPOLLIN if self.reading else 0) | (EPOLLOUT if self.out else 0))
         if self._eof and not self.out:
@@ -204,7 +204,7 @@ class Transport:
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:  # the other side has gone
-            self.lose(error)
+            self.abort(error)
 
     # ------------------------------------------------------------------ endings
 
@@ -213,16 +213,13 @@ class Transport:
         if self._closing:
             return
         if not self.out:
-            self.lose(None)
+            self.abort()
             return
         self.pause_reading()
         self._closing, self.plain = True, False
 
-    def abort(self) -> None:
-        self.lose(None)
-
-    def lose(self, error: OSError | None) -> None:
-        """The end; the protocol hears of it soon, never from within a call of its own."""
+    def abort(self, error: OSError | None = None) -> None:
+        """The end, by `error` if given. The protocol hears of it soon, never within a call of its own."""
         self.out = self._late = b""
         self.reading, self._wanted, self._closing, self.plain = False, False, True, True
         self._watch(0)

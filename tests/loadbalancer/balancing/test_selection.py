@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twofold.loadbalancer.balancing.candidates import SelectionSettings
 from twofold.loadbalancer.balancing.instance import Instance
-from twofold.loadbalancer.balancing.selection import InstancePool, SelectionSettings
+from twofold.loadbalancer.balancing.selection import InstancePool
 
 SECOND = 1_000_000_000
 TICK = SECOND // 50
@@ -27,7 +28,7 @@ def pool(*names: str, seed: int = 1, **fixed: Any) -> InstancePool:
 
 
 def take(made: InstancePool, waiting: int = 0) -> Instance:
-    chosen = made.choose(waiting)
+    chosen = made.candidates.choose(waiting)
     assert chosen is not None
     made.started(chosen)
     return chosen
@@ -60,7 +61,7 @@ def test_busy_is_measured_by_workers() -> None:
     for _ in range(16):
         take(made)
     assert [made.instances[name].outstanding for name in ("small", "large")] == [4, 12]
-    assert made.choose() is None and made.choose(1000) is None
+    assert made.candidates.choose() is None and made.candidates.choose(1000) is None
 
 
 def test_equally_busy_ones_are_chosen_by_latency_and_then_at_random() -> None:
@@ -81,8 +82,8 @@ def test_nobody_is_chosen_beyond_its_credits() -> None:
     made = pool("a", "b", credits=3)
     for _ in range(6):
         take(made)
-    assert made.choose() is None and made.choose(10_000) is None
-    assert made.usable
+    assert made.candidates.choose() is None and made.candidates.choose(10_000) is None
+    assert made.candidates.usable
     made.cancelled(made.instances["a"], START, late=False)
     assert take(made).name == "a"
 
@@ -94,9 +95,9 @@ def test_the_last_credit_waits_for_a_queue_as_long_as_the_pool() -> None:
     made.tick(START + TICK)
     for _ in range(4):  # two workers each
         take(made)
-    assert made.choose() is None and made.choose(1) is None
+    assert made.candidates.choose() is None and made.candidates.choose(1) is None
     assert {take(made, 2).name, take(made, 2).name} == {"a", "b"}
-    assert made.choose(2) is None
+    assert made.candidates.choose(2) is None
 
 
 def test_a_drained_or_removed_instance_gets_nothing_and_finishes_what_it_has() -> None:
@@ -105,7 +106,7 @@ def test_a_drained_or_removed_instance_gets_nothing_and_finishes_what_it_has() -
     made.started(a)
     assert made.apply([entry("a", "drain"), entry("b")], START) == ([], [])
     assert {take(made).name for _ in range(4)} == {"b"}
-    assert made.choose() is None
+    assert made.candidates.choose() is None
     added, removed = made.apply([entry("b"), entry("c", since=START)], START)
     assert [one.name for one in added] == ["c"] and removed == [a]
     made.finished(a, START, 900, 200)
@@ -119,9 +120,9 @@ def test_a_drained_or_removed_instance_gets_nothing_and_finishes_what_it_has() -
 
 def test_an_empty_pool_is_not_usable() -> None:
     made = pool()
-    assert not made.usable and made.choose() is None
+    assert not made.candidates.usable and made.candidates.choose() is None
     made.tick(START + TICK)
-    assert not made.usable
+    assert not made.candidates.usable
 
 
 def test_a_returned_instance_starts_slowly_and_the_first_ones_do_not() -> None:
@@ -152,7 +153,7 @@ def test_five_5xx_in_a_row_eject_for_five_seconds_then_one_request_tries() -> No
     now = ticks(made, now, 4.9)
     assert bad.record.out
     now = ticks(made, now, 0.2)
-    assert take(made) is bad and made.choose() is None  # one at a time
+    assert take(made) is bad and made.candidates.choose() is None  # one at a time
     made.finished(bad, now, 400, 500)
     assert bad.record.until == now + 10 * SECOND
     now = ticks(made, now, 10.1)
@@ -195,7 +196,7 @@ def test_a_refused_connection_ejects_at_once_and_a_connect_brings_back() -> None
         one = made.instances[name]
         made.started(one)
         made.connect_failed(one, START, refused=True)
-    assert not made.usable and made.choose(5) is None and made.panic
+    assert not made.candidates.usable and made.candidates.choose(5) is None and made.candidates.panic
     assert [one.name for one in made.unreachable()] == ["a", "b"]
     made.reachable(made.instances["b"], START + SECOND)
     assert [one.name for one in made.unreachable()] == ["a"]
@@ -214,12 +215,12 @@ def test_three_connects_without_an_answer_eject() -> None:
 def test_panic_uses_the_unhealthy_but_for_those_that_refuse() -> None:
     made = pool("a", "b", "c", "d", "e")
     made.apply([entry(name, "down" if name in "abc" else "up") for name in "abcde"], START)
-    assert made.panic
+    assert made.candidates.panic
     made.started(made.instances["a"])
     made.connect_failed(made.instances["a"], START, refused=True)
     assert {take(made).name for _ in range(16)} == {"b", "c", "d", "e"}
     made.apply([entry(name, "down" if name in "ab" else "up") for name in "abcde"], START)
-    assert not made.panic
+    assert not made.candidates.panic
 
 
 def test_a_success_of_the_probes_ends_an_ejection() -> None:
@@ -235,10 +236,10 @@ def test_a_success_of_the_probes_ends_an_ejection() -> None:
 def test_a_second_attempt_goes_to_somebody_else() -> None:
     made = pool("a", "b", credits=1)
     a, b = take(made), take(made)
-    assert made.another(a) is b  # beyond its credits
-    assert pool("a").another(a) is not a
+    assert made.candidates.another(a) is b  # beyond its credits
+    assert pool("a").candidates.another(a) is not a
     alone = pool("x")
-    assert alone.another(alone.instances["x"]) is None
+    assert alone.candidates.another(alone.instances["x"]) is None
 
 
 def heated() -> tuple[InstancePool, int]:
@@ -258,7 +259,7 @@ def test_a_slow_instance_is_hot_and_asked_only_when_the_queue_takes_longer() -> 
     now = ticks(made, now, 0.04)  # a trial would end here
     for _ in range(8):
         assert take(made).name in "ab"
-    assert made.choose(5) is None
+    assert made.candidates.choose(5) is None
     assert take(made, waiting=40).name == "slow"  # 9 ms longer, at 3000 per second: 27 requests
 
 
@@ -310,11 +311,11 @@ def test_counts_are_exact_whatever_happens(steps: list[tuple[str, int]], seed: i
     inside: list[Instance] = []
     for action, value in steps:
         now += value * 10_000
-        if action == "choose" and (one := made.choose(value % 40)):
+        if action == "choose" and (one := made.candidates.choose(value % 40)):
             assert one.load < one.full and one.state != "drain"
             made.started(one)
             inside.append(one)
-        elif action == "another" and inside and (one := made.another(inside[-1])):
+        elif action == "another" and inside and (one := made.candidates.another(inside[-1])):
             assert one is not inside[-1]
             made.started(one)
             inside.append(one)
@@ -357,7 +358,7 @@ def test_the_hot_path_is_short() -> None:
             made.started(one)
 
     def once() -> None:
-        one = made.choose()
+        one = made.candidates.choose()
         assert one is not None
         made.started(one)
         made.finished(one, START, 900, 200)

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
+from twofold.loadbalancer.balancing.candidates import SelectionSettings
 from twofold.loadbalancer.balancing.instance import Instance
-from twofold.loadbalancer.balancing.selection import InstancePool, SelectionSettings
+from twofold.loadbalancer.balancing.selection import InstancePool
 from twofold.loadbalancer.balancing.wait_queue import WaitQueue
 
 NS = 1_000_000_000
@@ -148,9 +149,9 @@ class Simulation:
     # ------------------------------------------------------------------ the proxy
 
     def _arrive(self, request: Request) -> None:
-        if not self.pool.usable:
+        if not self.pool.candidates.usable:
             self.outcome.refused += 1
-        elif not self.waiting and (instance := self.pool.choose()):
+        elif not self.waiting and (instance := self.pool.candidates.choose()):
             self._send(request, instance)
         elif self.waiting.push(request, 1000, self.clock, self.clock + 60 * NS):
             self._dispatch()
@@ -158,7 +159,7 @@ class Simulation:
             self.outcome.refused += 1
 
     def _dispatch(self) -> None:
-        while self.waiting and (instance := self.pool.choose(len(self.waiting))):
+        while self.waiting and (instance := self.pool.candidates.choose(len(self.waiting))):
             request = self.waiting.pop()
             assert request is not None
             self._send(request, instance)
@@ -176,7 +177,7 @@ class Simulation:
 
     def _refused(self, request: Request, instance: Instance) -> None:
         self.pool.connect_failed(instance, self.clock, True)
-        other = self.pool.another(instance)
+        other = self.pool.candidates.another(instance)
         if other is None:
             self.outcome.refused += 1
         else:
