@@ -58,7 +58,7 @@ ROOMS: dict[str, set[str]] = {
     "loadbalancer.access": {"", "loadbalancer", "loadbalancer.http", "logs", "net", "wire"},
     "loadbalancer.proxy": {
         "loadbalancer", "loadbalancer.access", "loadbalancer.balancing", "loadbalancer.bandwidth",
-        "loadbalancer.http", "logs", "reactor", "wire",
+        "loadbalancer.http", "logs", "net", "reactor", "wire",
     },
     "loadbalancer.control": {
         "", "loadbalancer", "loadbalancer.access", "loadbalancer.bandwidth", "logs", "native", "net", "wire",

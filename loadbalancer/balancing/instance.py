@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping
 from typing import Any, Final
 
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.balancing.outlier_detection import Failure, OutlierRecord
-
-UP = "up"  # the state on the board
+from twofold.loadbalancer.endpoint_record import UP, EndpointRecord
 
 UNIT = 720720  # has every number of workers up to 16 as a divisor
 PREFETCH_NS = 2_000_000
@@ -28,8 +26,8 @@ MAX_CREDITS = 256
 MAX_APART = 1024  # and more take credits: an instance has memory for so many
 WEIGHT: Final = 1 / 64  # of the newest request in the latency
 KNOWN = 8  # requests served before a latency means anything
-RATE_SMOOTHING = 200_000_000  # ns
-STALENESS = 10_000_000_000  # ns over which the latency of an instance without traffic becomes typical again
+RATE_SMOOTHING_NS = 200_000_000
+STALENESS_NS = 10_000_000_000  # over which the latency of an instance without traffic becomes typical again
 
 
 class Instance:
@@ -42,11 +40,11 @@ class Instance:
         "_lost_before",
         "_served",
         "_served_sum_us",
-        "_ticked",
+        "_ticked_ns",
         "apart",
         "cell",
         "credits",
-        "entry",
+        "endpoint",
         "failures",
         "full",
         "hot",
@@ -57,31 +55,31 @@ class Instance:
         "name",
         "newly",
         "newly_sum_us",
+        "outliers",
         "pool",
-        "ramp_from",
+        "ramp_from_ns",
         "rate",
-        "record",
         "requests",
         "retries",
         "since_ns",
         "state",
         "step",
         "suspected",
-        "tried_at",
+        "tried_at_ns",
         "tried_requests",
         "way_ns",
         "workers",
     )
 
-    def __init__(self, entry: Mapping[str, Any], now: int) -> None:
-        # From the board
-        self.name: str = entry["name"]
+    def __init__(self, record: EndpointRecord, now_ns: int) -> None:
+        # From the controller
+        self.name = record.name
         self.workers = 0
         self.step = UNIT
         self.load = 0
         self.apart = 0  # requests here that keep no worker busy: a body or an answer is on its way
-        self.since_ns = self.ramp_from = int(entry.get("since_ns", 0))
-        self.adopt(entry)
+        self.since_ns = self.ramp_from_ns = record.since_ns
+        self.adopt(record)
         self.pool: Any = None
         self.way_ns = 0  # to it and back, where that is long; set by the proxy from the time of a connect
         # Counted for each request
@@ -92,7 +90,7 @@ class Instance:
         self.latency_sum_us = 0
         self.suspected = False  # there is something in the record that a success ends
         # Counted for each failure
-        self.record = OutlierRecord()
+        self.outliers = OutlierRecord()
         self.failures = [0] * len(Failure)
         self.retries = 0  # second attempts that came here; counted by the proxy
         self._lost = 0  # requests that were no success
@@ -102,18 +100,18 @@ class Instance:
         self.hot = False
         self.rate = 0.0  # successes per second while every worker was busy
         self.newly = self.newly_sum_us = 0  # successes since the tick before, and their latencies
-        self.tried_at = self.tried_requests = 0
+        self.tried_at_ns = self.tried_requests = 0
         self._served = self._served_sum_us = 0
         self._lost_before = 0
-        self._ticked = now
+        self._ticked_ns = now_ns
         self._busy = False
 
-    def adopt(self, entry: Mapping[str, Any]) -> None:
-        """Take over what the board says of it now."""
-        self.entry = entry
-        self.cell: int = entry["cell"]
-        self.state: str = entry["state"]
-        workers = int(entry.get("workers", 0))
+    def adopt(self, record: EndpointRecord) -> None:
+        """Take over what the controller says of it now."""
+        self.endpoint = record
+        self.cell = record.cell
+        self.state = record.state
+        workers = record.workers
         if workers != self.workers:
             working = self.working
             self.workers, self.step = workers, max(1, UNIT // max(1, workers))
@@ -142,7 +140,7 @@ class Instance:
 
     @property
     def serving(self) -> bool:
-        return self.state == UP and not self.record.out
+        return self.state == UP and not self.outliers.out
 
     @property
     def known(self) -> bool:
@@ -163,18 +161,18 @@ class Instance:
 
     # ------------------------------------------------------------------ ticks
 
-    def measure(self, now: int, typical_us: float) -> None:
+    def measure(self, now_ns: int, typical_us: float) -> None:
         """See what happened since the last tick."""
-        elapsed = now - self._ticked
+        elapsed_ns = now_ns - self._ticked_ns
         served = self.requests - self.outstanding - self._lost
         served_sum = self.latency_sum_us - self._failed_sum_us
         self.newly, self.newly_sum_us = served - self._served, served_sum - self._served_sum_us
-        self._served, self._served_sum_us, self._ticked = served, served_sum, now
+        self._served, self._served_sum_us, self._ticked_ns = served, served_sum, now_ns
         lost, self._lost_before = self._lost_before, self._lost
         busy = self.working >= max(1, self.workers)
-        if busy and self._busy and elapsed > 0:
-            share = elapsed / (elapsed + RATE_SMOOTHING) if self.rate else 1.0
-            self.rate += (self.newly * 1e9 / elapsed - self.rate) * share
+        if busy and self._busy and elapsed_ns > 0:
+            share = elapsed_ns / (elapsed_ns + RATE_SMOOTHING_NS) if self.rate else 1.0
+            self.rate += (self.newly * 1e9 / elapsed_ns - self.rate) * share
         self._busy = busy
         if self.newly:
             if not self.known:
@@ -182,7 +180,7 @@ class Instance:
             elif self.hot and self._lost == lost:  # its few requests must suffice to clear it
                 self.latency_us = (self.latency_us + self.newly_sum_us / self.newly) / 2
         elif not self.hot and typical_us:
-            self.latency_us += (typical_us - self.latency_us) * min(1.0, elapsed / STALENESS)
+            self.latency_us += (typical_us - self.latency_us) * min(1.0, elapsed_ns / STALENESS_NS)
 
     def grant(self, fixed: int, proxies: int, ramp: float) -> None:
         """Settle the credits: `fixed` ones if not 0, this proxy's part of them, 0 < ramp <= 1 of those."""
@@ -203,7 +201,7 @@ class Instance:
 
     def show(self, words: memoryview) -> None:
         """Write the figures into the cell that this proxy has for it (memory.cell)."""
-        record = self.record
+        record = self.outliers
         block = array("Q", bytes(shared_memory.CELL_SIZE))
         block[shared_memory.OUTSTANDING] = self.outstanding
         block[shared_memory.REQUESTS] = self.requests

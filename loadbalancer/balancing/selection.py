@@ -3,7 +3,7 @@
 Pure arithmetic, the clock is an argument (monotonic ns); one proxy's view.  The protocol of use:
 
     pool = InstancePool(SelectionSettings(), random.Random(), now_ns)
-    added, removed = pool.apply(entries, now_ns)              when the controller has changed the pool
+    added, removed = pool.apply(records, now_ns)              when the controller has changed the pool
     while waiting and (instance := pool.candidates.choose(len(waiting))):    after a push, an end, and a tick
         pool.started(instance); send(waiting.pop(), instance) a new request: choose() if none waits
     pool.finished(instance, now_ns, latency_us, status)       each started request ends in exactly one of
@@ -25,17 +25,16 @@ slow.  What costs time is settled once per tick and leaves `choose` one short lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from random import Random
-from typing import Any
 
 from twofold.loadbalancer.balancing.candidates import SECOND_NS, Candidates, SelectionSettings
 from twofold.loadbalancer.balancing.instance import WEIGHT, Instance
 from twofold.loadbalancer.balancing.outlier_detection import Failure, may_eject
+from twofold.loadbalancer.endpoint_record import DRAIN, EndpointRecord
 
 PENALTY = 8  # times what is typical: how slow a failure counts
 FLOW_SMOOTHING_NS = SECOND_NS // 2
-DRAIN = "drain"
 
 
 class InstancePool:
@@ -63,7 +62,7 @@ class InstancePool:
         instance.load -= instance.step
         instance.latency_sum_us += latency_us
         instance.latency_us += (latency_us - instance.latency_us) * WEIGHT
-        if instance.suspected and not instance.record.out:  # what it had in hand does not bring it back
+        if instance.suspected and not instance.outliers.out:  # what it had in hand does not bring it back
             self.acquit(instance, now_ns)
 
     # ------------------------------------------------------------------ other endings
@@ -86,11 +85,11 @@ class InstancePool:
 
     def unreachable(self) -> list[Instance]:
         """Those that took no connection and are out for it: a bare connect tells when they are back."""
-        return [one for one in self._members() if one.record.out and one.record.unreachable]
+        return [one for one in self._members() if one.outliers.out and one.outliers.unreachable]
 
     def reachable(self, instance: Instance, now_ns: int) -> None:
         """It took a connection: back at once, with few credits."""
-        if instance.record.unreachable:
+        if instance.outliers.unreachable:
             self.acquit(instance, now_ns)
             self._arrange(now_ns)
 
@@ -102,7 +101,7 @@ class InstancePool:
         if not unreachable:
             instance.charge(max(latency_us, PENALTY * self.typical_us))
         self.candidates.put_last(instance)
-        record = instance.record
+        record = instance.outliers
         if record.out or not record.condemns(failure):
             return
         if unreachable or self._can_spare(instance):
@@ -111,36 +110,34 @@ class InstancePool:
 
     def _can_spare(self, instance: Instance) -> bool:
         members = self._members()
-        serving = [one.record for one in members if one is not instance and one.serving]
+        serving = [one.outliers for one in members if one is not instance and one.serving]
         return may_eject(serving, len(members))
 
     def acquit(self, instance: Instance, now_ns: int) -> None:
         """A success ends what is held against it."""
         instance.suspected = False
-        if instance.record.acquit():
-            instance.ramp_from = now_ns
+        if instance.outliers.acquit():
+            instance.ramp_from_ns = now_ns
 
     # ------------------------------------------------------------------ the board, and ticks
 
-    def apply(
-        self, entries: Sequence[Mapping[str, Any]], now_ns: int
-    ) -> tuple[list[Instance], list[Instance]]:
+    def apply(self, records: Sequence[EndpointRecord], now_ns: int) -> tuple[list[Instance], list[Instance]]:
         """Take over the controller's decisions; who is new, and who is gone.
 
         Requests of those that are gone end as usual; their cells may belong to others already.
         """
         before, self.instances, added = self.instances, {}, []
-        for entry in entries:
-            instance = before.pop(entry["name"], None)
+        for record in records:
+            instance = before.pop(record.name, None)
             if instance is None:
-                instance = Instance(entry, now_ns)
+                instance = Instance(record, now_ns)
                 added.append(instance)
             else:
-                instance.adopt(entry)
-                since = int(entry.get("since_ns", 0))
-                if since > instance.since_ns:  # probes have found it well again
-                    instance.since_ns = instance.ramp_from = since
-                    self.acquit(instance, since)
+                instance.adopt(record)
+                since_ns = record.since_ns
+                if since_ns > instance.since_ns:  # probes have found it well again
+                    instance.since_ns = instance.ramp_from_ns = since_ns
+                    self.acquit(instance, since_ns)
                     instance.latency_us = self.typical_us  # of what hung while it was away
             self.instances[instance.name] = instance
         self._arrange(now_ns)

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 BACKLOG = 64
 MAX_BODY = 65536
 MAX_CONNECTIONS = 256
-LEAVE = 1  # seconds that answers under way may take at the end
-MEANINGS = {404: "there is no such path", 405: "there is no such method of this path"}
+LEAVE_S = 1  # that answers under way may take at the end
+MEANINGS = {404: "there is no such path", 405: "method not allowed for this path"}
 NOTHING: Set[str] = frozenset()
 CODES = {404: "NotAuthorizedOrNotFound", 405: "MethodNotAllowed", 413: "PayloadTooLarge"}
 
@@ -73,10 +73,10 @@ class AdminApi:
         most = given.get("max_mbps")
         mbps, maximum = _number(given["mbps"], "mbps"), 0.0 if most is None else _number(most, "max_mbps")
         self._controller.set_bandwidth(mbps, maximum)
-        return _json(200, self._controller.state()["bandwidth"])
+        return _json(200, self._controller.status.state()["bandwidth"])
 
     async def instances(self, request: Request) -> Response:
-        return _json(200, self._controller.state()["instances"])
+        return _json(200, self._controller.status.state()["instances"])
 
     async def add(self, request: Request) -> Response:
         url = (await _object(request, {"url"}))["url"]
@@ -97,7 +97,7 @@ class AdminApi:
         )
 
     def _one(self, name: str) -> dict[str, Any]:
-        shown: list[dict[str, Any]] = self._controller.state()["instances"]
+        shown: list[dict[str, Any]] = self._controller.status.state()["instances"]
         return next(each for each in shown if each["name"] == name)
 
 
@@ -161,7 +161,7 @@ class AdminServer(uvicorn.Server):
         yield
 
 
-class Tell(logging.Handler):
+class SayHandler(logging.Handler):
     """What the server complains of, one line each, and nobody is waited for."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -174,19 +174,19 @@ class AdminServers:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self._watchers = status_page.Watchers(controller)
+        self._watchers = status_page.Watchers(controller.status)
         self._sockets = ListenerSet()
         self._servers: list[AdminServer] = []
 
     async def serve(self) -> None:
         """Until `stop`. A socket that cannot be opened is said, and the pool is looked after all the same."""
         logger = logging.getLogger("uvicorn.error")
-        logger.handlers, logger.propagate = [Tell()], False
+        logger.handlers, logger.propagate = [SayHandler()], False
         logger.setLevel(logging.WARNING)
         looking = self._watchers.routes()
-        if self._controller.place.status is not None:
+        if self._controller.context.status is not None:
             self._servers.append(_server(application(looking)))
-        listeners = [] if self._controller.place.status is None else [self._controller.place.status]
+        listeners = [] if self._controller.context.status is None else [self._controller.context.status]
         try:
             listeners.append(self._open())
             self._servers.append(_server(application([*AdminApi(self._controller).routes(), *looking])))
@@ -221,7 +221,7 @@ class AdminServers:
 def _server(app: Starlette) -> AdminServer:
     return AdminServer(uvicorn.Config(
         app, loop="none", http="h11", ws="none", lifespan="off", log_config=None, access_log=False,
-        server_header=False, limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=LEAVE,
+        server_header=False, limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=LEAVE_S,
     ))  # fmt: skip
 
 

@@ -1,73 +1,53 @@
 """The controller: the control plane. Decides who is in the pool and how much may pass, and publishes it.
 
-Touches the board, the bucket's rate, the instances' health paths, the watched file and the resolver,
-and serves the admin API and the status page.  No request passes here: when it dies, the proxies go
-on with the last board, and the next controller takes up what the board says.
+Touches the board, the bucket's rate, the watched file and the resolver; its parts probe the instances, and
+serve the admin API and the status page.  No request passes here: when it dies, the proxies go on with the
+last board, and the next controller takes up what the board says.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
-import time
 from collections.abc import Coroutine
-from pathlib import Path
 from time import monotonic_ns
 from typing import Any
 
-from twofold import __version__
-from twofold.errors import ConfigError
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.bandwidth.lease import SharedBucket
 from twofold.loadbalancer.bandwidth.policy import BandwidthPolicy
 from twofold.loadbalancer.child_context import ControllerContext
-from twofold.loadbalancer.control import sliding_window, status_view
 from twofold.loadbalancer.control.discovery import Discovery, WatchedFile
 from twofold.loadbalancer.control.endpoint import Endpoint
 from twofold.loadbalancer.control.health_check import NOT_ASKED, Probe
+from twofold.loadbalancer.control.prober import Prober
 from twofold.loadbalancer.control.registry import Registry
+from twofold.loadbalancer.control.status_source import StatusSource
 from twofold.logs.records import say
-from twofold.native import load
 
-FIRST_ROUND = 1.0  # seconds at most that the first board waits for the resolver, and for the first probes
-JITTER = 0.1
-SOON = 0.2  # part of the interval after which an instance that answered unexpectedly is asked again
-BEAT = 0.1
-LATE = 0.2  # seconds by which a beat may be late before what a probe says of others says more of us
-
-
-class StallDetector:
-    """Whether this process gets the processor: while it does not, nobody else is to blame."""
-
-    def __init__(self) -> None:
-        self.faltered = -1.0  # on the loop's clock
-
-    def beat(self, due: float, now: float) -> None:
-        if now - due > LATE:
-            self.faltered = now
+FIRST_ROUND_S = 1.0  # at most, that the first board waits for the resolver, and for the first probes
+BEAT_S = 0.1
 
 
 class Controller:
-    def __init__(self, place: ControllerContext) -> None:
-        self.place = place
-        self.config = config = place.config
-        self.shared = shared_memory.attach(place.memory_fd)
+    def __init__(self, context: ControllerContext) -> None:
+        self.context = context
+        self.config = config = context.config
+        self.shared = shared_memory.attach(context.memory_fd)
         self.board = shared_memory.Board(self.shared)
-        self.bucket = SharedBucket(self.shared, place.memory_fd)
         self.registry = Registry(self.shared)
-        self.pulse = StallDetector()
-        self.recent = sliding_window.SlidingWindow()
-        self.started = time.time()
-        self.sampled = asyncio.Event()  # set, and cleared again, with every reading
         before = self._inherit()
-        self.limits = BandwidthPolicy(self.bucket, config.bandwidth, before.get("limits", {}))
+        bucket = SharedBucket(self.shared, context.memory_fd)
+        self.limits = BandwidthPolicy(bucket, config.bandwidth, before.get("limits", {}))
+        self.status = StatusSource(
+            self.shared, bucket, self.registry, self.limits, config.listen.tls_certificate
+        )
         pool = config.pool
         known = self.registry.endpoints.values()
-        self.sources = Discovery.of(pool.upstream, pool.upstream_file, known)
-        self._question = Probe(pool.probe_path, pool.probe_timeout, pool.proxy_protocol_out)
-        self._watches: dict[str, asyncio.Task[None]] = {}
+        self.discovery = Discovery.of(pool.upstream, pool.upstream_file, known)
+        probe = Probe(pool.probe_path, pool.probe_timeout, pool.proxy_protocol_out)
+        self.prober = Prober(probe, pool.probe_interval, self._changed)
         self._resolving: asyncio.Task[None] | None = None
         self._failed: asyncio.Future[None]
         self._booted = False
@@ -113,68 +93,33 @@ class Controller:
         return endpoint
 
     def reload(self) -> None:
-        os.kill(self.place.supervisor, signal.SIGHUP)
+        os.kill(self.context.supervisor, signal.SIGHUP)
 
-    # ------------------------------------------------------------------ what it shows
-
-    def facts(self) -> status_view.StatusFacts:
-        with self.bucket.open() as bucket:
-            rate, debt = bucket.rate, bucket.debt(monotonic_ns()) if bucket.rate else 0
-        return status_view.StatusFacts(
-            version=__version__,
-            started=self.started,
-            rate=rate,
-            debt=debt,
-            mbps=self.limits.mbps,
-            maximum=self.limits.maximum,
-            endpoints=[endpoint.entry() for endpoint in self.registry.endpoints.values()],
-            certificate_expires=self._certificate_expires(),
-            reloads_refused=shared_memory.RefusedReloads(self.shared).read(),
-            compiled=load.used(),
-        )
-
-    def _certificate_expires(self) -> int:
-        path = self.config.listen.tls_certificate
-        if not path:
-            return 0
-        from twofold.loadbalancer.access import (
-            tls,  # with its library, which only they need who have a certificate
-        )
-
-        try:
-            return tls.not_after(Path(path))
-        except ConfigError:
-            return 0  # the proxies have said so, and serve the last one
-
-    def reading(self) -> sliding_window.Reading:
-        cells = {name: endpoint.cell for name, endpoint in self.registry.endpoints.items()}
-        return sliding_window.read(self.shared, cells, monotonic_ns())
-
-    def state(self) -> dict[str, Any]:
-        return status_view.state(self.facts(), self.recent, self.reading())
-
-    def exposition(self) -> bytes:
-        from twofold.loadbalancer.control import (
-            prometheus,  # with its library, which is not needed before the first scrape
-        )
-
-        return prometheus.exposition(self.facts(), self.recent, self.reading())
+    # ------------------------------------------------------------------ the pool
 
     def publish(self) -> None:
         if self._booted:
             self.board.publish({"limits": self.limits.board(), **self.registry.board()})
 
-    # ------------------------------------------------------------------ tasks
-
     def _settle(self) -> None:
-        """Somebody has come, gone or changed: everybody is watched by one task, and the board says so."""
-        endpoints = self.registry.endpoints
-        for name in [name for name in self._watches if name not in endpoints]:
-            self._watches.pop(name).cancel()
-        for name, endpoint in endpoints.items():
-            if name not in self._watches:
-                self._watches[name] = self._alongside(self._watch(endpoint))
+        """The pool has changed: one task probes each endpoint, and the board says so."""
+        self.prober.follow(self.registry.endpoints, self._alongside)
         self.publish()
+
+    def _changed(self, endpoint: Endpoint, turned: bool) -> None:
+        """A probe has found something new; `turned`: the endpoint is up, or down, since then."""
+        if turned and endpoint.verdict.up:
+            endpoint.since_ns = monotonic_ns() if self._booted else 0
+            say("info", f"{endpoint.name} is up")
+        elif turned:
+            say("warning", f"{endpoint.name} is down: {endpoint.verdict.why}")
+        self.publish()
+
+    def _reconcile(self) -> None:
+        self.registry.reconcile(self.discovery.wanted(), self.discovery.certain)
+        self._settle()
+
+    # ------------------------------------------------------------------ tasks
 
     def _alongside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that may end; if it fails, so does the controller, and a new one takes its place."""
@@ -188,35 +133,6 @@ class Controller:
         task.add_done_callback(ended)
         return task
 
-    def _reconcile(self) -> None:
-        self.registry.reconcile(self.sources.wanted(), self.sources.certain)
-        self._settle()
-
-    async def _watch(self, endpoint: Endpoint) -> None:
-        """Probe it for ever."""
-        loop, interval, verdict = (
-            asyncio.get_running_loop(),
-            self.config.pool.probe_interval,
-            endpoint.verdict,
-        )
-        while True:
-            began = loop.time()
-            answer = await self._question.put(endpoint.where)
-            was_up = verdict.up
-            if (answer.well or self.pulse.faltered < began) and verdict.hear(answer):
-                if verdict.up != was_up:
-                    self._turned(endpoint)
-                self.publish()
-            pause = interval * (SOON if verdict.wavering else 1.0)
-            await asyncio.sleep(pause * (1 + random.uniform(-JITTER, JITTER)))
-
-    def _turned(self, endpoint: Endpoint) -> None:
-        if endpoint.verdict.up:
-            endpoint.since_ns = monotonic_ns() if self._booted else 0
-            say("info", f"{endpoint.name} is up")
-        else:
-            say("warning", f"{endpoint.name} is down: {endpoint.verdict.why}")
-
     async def _watch_file(self, file: WatchedFile) -> None:
         while True:
             await asyncio.sleep(file.pause)
@@ -226,32 +142,20 @@ class Controller:
     async def _watch_names(self) -> None:
         while True:
             await asyncio.sleep(self.config.pool.resolve_interval)
-            if await self.sources.names.resolve_all(self.sources.dns()):
+            if await self.discovery.names.resolve_all(self.discovery.dns()):
                 self._reconcile()
 
     async def _beat(self) -> None:
         clock = asyncio.get_running_loop().time
         while True:
-            due = clock() + BEAT
-            await asyncio.sleep(BEAT)
-            self.pulse.beat(due, clock())
+            due_s = clock() + BEAT_S
+            await asyncio.sleep(BEAT_S)
+            self.prober.stalls.beat(due_s, clock())
             gone = self.registry.part(monotonic_ns())
             for endpoint in gone:
                 say("info", f"{endpoint.name} has left")
             if gone:
                 self._settle()
-
-    async def _sample(self) -> None:
-        while True:
-            reading = self.reading()
-            self.recent.hear(reading, self.limits.rate)
-            throttled = (
-                reading.cells[shared_memory.THROTTLED] > 0
-            )  # what waits will be counted when it has ended
-            self.limits.hear(reading.at, 1.0 if throttled else self.recent.utilisation())
-            self.sampled.set()
-            self.sampled.clear()
-            await asyncio.sleep(sliding_window.STEP)
 
     # ------------------------------------------------------------------ life
 
@@ -261,48 +165,48 @@ class Controller:
         loop.add_signal_handler(signal.SIGTERM, stopping.set)
         self._failed = loop.create_future()
         await self._boot()
-        os.write(self.place.ready, b"r")
+        os.write(self.context.ready, b"r")
         # Only now, when the proxies have their board: it takes longer to import than all before it.
         from twofold.loadbalancer.control import admin_api
 
-        works: list[Coroutine[Any, Any, None]] = [self._beat(), self._watch_names(), self._sample()]
-        if self.sources.file is not None:
-            works.append(self._watch_file(self.sources.file))
+        works: list[Coroutine[Any, Any, None]] = [self._beat(), self._watch_names(), self.status.sample()]
+        if self.discovery.file is not None:
+            works.append(self._watch_file(self.discovery.file))
         tasks = [asyncio.ensure_future(work) for work in works]
         stop: asyncio.Future[Any] = asyncio.ensure_future(stopping.wait())
-        services = admin_api.AdminServers(self)
-        serving = asyncio.ensure_future(services.serve())
+        servers = admin_api.AdminServers(self)
+        serving = asyncio.ensure_future(servers.serve())
         until: list[asyncio.Future[Any]] = [stop, serving, self._failed, *tasks]
         done, _ = await asyncio.wait(until, return_when=asyncio.FIRST_COMPLETED)
-        services.stop()
+        servers.stop()
         await serving
-        for task in (*tasks, *self._watches.values()):
+        for task in tasks:
             task.cancel()
+        self.prober.stop()
         for ended in done:
             ended.result()
 
     async def _boot(self) -> None:
-        """Proxies should not hear of instances of whom nobody knows yet whether they are well."""
-        if self.sources.file is not None:
-            self.sources.file.look()
+        """Proxies should not hear of instances before their first probes have been answered."""
+        if self.discovery.file is not None:
+            self.discovery.file.look()
         self._resolving = self._alongside(self._resolve())
-        await asyncio.wait([self._resolving], timeout=FIRST_ROUND)
+        await asyncio.wait([self._resolving], timeout=FIRST_ROUND_S)
         self._reconcile()
-        waited = 0.0
-        while waited < FIRST_ROUND and any(
+        until_s = asyncio.get_running_loop().time() + FIRST_ROUND_S
+        while asyncio.get_running_loop().time() < until_s and any(
             one.verdict.why == NOT_ASKED for one in self.registry.endpoints.values()
         ):
             await asyncio.sleep(0.01)
-            waited += 0.01
         self._booted = True
         self.publish()
 
     async def _resolve(self) -> None:
-        if await self.sources.names.resolve_all(self.sources.dns()) and self._booted:
+        if await self.discovery.names.resolve_all(self.discovery.dns()) and self._booted:
             self._reconcile()
 
 
-def run(place: ControllerContext) -> int:
+def run(context: ControllerContext) -> int:
     """Be the controller until told to stop; the exit code."""
-    asyncio.run(Controller(place).serve())
+    asyncio.run(Controller(context).serve())
     return 0

@@ -39,20 +39,20 @@ class Health:
 
 
 class ProbeResult:
-    """`up` is what the answers say so far; `ever` whether it has been up before."""
+    """`up` is what the answers say so far; `was_up` whether it has been up before."""
 
-    __slots__ = ("_row", "ever", "local", "up", "why", "workers")
+    __slots__ = ("_row", "local", "up", "was_up", "why", "workers")
 
-    def __init__(self, up: bool = False, ever: bool = False, workers: int = 0, why: str = "") -> None:
+    def __init__(self, up: bool = False, was_up: bool = False, workers: int = 0, why: str = "") -> None:
         self.up = up
-        self.ever = ever
+        self.was_up = was_up
         self.workers = workers
         self.local = ""
         self.why = "" if up else why or NOT_ASKED
         self._row = 0  # answers in a row that contradict `up`
 
     @property
-    def wavering(self) -> bool:
+    def flapping(self) -> bool:
         """The last answer was another than expected: it is worth asking again soon."""
         return self._row > 0
 
@@ -66,10 +66,10 @@ class ProbeResult:
             self._row = 0
             return changed
         self._row += 1
-        if self._row < (FALL if self.up else RISE if self.ever else 1):
+        if self._row < (FALL if self.up else RISE if self.was_up else 1):
             return changed
         self.up, self._row = answer.well, 0
-        self.ever = self.ever or answer.well
+        self.was_up = self.was_up or answer.well
         return True
 
 

@@ -93,7 +93,7 @@ class _Collected(Collector):
 
     def _instances(self) -> Iterator[Metric]:
         seen = self.reading.instances
-        rows = [(endpoint, seen.get(endpoint["name"], UNSEEN)) for endpoint in self.facts.endpoints]
+        rows = [(endpoint, seen.get(endpoint.name, UNSEEN)) for endpoint in self.facts.endpoints]
         states = GaugeMetricFamily(
             PREFIX + "instance_state", "1 for the state that it is in", labels=["instance", "state"]
         )
@@ -103,9 +103,9 @@ class _Collected(Collector):
         for endpoint, sight in rows:
             present = shown_state(endpoint, sight, self.reading.at)
             for each in STATES:
-                states.add_metric([endpoint["name"], each], float(present == each))
+                states.add_metric([endpoint.name, each], float(present == each))
             for kind, cell in FAILURES.items():
-                failures.add_metric([endpoint["name"], kind], sight.words[cell])
+                failures.add_metric([endpoint.name, kind], sight.words[cell])
         yield from (states, failures)
         for name, help_text, cell, make in (
             ("instance_outstanding", "Requests in its hands now", shared_memory.OUTSTANDING, _gauge),
@@ -114,10 +114,10 @@ class _Collected(Collector):
             ("instance_retries", "Second attempts that it was given", shared_memory.RETRIES, _counter),
             ("instance_ejections", "Times that proxies took it out", shared_memory.EJECTIONS, _counter),
         ):
-            yield make(name, help_text, "instance", [(one["name"], sight.words[cell]) for one, sight in rows])
-        workers = [(one["name"], one["workers"]) for one, _ in rows]
+            yield make(name, help_text, "instance", [(one.name, sight.words[cell]) for one, sight in rows])
+        workers = [(one.name, one.workers) for one, _ in rows]
         yield _gauge("instance_workers", "Replicas that it says are ready", "instance", workers)
-        latency = [(one["name"], sight.latency_us / 1e6) for one, sight in rows]
+        latency = [(one.name, sight.latency_us / 1e6) for one, sight in rows]
         yield _gauge("instance_latency_seconds", "Moving average of its latency", "instance", latency)
 
 

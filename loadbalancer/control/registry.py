@@ -14,7 +14,8 @@ from typing import Any
 
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.control.discovery import Wanted
-from twofold.loadbalancer.control.endpoint import ADMIN, Endpoint, from_entry
+from twofold.loadbalancer.control.endpoint import Endpoint, from_record
+from twofold.loadbalancer.endpoint_record import ADMIN, from_json
 from twofold.logs.records import say
 from twofold.net import address
 from twofold.net.address import Address
@@ -30,7 +31,7 @@ class Registry:
 
     def inherit(self, entries: Iterable[Mapping[str, Any]], removed: Iterable[str]) -> None:
         """Take up what a predecessor has left; raises KeyError or TypeError if that makes no sense."""
-        endpoints = [from_entry(entry, monotonic_ns()) for entry in entries]
+        endpoints = [from_record(from_json(entry), monotonic_ns()) for entry in entries]
         if len({endpoint.cell for endpoint in endpoints}) != len(endpoints):
             raise KeyError("two instances with one cell")
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
@@ -110,12 +111,14 @@ class Registry:
             for proxy in range(shared_memory.MAX_PROXIES)
         )
 
-    def part(self, now: int) -> list[Endpoint]:
+    def part(self, now_ns: int) -> list[Endpoint]:
         """Forget those that leave and have nothing in hand any more."""
         gone = [
             endpoint
             for endpoint in self.endpoints.values()
-            if endpoint.leaving and now - endpoint.left_at >= DWELL_NS and not self.outstanding(endpoint)
+            if endpoint.leaving
+            and now_ns - endpoint.left_at_ns >= DWELL_NS
+            and not self.outstanding(endpoint)
         ]
         for endpoint in gone:
             del self.endpoints[endpoint.name]
@@ -123,6 +126,6 @@ class Registry:
 
     def board(self) -> dict[str, Any]:
         return {
-            "instances": [endpoint.entry() for endpoint in self.endpoints.values()],
+            "instances": [endpoint.record().to_json() for endpoint in self.endpoints.values()],
             "removed": sorted(self.removed),
         }

@@ -22,10 +22,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from twofold.loadbalancer.control import status_view
-
 if TYPE_CHECKING:
-    from twofold.loadbalancer.control.controller import Controller
+    from twofold.loadbalancer.control.status_source import StatusSource
 
 PAGE = Path(__file__).with_name("status.html")
 PLACE = b"{/* state */}"
@@ -35,10 +33,10 @@ FRESH = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
 class Watchers:
-    """Everybody who looks at the page."""
+    """The browsers that show the page."""
 
-    def __init__(self, controller: Controller) -> None:
-        self._controller = controller
+    def __init__(self, status: StatusSource) -> None:
+        self._status = status
         self._next: asyncio.Future[bytes] | None = None
         self._many = 0
         self._stopped = False
@@ -59,10 +57,10 @@ class Watchers:
         return Response(text.replace(PLACE, _inline(self._now())), headers=headers, media_type="text/html")
 
     async def state(self, request: Request) -> Response:
-        return Response(orjson.dumps(self._controller.state()), headers=FRESH, media_type="application/json")
+        return Response(orjson.dumps(self._status.state()), headers=FRESH, media_type="application/json")
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self._controller.exposition(), headers={**FRESH, "content-type": METRICS_TYPE})
+        return Response(self._status.exposition(), headers={**FRESH, "content-type": METRICS_TYPE})
 
     async def events(self, request: Request) -> Response:
         if self._many >= MAX_WATCHERS:
@@ -83,18 +81,17 @@ class Watchers:
             self._many -= 1
 
     def _now(self) -> bytes:
-        controller = self._controller
-        return orjson.dumps({**controller.state(), "history": status_view.history(controller.recent)})
+        return orjson.dumps(self._status.state_with_history())
 
     async def run(self) -> None:
-        """Tell everybody of each reading, until `stop`."""
+        """Send each reading to all of them, until `stop`."""
         while not self._stopped:
-            await self._controller.sampled.wait()
+            await self._status.sampled.wait()
             self._tell(_event(self._now()) if self._next is not None else b"")
 
     def stop(self) -> None:
         self._stopped = True
-        self._controller.sampled.set()
+        self._status.sampled.set()
         self._tell(b"\n")
 
     def _tell(self, event: bytes) -> None:

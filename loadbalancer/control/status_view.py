@@ -5,12 +5,13 @@ Pure.  Rates, shares and percentiles are of late (about ten seconds); counts are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.control.sliding_window import REFUSALS, Reading, Sight, SlidingWindow, grown
+from twofold.loadbalancer.endpoint_record import EndpointRecord
 
 FAILURES = {
     "answer": shared_memory.FIVEXX,
@@ -31,7 +32,7 @@ class StatusFacts:
     debt: int  # bits
     mbps: float
     maximum: float
-    endpoints: Sequence[Mapping[str, Any]]  # as on the board
+    endpoints: Sequence[EndpointRecord]
     certificate_expires: int = 0  # Unix time; 0: there is none, or it cannot be read
     reloads_refused: tuple[int, str] = (0, "")  # how many, and why the last one
     compiled: bool = False  # see compiled.py
@@ -123,7 +124,7 @@ class _Late:
 
 
 def instances(
-    endpoints: Iterable[Mapping[str, Any]], recent: SlidingWindow, reading: Reading
+    endpoints: Iterable[EndpointRecord], recent: SlidingWindow, reading: Reading
 ) -> list[dict[str, Any]]:
     window = recent.window()
     grew: dict[str, Sequence[int]] = {}
@@ -134,23 +135,23 @@ def instances(
     seconds = window[0] if window else 1.0
     shown = []
     for endpoint in endpoints:
-        name = endpoint["name"]
+        name = endpoint.name
         late = _Late(seconds, grew.get(name, UNSEEN.words), served)
         shown.append(_instance(endpoint, reading.instances.get(name, UNSEEN), late, reading.at))
     return shown
 
 
-def _instance(endpoint: Mapping[str, Any], now: Sight, late: _Late, at: int) -> dict[str, Any]:
+def _instance(endpoint: EndpointRecord, now: Sight, late: _Late, at: int) -> dict[str, Any]:
     served = late.words[shared_memory.REQUESTS]
     known = now.words[shared_memory.REQUESTS] > 0  # or its latency is a guess of the proxies
     latency_us = late.words[shared_memory.LATENCY_SUM_US] / served if served else now.latency_us * known
     failed = sum(late.words[cell] for cell in FAILURES.values())
     return {
-        "name": endpoint["name"],
+        "name": endpoint.name,
         "state": shown_state(endpoint, now, at),
-        "why": endpoint["why"],
-        "source": endpoint["source"],
-        "workers": endpoint["workers"],
+        "why": endpoint.why,
+        "source": endpoint.source,
+        "workers": endpoint.workers,
         "outstanding": now.words[shared_memory.OUTSTANDING],
         "credits": now.words[shared_memory.CREDITS],
         "per_second": round(served / late.seconds, 2),
@@ -165,10 +166,10 @@ def _instance(endpoint: Mapping[str, Any], now: Sight, late: _Late, at: int) -> 
     }
 
 
-def shown_state(endpoint: Mapping[str, Any], sight: Sight, now: int) -> str:
+def shown_state(endpoint: EndpointRecord, sight: Sight, now: int) -> str:
     """As on the board; or ejected, when a proxy has had enough of one that answers its probes."""
-    ejected = endpoint["state"] == "up" and sight.ejected_until > now
-    return "ejected" if ejected else str(endpoint["state"])
+    ejected = endpoint.state == "up" and sight.ejected_until > now
+    return "ejected" if ejected else endpoint.state
 
 
 def history(recent: SlidingWindow) -> dict[str, list[float | None]]:

@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import uvloop
 
-from twofold.loadbalancer import shared_memory
+from twofold.loadbalancer import endpoint_record, shared_memory
 from twofold.loadbalancer.access.tls import Certificates
 from twofold.loadbalancer.balancing.candidates import SelectionSettings
 from twofold.loadbalancer.balancing.selection import InstancePool
@@ -96,7 +96,8 @@ class Proxy:
         sequence = self._board.sequence
         if sequence != self._sequence:
             self._sequence = sequence
-            self.router.apply(self._board.read().get("instances", []), now_ns)
+            entries = self._board.read().get("instances", [])
+            self.router.apply([endpoint_record.from_json(entry) for entry in entries], now_ns)
         self._settle(now_ns)
         self.router.tick(now_ns)
         self.limiter.tick()

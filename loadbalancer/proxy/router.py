@@ -7,8 +7,9 @@ may wait is arithmetic of `balancing`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.balancing.instance import Instance
@@ -29,6 +30,7 @@ from twofold.loadbalancer.proxy.journal import waited
 from twofold.loadbalancer.proxy.upstream_pool import UpstreamPool
 
 if TYPE_CHECKING:
+    from twofold.loadbalancer.endpoint_record import EndpointRecord
     from twofold.loadbalancer.proxy.services import Services
     from twofold.reactor.reactor import Reactor
 
@@ -171,7 +173,7 @@ class Router(Owner):
 
     # ------------------------------------------------------------------ the pool
 
-    def apply(self, records: list[dict[str, Any]], now_ns: int) -> None:
+    def apply(self, records: Sequence[EndpointRecord], now_ns: int) -> None:
         """The controller has changed the pool."""
         added, removed = self.instances.apply(records, now_ns)
         for instance in added:

@@ -10,9 +10,9 @@ import errno
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from twofold.loadbalancer.proxy.connect import connect
 from twofold.loadbalancer.proxy.exchange import EXHAUSTED, REFUSED, UNREACHABLE
 from twofold.loadbalancer.proxy.upstream import Connections, UpstreamConnection
+from twofold.net.connect import connect
 from twofold.reactor.transport import Transport
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class UpstreamPool:
         return connection
 
     async def _connect_once(self) -> UpstreamConnection:
-        sock = await connect(self.instance.entry, self._services.config.pool.unix)
+        endpoint = self.instance.endpoint
+        sock = await connect(endpoint.where, endpoint.local if self._services.config.pool.unix else "")
         connection = UpstreamConnection(self._services, self.connections)
         Transport(self._reactor, sock, connection, first=True)
         return connection

@@ -8,14 +8,13 @@ import pytest
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.balancing.instance import MAX_CREDITS, UNIT, Instance
 from twofold.loadbalancer.balancing.outlier_detection import Failure
+from twofold.loadbalancer.endpoint_record import EndpointRecord
 
 MS = 1_000_000
 
 
 def instance(workers: int = 4, **more: Any) -> Instance:
-    return Instance(
-        {"cell": 3, "name": "http://127.0.0.1:9001", "state": "up", "workers": workers, **more}, 0
-    )
+    return Instance(EndpointRecord("http://127.0.0.1:9001", 3, workers=workers, **more), 0)
 
 
 def serve(one: Instance, requests: int, latency_us: int) -> None:
@@ -93,7 +92,7 @@ def test_a_change_of_workers_keeps_what_is_in_hand() -> None:
     one = instance(workers=4)
     one.load = 3 * one.step
     for workers in (2, 7, 0, 1, 13, 256, 3):
-        one.adopt({"cell": 3, "name": one.name, "state": "up", "workers": workers})
+        one.adopt(EndpointRecord(one.name, 3, workers=workers))
         assert one.outstanding == 3
         assert one.step == UNIT // max(1, workers)
 
@@ -145,7 +144,7 @@ def test_its_figures_in_shared_memory() -> None:
     for amount, failure in zip(itertools.count(1), Failure, strict=False):
         one.failures[failure] = amount
     one.retries, one.credits = 6, 8
-    one.record.eject(50, True)
+    one.outliers.eject(50, True)
     one.show(words)
     seen = shared_memory.cell(shared, 2, one.cell)
     assert seen[shared_memory.OUTSTANDING] == 2 and seen[shared_memory.REQUESTS] == 9
@@ -154,9 +153,9 @@ def test_its_figures_in_shared_memory() -> None:
     assert seen[shared_memory.TIMEOUTS] == one.failures[Failure.LATE]
     assert seen[shared_memory.CONNECT_ERRORS] == one.failures[Failure.CONNECT] + one.failures[Failure.REFUSED]
     assert seen[shared_memory.LATENCY_US] == 1234 and seen[shared_memory.LATENCY_SUM_US] == 99_000
-    assert seen[shared_memory.EJECTED_UNTIL] == one.record.until and seen[shared_memory.EJECTIONS] == 1
+    assert seen[shared_memory.EJECTED_UNTIL] == one.outliers.until and seen[shared_memory.EJECTIONS] == 1
     assert seen[shared_memory.RETRIES] == 6 and seen[shared_memory.CREDITS] == 8
-    one.record.acquit()
+    one.outliers.acquit()
     one.show(words)
     assert seen[shared_memory.EJECTED_UNTIL] == 0
     assert list(shared_memory.cell(shared, 1, one.cell)) == [0] * shared_memory.CELL_WORDS  # nobody else's

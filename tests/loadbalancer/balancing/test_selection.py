@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from twofold.loadbalancer.balancing.candidates import SelectionSettings
 from twofold.loadbalancer.balancing.instance import Instance
 from twofold.loadbalancer.balancing.selection import InstancePool
+from twofold.loadbalancer.endpoint_record import EndpointRecord
 
 SECOND = 1_000_000_000
 TICK = SECOND // 50
 START = SECOND
 
 
-def entry(name: str, state: str = "up", workers: int = 2, since: int = 0) -> dict[str, Any]:
-    return {"cell": 0, "name": name, "state": state, "workers": workers, "since_ns": since}
+def entry(name: str, state: str = "up", workers: int = 2, since: int = 0) -> EndpointRecord:
+    return EndpointRecord(name, 0, state, workers, since)
 
 
 def pool(*names: str, seed: int = 1, **fixed: Any) -> InstancePool:
@@ -148,14 +149,14 @@ def test_five_5xx_in_a_row_eject_for_five_seconds_then_one_request_tries() -> No
     for _ in range(5):
         made.started(bad)
         made.finished(bad, now, 400, 500)
-    assert bad.record.out and bad.record.ejections == 1
+    assert bad.outliers.out and bad.outliers.ejections == 1
     assert {take(made).name for _ in range(12)} == {"b", "c", "d"}
     now = ticks(made, now, 4.9)
-    assert bad.record.out
+    assert bad.outliers.out
     now = ticks(made, now, 0.2)
     assert take(made) is bad and made.candidates.choose() is None  # one at a time
     made.finished(bad, now, 400, 500)
-    assert bad.record.until == now + 10 * SECOND
+    assert bad.outliers.until == now + 10 * SECOND
     now = ticks(made, now, 10.1)
     assert take(made) is bad
     made.finished(bad, now, 400, 200)
@@ -172,9 +173,9 @@ def test_what_an_ejected_instance_had_in_hand_does_not_bring_it_back() -> None:
         made.started(bad)
     for _ in range(3):
         made.cancelled(bad, START, late=True)
-    assert bad.record.out
+    assert bad.outliers.out
     made.finished(bad, START, 60_000_000, 200)
-    assert bad.record.out and bad.outstanding == 0
+    assert bad.outliers.out and bad.outstanding == 0
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 8])
@@ -187,7 +188,7 @@ def test_a_payload_that_no_model_takes_ejects_nobody(at_once: int, per_tick: int
         for _ in range(per_tick):
             for one in [take(made) for _ in range(at_once)]:
                 made.finished(one, now, 400, 500)
-        assert not any(one.record.out for one in made.instances.values())
+        assert not any(one.outliers.out for one in made.instances.values())
 
 
 def test_a_refused_connection_ejects_at_once_and_a_connect_brings_back() -> None:
@@ -206,10 +207,10 @@ def test_a_refused_connection_ejects_at_once_and_a_connect_brings_back() -> None
 def test_three_connects_without_an_answer_eject() -> None:
     made = pool("a", "b", "c")
     for number in range(3):
-        assert not made.instances["a"].record.out, number
+        assert not made.instances["a"].outliers.out, number
         made.started(made.instances["a"])
         made.connect_failed(made.instances["a"], START, refused=False)
-    assert made.instances["a"].record.out
+    assert made.instances["a"].outliers.out
 
 
 def test_panic_uses_the_unhealthy_but_for_those_that_refuse() -> None:
@@ -292,7 +293,7 @@ def test_failures_count_as_slow() -> None:
                 fails = name == "bad" and number % 2
                 made.finished(one, now, 100 if name == "bad" else 2000, 500 if fails else 200)
         made.tick(now)
-    assert made.instances["bad"].hot and not made.instances["bad"].record.out
+    assert made.instances["bad"].hot and not made.instances["bad"].outliers.out
 
 
 actions = st.lists(

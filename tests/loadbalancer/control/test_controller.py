@@ -242,7 +242,7 @@ def test_refusals(quiet: Overseen) -> None:
         ("PUT", "/bandwidth", [1], 400, "must be a JSON object"),
         ("PUT", "/bandwidth", b'{"mbps": NaN}', 400, "not JSON"),
         ("PUT", "/bandwidth", b"{" * 70_000, 413, "may have"),
-        ("GET", "/bandwidth", None, 405, "no such method"),
+        ("GET", "/bandwidth", None, 405, "not allowed"),
         ("POST", "/instances", {"url": 7}, 400, "must be a text"),
         ("POST", "/instances", {"url": "ftp://x"}, 400, "is no instance"),
         ("POST", "/instances/http://nobody:1/drain", None, 404, "no instance 'http://nobody:1'"),

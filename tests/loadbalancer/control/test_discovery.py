@@ -20,7 +20,8 @@ from twofold.loadbalancer.control.discovery import (
     WatchedFile,
     parse_file,
 )
-from twofold.loadbalancer.control.endpoint import ADMIN, DNS, FILE, SETTINGS, Endpoint
+from twofold.loadbalancer.control.endpoint import Endpoint
+from twofold.loadbalancer.endpoint_record import ADMIN, DNS, FILE, SETTINGS
 from twofold.net.address import Address, Target
 
 A, B = "http://127.0.0.1:9001", "http://127.0.0.1:9002"

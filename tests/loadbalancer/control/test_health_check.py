@@ -22,7 +22,7 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @pytest.mark.parametrize(
-    ("up", "ever", "answers", "expected"),
+    ("up", "was_up", "answers", "expected"),
     [
         (False, False, "w", "1"),  # a new one is let in by its first good answer
         (False, True, "ww", "01"),  # one that was down by its second
@@ -34,8 +34,8 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
         (True, True, "iiww", "1001"),
     ],
 )
-def test_two_answers_take_out_or_bring_back(up: bool, ever: bool, answers: str, expected: str) -> None:
-    verdict, seen = ProbeResult(up, ever), ""
+def test_two_answers_take_out_or_bring_back(up: bool, was_up: bool, answers: str, expected: str) -> None:
+    verdict, seen = ProbeResult(up, was_up), ""
     for answer in answers:
         verdict.hear(WELL if answer == "w" else ILL)
         seen += str(int(verdict.up))
@@ -45,7 +45,7 @@ def test_two_answers_take_out_or_bring_back(up: bool, ever: bool, answers: str, 
 def test_changes_are_told_once() -> None:
     verdict = ProbeResult()
     assert verdict.why == NOT_ASKED
-    steps = (  # the answer, whether it changes anything, workers and wavering afterwards
+    steps = (  # the answer, whether it changes anything, workers and flapping afterwards
         (WELL, True, 2, False),
         (WELL, False, 2, False),
         (Health(True, workers=3), True, 3, False),
@@ -56,9 +56,9 @@ def test_changes_are_told_once() -> None:
         (Health(True, "", 3, "@twofold-1"), True, 3, False),
         (Health(True, "", 3, "@twofold-1"), False, 3, False),
     )
-    for answer, changes, workers, wavering in steps:
+    for answer, changes, workers, flapping in steps:
         assert verdict.hear(answer) is changes
-        assert (verdict.workers, verdict.wavering, verdict.why) == (workers, wavering, answer.why)
+        assert (verdict.workers, verdict.flapping, verdict.why) == (workers, flapping, answer.why)
 
 
 # ---------------------------------------------------------------------- one answer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mmap import mmap
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,13 +11,14 @@ from tests.support.loadbalancer.controller_process import PretendedProxy
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.control import prometheus, status_view
 from twofold.loadbalancer.control.sliding_window import SlidingWindow, read
+from twofold.loadbalancer.endpoint_record import EndpointRecord
 
 SECOND = 1_000_000_000
 A, B = "http://127.0.0.1:9001", "unix:/run/b.sock"
 
 
-def endpoint(name: str, cell: int, shown: str = "up") -> dict[str, Any]:
-    return {"name": name, "cell": cell, "state": shown, "why": "", "source": "settings", "workers": 2}
+def endpoint(name: str, cell: int, shown: str = "up") -> EndpointRecord:
+    return EndpointRecord(name, cell, shown, workers=2)
 
 
 ENDPOINTS = [endpoint(A, 0), endpoint(B, 1)]

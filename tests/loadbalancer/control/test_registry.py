@@ -9,9 +9,10 @@ import pytest
 
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.control.discovery import Wanted
-from twofold.loadbalancer.control.endpoint import from_entry
+from twofold.loadbalancer.control.endpoint import from_record
 from twofold.loadbalancer.control.health_check import MAX_WHY, Health
 from twofold.loadbalancer.control.registry import DWELL_NS, Registry
+from twofold.loadbalancer.endpoint_record import from_json
 from twofold.net.address import Address
 
 A, B, C = (f"http://127.0.0.1:900{n}" for n in (1, 2, 3))
@@ -186,10 +187,10 @@ def test_everything_is_on_the_board(registry: Registry) -> None:
 def test_a_line_of_another_version_suffices() -> None:
     old = {"cell": 3, "name": A, "host": "127.0.0.1", "port": 9001, "path": "", "state": "up",
            "workers": 2, "since_ns": 0}  # fmt: skip
-    endpoint = from_entry(old, 0)
+    endpoint = from_record(from_json(old), 0)
     assert endpoint.state == "up" and endpoint.cell == 3 and endpoint.verdict.workers == 2
     with pytest.raises(KeyError):
-        from_entry({"name": A}, 0)
+        from_json({"name": A})
 
 
 def test_a_board_that_makes_no_sense_is_refused(registry: Registry) -> None:

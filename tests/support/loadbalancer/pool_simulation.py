@@ -18,6 +18,7 @@ from twofold.loadbalancer.balancing.candidates import SelectionSettings
 from twofold.loadbalancer.balancing.instance import Instance
 from twofold.loadbalancer.balancing.selection import InstancePool
 from twofold.loadbalancer.balancing.wait_queue import WaitQueue
+from twofold.loadbalancer.endpoint_record import EndpointRecord
 
 NS = 1_000_000_000
 TICK = 0.02
@@ -116,9 +117,9 @@ class Simulation:
         self._sent: dict[int, float] = {}
         self.pool.apply([self.entry(number) for number in range(len(servers))], self.clock)
 
-    def entry(self, number: int, state: str = "up", since: int = 0) -> dict[str, object]:
+    def entry(self, number: int, state: str = "up", since: int = 0) -> EndpointRecord:
         workers = self.servers[number].workers
-        return {"cell": number, "name": str(number), "state": state, "workers": workers, "since_ns": since}
+        return EndpointRecord(str(number), number, state, workers, since)
 
     @property
     def clock(self) -> int:

@@ -11,7 +11,8 @@ from uuid import uuid4
 import pytest
 import uvloop
 
-from twofold.loadbalancer.proxy.connect import connect
+from twofold.net.address import Address
+from twofold.net.connect import connect
 
 
 @pytest.fixture
@@ -20,15 +21,15 @@ def port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def tcp(port: int, host: str = "127.0.0.1", local: str = "") -> dict[str, object]:
-    return {"kind": "tcp", "host": host, "port": port, "path": "", "local": local}
+def tcp(port: int, host: str = "127.0.0.1") -> Address:
+    return Address(host, port)
 
 
-def family(entry: dict[str, object], local: bool = True) -> int:
+def family(where: Address, local: str = "") -> int:
     """Of the socket that came of it."""
 
     async def dialled() -> int:
-        with await connect(entry, local) as sock:
+        with await connect(where, local) as sock:
             sock.getpeername()  # or it is not connected
             assert not sock.getblocking()
             return sock.family
@@ -56,12 +57,12 @@ def test_nobody_listens(port: int) -> None:
 
 def test_its_own_socket_is_preferred_while_it_is_there(port: int) -> None:
     name = f"@twofold-{uuid4()}"
-    assert family(tcp(port, local=name)) == socket.AF_INET  # nobody is there
+    assert family(tcp(port), name) == socket.AF_INET  # nobody is there
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(name.replace("@", "\0"))
         server.listen()
-        assert family(tcp(port, local=name)) == socket.AF_UNIX
-        assert family(tcp(port, local=name), local=False) == socket.AF_INET
+        assert family(tcp(port), name) == socket.AF_UNIX
+        assert family(tcp(port)) == socket.AF_INET
 
 
 def test_a_unix_socket_whose_backlog_is_full(port: int, tmp_path: Path) -> None:
@@ -76,9 +77,9 @@ def test_a_unix_socket_whose_backlog_is_full(port: int, tmp_path: Path) -> None:
             waiting.append(socket.socket(socket.AF_UNIX))
             waiting[-1].connect(listener.getsockname())
         try:
-            assert family(tcp(port, local=name)) == socket.AF_INET
+            assert family(tcp(port), name) == socket.AF_INET
             with pytest.raises(BlockingIOError):
-                family({"kind": "unix", "host": "", "port": 0, "path": str(tmp_path / "s")})
+                family(Address(path=str(tmp_path / "s")))
         finally:
             for sock in waiting:
                 sock.close()
@@ -94,7 +95,7 @@ def test_who_loses_patience_leaves_no_socket_behind() -> None:
                 sock.connect_ex(address)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
-                    await connect(tcp(address[1]), False)
+                    await connect(tcp(address[1]))
             for sock in full:
                 sock.close()
 

@@ -9,20 +9,24 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Mapping
 from typing import Any
 
+from twofold.net.address import Address
 
-async def connect(entry: Mapping[str, Any], local: bool) -> socket.socket:
-    """Connected, not blocking; raises OSError. `local`: by the instance's own Unix socket if it has one."""
-    sock = _at(entry["local"].replace("@", "\0", 1)) if local and entry.get("local") else None
+
+async def connect(where: Address, local: str = "") -> socket.socket:
+    """A connected socket that does not block. Raises OSError.
+
+    `local`: an abstract Unix socket (`@NAME`) of the same server, which is tried first.
+    """
+    sock = _at(local.replace("@", "\0", 1)) if local else None
     if sock is not None:
         return sock
-    if entry["kind"] == "unix":
-        return _connect_unix(entry["path"])
+    if where.is_unix:
+        return _connect_unix(where.path)
     loop = asyncio.get_running_loop()
-    failure = OSError(f"{entry['host']} has no address")
-    for family, kind, protocol, _, address in await _resolve(loop, entry["host"], entry["port"]):
+    failure = OSError(f"{where.host} has no address")
+    for family, kind, protocol, _, address in await _resolve(loop, where.host, where.port):
         sock = socket.socket(family, kind, protocol)
         sock.setblocking(False)
         try:

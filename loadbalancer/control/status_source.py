@@ -1,0 +1,96 @@
+"""What the controller shows of its load balancer: a snapshot of its decisions beside what the proxies count.
+
+Touches the shared memory for reading, the bucket under its lock, and the certificate's file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import time
+from pathlib import Path
+from time import monotonic_ns
+from typing import Any
+
+from twofold import __version__
+from twofold.errors import ConfigError
+from twofold.loadbalancer import shared_memory
+from twofold.loadbalancer.bandwidth.lease import SharedBucket
+from twofold.loadbalancer.bandwidth.policy import BandwidthPolicy
+from twofold.loadbalancer.control import sliding_window, status_view
+from twofold.loadbalancer.control.registry import Registry
+from twofold.native import load
+
+
+class StatusSource:
+    """`recent`: readings of the last seconds. `sampled` is set, and cleared again, with every reading."""
+
+    def __init__(
+        self, shared: mmap.mmap, bucket: SharedBucket, registry: Registry, limits: BandwidthPolicy, tls: str
+    ) -> None:
+        """`tls`: the path of the certificate, or nothing."""
+        self.recent = sliding_window.SlidingWindow()
+        self.sampled = asyncio.Event()
+        self._shared = shared
+        self._bucket = bucket
+        self._registry = registry
+        self._limits = limits
+        self._certificate = tls
+        self._started = time.time()
+
+    def state(self) -> dict[str, Any]:
+        """All that an operator may want to know, for JSON."""
+        return status_view.state(self._facts(), self.recent, self._reading())
+
+    def state_with_history(self) -> dict[str, Any]:
+        """As `state`, and what the page draws curves of."""
+        return {**self.state(), "history": status_view.history(self.recent)}
+
+    def exposition(self) -> bytes:
+        """For Prometheus. The first call imports its library."""
+        from twofold.loadbalancer.control import prometheus
+
+        return prometheus.exposition(self._facts(), self.recent, self._reading())
+
+    async def sample(self) -> None:
+        """Take readings for ever; the bandwidth policy hears how much of the bandwidth is used."""
+        while True:
+            reading = self._reading()
+            self.recent.hear(reading, self._limits.rate)
+            # What waits for bandwidth is counted when it has ended, so a queue means that all of it is used.
+            throttled = reading.cells[shared_memory.THROTTLED] > 0
+            self._limits.hear(reading.at, 1.0 if throttled else self.recent.utilisation())
+            self.sampled.set()
+            self.sampled.clear()
+            await asyncio.sleep(sliding_window.STEP)
+
+    def _reading(self) -> sliding_window.Reading:
+        cells = {name: endpoint.cell for name, endpoint in self._registry.endpoints.items()}
+        return sliding_window.read(self._shared, cells, monotonic_ns())
+
+    def _facts(self) -> status_view.StatusFacts:
+        with self._bucket.open() as bucket:
+            rate, debt = bucket.rate, bucket.debt(monotonic_ns()) if bucket.rate else 0
+        return status_view.StatusFacts(
+            version=__version__,
+            started=self._started,
+            rate=rate,
+            debt=debt,
+            mbps=self._limits.mbps,
+            maximum=self._limits.maximum,
+            endpoints=[endpoint.record() for endpoint in self._registry.endpoints.values()],
+            certificate_expires=self._certificate_expires(),
+            reloads_refused=shared_memory.RefusedReloads(self._shared).read(),
+            compiled=load.used(),
+        )
+
+    def _certificate_expires(self) -> int:
+        """Unix time; 0 without a certificate, or with one that cannot be read: the proxies have said so."""
+        if not self._certificate:
+            return 0
+        from twofold.loadbalancer.access import tls  # its library is large, and only certificates need it
+
+        try:
+            return tls.not_after(Path(self._certificate))
+        except ConfigError:
+            return 0
