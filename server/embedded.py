@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from twofold.errors import ConfigError, TwofoldError
-from twofold.logs.records import say
+from twofold.logs.console import say
 from twofold.server import config
 from twofold.server.artifact import artifact
 from twofold.server.environment import environment

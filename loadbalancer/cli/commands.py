@@ -17,7 +17,7 @@ import typer
 
 from twofold.errors import ExitCode, TwofoldError, UsageError
 from twofold.loadbalancer import config
-from twofold.logs.records import say
+from twofold.logs.console import say
 
 if TYPE_CHECKING:
     from dataclasses import Field

@@ -28,7 +28,7 @@ from twofold.loadbalancer.control.discovery import Discovery, WatchedFile
 from twofold.loadbalancer.control.endpoint import Endpoint
 from twofold.loadbalancer.control.health_check import NOT_ASKED, Probe
 from twofold.loadbalancer.control.registry import Registry
-from twofold.logs.records import say
+from twofold.logs.console import say
 from twofold.native import load
 
 FIRST_ROUND = 1.0  # seconds at most that the first board waits for the resolver, and for the first probes

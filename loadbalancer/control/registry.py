@@ -15,7 +15,7 @@ from typing import Any
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.control.discovery import Wanted
 from twofold.loadbalancer.control.endpoint import ADMIN, Endpoint, from_entry
-from twofold.logs.records import say
+from twofold.logs.console import say
 from twofold.net import address
 from twofold.net.address import Address
 

@@ -41,7 +41,7 @@ from twofold.loadbalancer.proxy.connection_limit import ConnectionLimit
 from twofold.loadbalancer.proxy.journal import Journal, waited
 from twofold.loadbalancer.proxy.proxy_handshake import ProxyHandshake
 from twofold.loadbalancer.proxy.router import Router
-from twofold.logs.records import say
+from twofold.logs.console import say
 from twofold.reactor.event_loop import EventLoop
 from twofold.reactor.reactor import Reactor
 from twofold.wire import request_head

@@ -20,7 +20,7 @@ from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote
 
-from twofold.logs.records import say
+from twofold.logs.console import say
 from twofold.server.front.responses import NO_TIMING
 from twofold.wire.request_head import STATUS_LINES, RequestHead, error_body
 

@@ -20,6 +20,7 @@ import uvloop
 
 from twofold.logs import records as log
 from twofold.logs import writer
+from twofold.logs.console import say
 from twofold.server.config import Config
 from twofold.server.front import asgi, responses, route
 from twofold.server.front.api import create_app
@@ -204,7 +205,7 @@ class Front:
             try:
                 self.tick()
             except Exception as error:  # without a tick there would be no deadlines, logs, counts, timeouts
-                log.say("error", f"a bug in the front's tick: {type(error).__name__}: {error}")
+                say("error", f"a bug in the front's tick: {type(error).__name__}: {error}")
 
 
 def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:

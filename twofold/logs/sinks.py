@@ -12,7 +12,7 @@ import select
 import stat
 from pathlib import Path
 
-from twofold.logs.records import say
+from twofold.logs.console import say
 
 MAX_LINE = 1024 * 1024  # bytes; a longer line is dropped before it comes here
 PIPE_BUF = 4096  # what a pipe or socket that polls writable takes without blocking

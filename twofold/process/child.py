@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from twofold.errors import ExitCode, TwofoldError
-from twofold.logs.records import say
+from twofold.logs.console import say
 from twofold.process import prctl
 
 LOG_WRITER, CONTROLLER, PROXY = "log writer", "controller", "proxy"

@@ -22,7 +22,7 @@ from twofold.loadbalancer.config import Config, load, to_json
 from twofold.loadbalancer.supervision import exec_handover, reload_check, startup_checks, supervisor
 from twofold.loadbalancer.supervision.resources import ChildEntries
 from twofold.logs import writer
-from twofold.logs.records import say
+from twofold.logs.console import say
 
 BUCKET = struct.Struct("<QqQ")
 LEVEL = -123456
