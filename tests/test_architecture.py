@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "native": set(),
     "logs": {""},
     "process": {"", "logs"},
+    "cli": {""},
     "server": {""},
     "server.replica": set(),
     "server.telemetry": {"server.replica"},
@@ -48,7 +49,7 @@ ROOMS: dict[str, set[str]] = {
         "", "process", "server", "server.artifact", "server.environment", "server.machine", "server.replica",
     },
     "server.cli": {
-        "", "logs", "native", "server", "server.artifact", "server.environment", "server.machine",
+        "", "cli", "logs", "native", "server", "server.artifact", "server.environment", "server.machine",
         "server.supervision", "server.validation",
     },
     "loadbalancer": {"", "net"},
@@ -67,7 +68,7 @@ ROOMS: dict[str, set[str]] = {
         "", "loadbalancer", "loadbalancer.access", "loadbalancer.bandwidth", "loadbalancer.control",
         "loadbalancer.proxy", "logs", "process",
     },
-    "loadbalancer.cli": {"", "loadbalancer", "loadbalancer.supervision", "logs"},
+    "loadbalancer.cli": {"", "cli", "loadbalancer", "loadbalancer.supervision", "logs"},
 }  # fmt: skip
 
 # Where a program begins: no module imports these, and they may import every room of their half.
@@ -103,7 +104,8 @@ THIRD_PARTY: dict[str, dict[str, bool]] = {
     "numpy": {"server.replica.codec": False},
     "uvloop": {"server.front.process": True, "loadbalancer.proxy.process": True},
     "typer": {
-        "__main__": False,
+        "cli.options": True,
+        "cli.program": True,
         "server.cli.commands": True,
         "loadbalancer.cli.commands": True,
         "loadbalancer.cli.control": True,

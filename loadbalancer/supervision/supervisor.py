@@ -29,7 +29,7 @@ from typing import Any
 
 from twofold.errors import ExitCode, TwofoldError
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.config import Config, from_json
+from twofold.loadbalancer.config import CATALOGUE, Config
 from twofold.loadbalancer.supervision import reload_check
 from twofold.loadbalancer.supervision.exec_handover import ExecHandover
 from twofold.loadbalancer.supervision.resources import NUMBERS, ChildEntries, Resources
@@ -337,7 +337,7 @@ def resume(left: ExecHandover, lives: ChildEntries, announce: Announce) -> ExitC
     if os.fstat(fd).st_size != shared_memory.SIZE:  # of another version: what it counted is not ours to read
         os.close(fd)
         fd = shared_memory.create()
-    resources = Resources(from_json(left.config), lives, fd, shared_memory.attach(fd))
+    resources = Resources(CATALOGUE.from_json(left.config), lives, fd, shared_memory.attach(fd))
     resources.sockets.held = {text: socket.socket(fileno=each) for text, each in left.sockets.items()}
     resources.pipes = {int(number): (ends[0], ends[1]) for number, ends in left.pipes.items()}
     progress = GenerationProgress(time.monotonic(), first=False, again=left.again)

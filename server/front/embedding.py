@@ -19,7 +19,7 @@ from json import loads
 from typing import Any
 
 from twofold.errors import TwofoldError
-from twofold.server.config import Config, to_json
+from twofold.server.config import CATALOGUE, Config
 from twofold.server.front import responses
 from twofold.server.front.dispatch import Dispatch, QueuePipes
 from twofold.server.front.outcomes import BUSY, DOWN, failure
@@ -117,7 +117,7 @@ async def open_backend(config: Config) -> AsyncIterator[SlotBackend]:
         [sys.executable, "-m", "twofold.server.embedded", str(theirs.fileno())],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "TWOFOLD_EMBEDDER_CONFIG": to_json(config)},
+        env={**os.environ, "TWOFOLD_EMBEDDER_CONFIG": CATALOGUE.to_json(config)},
     )
     theirs.close()
     try:
