@@ -16,16 +16,15 @@ from twofold.loadbalancer.access import identity
 from twofold.loadbalancer.access.authorization import Authorization
 from twofold.loadbalancer.bandwidth.request_rate import CallerRates, Gcra
 from twofold.loadbalancer.http import error_responses, forwarding, request_plan
-from twofold.loadbalancer.http.error_responses import Refusal
 from twofold.loadbalancer.http.request_plan import ProxyPlan
 from twofold.wire import request_head
+from twofold.wire.head_memo import HeadMemo
+from twofold.wire.refusal import Refusal
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.proxy.client import Client
     from twofold.loadbalancer.proxy.process import Proxy
 
-MAX_PLANS = 1024
-MAX_PLAN_HEAD = 2048  # bytes; longer heads are parsed each time
 MB = 1 << 20
 
 
@@ -36,7 +35,7 @@ class Admission:
         self.authorization = Authorization(config)
         self.hops = identity.hops(config)
         self.max_body = int(config.limits.max_body_mb * MB)
-        self.plans: dict[bytes, ProxyPlan] = {}
+        self.memo: HeadMemo[ProxyPlan] = HeadMemo()
         limits, share = config.bandwidth, config.listen.proxies
         self._requests = Gcra(limits.requests_per_second / share) if limits.requests_per_second else None
         self._caller_requests = _callers(limits.caller_requests_per_second / share)
@@ -48,7 +47,7 @@ class Admission:
 
     def plan(self, raw: bytes) -> ProxyPlan:
         """What follows from a head; raises BadRequest."""
-        known = self.plans.get(raw)
+        known = self.memo.plans.get(raw)
         if known is not None and known.keep_until > self.proxy.wall:
             return known
         head = request_head.parse_head(raw)
@@ -57,10 +56,7 @@ class Admission:
         digest = self.authorization.digest(head)
         if digest is not None:
             made = replace(made, digest=digest)
-        if len(raw) <= MAX_PLAN_HEAD:
-            if len(self.plans) >= MAX_PLANS:
-                self.plans.clear()  # a client that varies its heads gains nothing from any policy
-            self.plans[raw] = made
+        self.memo.put(raw, made)
         return made
 
     def greet(self, client: Client) -> None:

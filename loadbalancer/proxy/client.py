@@ -22,12 +22,12 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from twofold.loadbalancer.access import authorization
-from twofold.loadbalancer.http.error_responses import Refusal
 from twofold.loadbalancer.http.request_plan import NEVER
 from twofold.loadbalancer.proxy.response import ClientResponse
 from twofold.loadbalancer.proxy.upstream import HIGH_WATER, LOW_WATER, UpstreamConnection
 from twofold.reactor.transport import ConnectionProtocol, Transport
 from twofold.wire import request_head
+from twofold.wire.refusal import Refusal
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.bandwidth.fair_queue import Ticket

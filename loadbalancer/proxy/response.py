@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from twofold.loadbalancer.bandwidth.fair_queue import LEAST_QUANTUM
 from twofold.loadbalancer.http import error_responses, response_head
-from twofold.loadbalancer.http.error_responses import Refusal
 from twofold.loadbalancer.http.forwarding import answer_fields
 from twofold.loadbalancer.http.response_head import BadResponse, ResponseHead
 from twofold.loadbalancer.shared_memory import BYTES_IN
 from twofold.wire import chunked
+from twofold.wire.refusal import Refusal
 from twofold.wire.request_head import STATUS_LINES
 
 if TYPE_CHECKING:

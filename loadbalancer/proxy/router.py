@@ -15,10 +15,11 @@ from twofold.loadbalancer.balancing.instance import Instance
 from twofold.loadbalancer.balancing.retry_budget import RetryBudget
 from twofold.loadbalancer.balancing.selection import InstancePool
 from twofold.loadbalancer.balancing.wait_queue import WaitQueue
-from twofold.loadbalancer.http.error_responses import LOST, Refusal, down, queue_full
+from twofold.loadbalancer.http.error_responses import LOST, down, queue_full
 from twofold.loadbalancer.proxy.client import ASKED
 from twofold.loadbalancer.proxy.journal import waited
 from twofold.loadbalancer.proxy.upstream_pool import UpstreamPool
+from twofold.wire.refusal import Refusal
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.proxy.client import Client

@@ -10,8 +10,9 @@ from __future__ import annotations
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from twofold.loadbalancer.http.error_responses import LATE_BODY, LATE_HEAD, TOO_LATE
+from twofold.loadbalancer.http.error_responses import TOO_LATE
 from twofold.loadbalancer.proxy.client import ASKED, CLOSED, FLOW, HEAD, IDLE, LINGER, PRESSURE, QUEUED, SMALL
+from twofold.wire.refusal import LATE_BODY, LATE_HEAD
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.config import TimeoutSettings

@@ -22,7 +22,8 @@ from urllib.parse import quote
 
 from twofold.logs.console import say
 from twofold.server.front.responses import NO_TIMING
-from twofold.wire.request_head import STATUS_LINES, RequestHead, error_body
+from twofold.wire.refusal import error_body
+from twofold.wire.request_head import STATUS_LINES, RequestHead
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -23,9 +23,9 @@ from twofold.server.config import CATALOGUE, Config
 from twofold.server.front import responses
 from twofold.server.front.dispatch import Dispatch, QueuePipes
 from twofold.server.front.outcomes import BUSY, DOWN, failure
-from twofold.server.front.route import Refusal
 from twofold.server.replica import frame, slots
 from twofold.server.telemetry import metrics
+from twofold.wire.refusal import Refusal
 from twofold.wire.request_ids import RequestIds
 
 TICK = 0.05
