@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from twofold.net.address import MAX_UNIX_PATH
 from twofold.settings import Catalogue, Checked, apart, setting
 
 AUTO, NONE = "auto", "none"
-MAX_UNIX_PATH = 107  # bytes; sockaddr_un
 
 
 def _socket(text: str) -> str:
