@@ -6,12 +6,12 @@ the rate gives in LEASE_NS, and spends from that.  Whatever is left of a lease g
 tick, so a proxy that is killed takes no more than one lease with it.
 
     if not waiting and meter.spend(nbytes): go    0.15 us from the lease, 5 us for a new one
-    else: fair queue.add(Ticket(nbytes, go, now))       and a timer, meter.delay_ns(fair queue.next_size) from now
+    else: queue.add(Ticket(nbytes, go, now))       and a timer, meter.delay_ns(queue.next_size) from now
     when the timer fires:
-        for ticket in fair queue.serve(meter.spend): ticket.go()
-        if fair queue.queued: set the timer again
+        for ticket in queue.serve(meter.spend): ticket.go()
+        if queue.queued: set the timer again
     at every tick of 20 ms, and when nobody waits any more:
-        meter.settle(len(fair queue), fair queue.queued)  gives back the lease, learns the rate of now
+        meter.settle(len(queue), queue.queued)  gives back the lease, learns the rate of now
     meter.owe(nbytes)                             what must pass is passed, into debt
 
 That is what a limiter does.  A proxy whose messages wait keeps its lease from tick to tick: it is

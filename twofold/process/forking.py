@@ -1,6 +1,6 @@
-"""A fork whose child owes nothing to its parent's signals, and the end of every child.
+"""Fork a child that keeps none of its parent's signal settings; reap children that have ended.
 
-Touches processes, and in the child signals and the process group.
+Touches processes, and in the child the signals and the process group.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from twofold.errors import ExitCode, TwofoldError
 from twofold.logs.console import say
 from twofold.process import prctl, signals
 
-# A Ctrl-C, a hang-up and a reload are the supervisor's to handle.  A child that wants one catches it.
+# The supervisor handles Ctrl-C, hang-up and reload.  A child may install a handler of its own.
 IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -23,8 +23,8 @@ def fork(life: Callable[[], int]) -> int:
     Raises OSError.  The child leads a process group; its handlers and mask are as if the parent had set none.
     """
     parent = os.getpid()
-    # The child has the parent's signal pipe until it has let go of it: a signal to the child would be
-    # read by the parent, as its own.
+    # Until the child has reset its handlers they write into the parent's signal pipe: a signal that the
+    # child gets before that would be read by the parent, as its own.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
@@ -39,7 +39,7 @@ def _live(life: Callable[[], int], parent: int, mask: set[int | signal.Signals])
     """Be the child; does not return."""
     code = int(ExitCode.INTERNAL)
     try:
-        signals.let_go()
+        signals.reset()
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
         os.setpgid(0, 0)

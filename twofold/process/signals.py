@@ -11,9 +11,8 @@ import signal
 from collections.abc import Iterator
 
 READ_SIZE = 512
-# For a supervisor; a child that has none of these handled ignores or obeys them (see fork).
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SUPERVISED = (*STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
+CAUGHT = (*STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
 
 
 class SignalPipe:
@@ -21,7 +20,7 @@ class SignalPipe:
 
     __slots__ = ("_numbers", "_write", "fd")
 
-    def __init__(self, numbers: tuple[signal.Signals, ...] = SUPERVISED) -> None:
+    def __init__(self, numbers: tuple[signal.Signals, ...] = CAUGHT) -> None:
         self._numbers = numbers
         self.fd, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -50,8 +49,8 @@ def _caught(number: int, stack: object) -> None:
     """Python writes the number into the wakeup descriptor."""
 
 
-def let_go() -> None:
-    """In a forked child: default handlers for all that the parent caught, and no wakeup descriptor."""
+def reset() -> None:
+    """In a forked child: default handlers for every signal that the parent caught, no wakeup descriptor."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):

@@ -1,7 +1,7 @@
 """The sockets of plain connections, in turns: read all that is there, think, send all that came of it.
 
-Touches an epoll and the listeners.  The epoll is that of an EventLoop, which waits there and calls turn(); or it is
-one of its own, which uvloop watches as one descriptor where it is needed for TLS.
+Touches an epoll and the listeners.  The epoll is that of an EventLoop, which waits there and calls
+turn(); or it is one of its own, which uvloop watches as one descriptor where it is needed for TLS.
 
 uvloop reads from a connection, calls its protocol, reads from the next.  Each way through the kernel
 costs the interpreter its place in the processor's caches, and those who get their answers one by one

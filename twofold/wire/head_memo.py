@@ -1,4 +1,4 @@
-"""What was made of a request's head, remembered: machine clients repeat their heads byte for byte. Pure."""
+"""Plans made from request heads, remembered by the head's bytes: machine clients repeat them. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Plan = TypeVar("Plan")
 
 
 class HeadMemo(Generic[Plan]):
-    """Plans by the bytes of the head. `plans` is looked up by callers themselves: once a request."""
+    """Bounded in number and in size. Callers look into `plans` themselves, which spares a call."""
 
     __slots__ = ("plans",)
 
@@ -21,5 +21,5 @@ class HeadMemo(Generic[Plan]):
     def put(self, raw: bytes, plan: Plan) -> None:
         if len(raw) <= MAX_HEAD:
             if len(self.plans) >= MAX_PLANS:
-                self.plans.clear()  # a client that varies its heads gains nothing from any policy
+                self.plans.clear()  # for a client that varies its heads no policy is better
             self.plans[raw] = plan

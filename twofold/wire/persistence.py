@@ -1,4 +1,4 @@
-"""Whether a connection outlives the answer to a request, and how the answer says so (RFC 9112, 9.3). Pure."""
+"""Whether a connection stays open after an answer, and how the answer says so (RFC 9112, 9.3). Pure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from twofold.wire.request_head import RequestHead
 
 
 def closes(head: RequestHead, refused: bool) -> bool:
-    """The client wants it, or a body stays unread: its end is not known, or nobody needs it (RFC 9112, 9.6)."""
+    """True where the client asked for it, or where a body would stay unread (RFC 9112, 9.6).
+
+    `refused`: the request is answered from its head alone.
+    """
     return not head.keep_alive or head.chunked or (refused and bool(head.content_length))
 
 
 def connection_field(head: RequestHead, close: bool) -> bytes:
-    """The Connection field of the answer; nothing where both sides know it without."""
+    """The Connection field of the answer; empty where the version's default holds."""
     if close:
         return b"connection: close\r\n"
     return b"connection: keep-alive\r\n" if head.version == (1, 0) else b""

@@ -1,7 +1,7 @@
-"""What a server says itself where there is no result: status, code, message. Pure.
+"""An answer that reports why there is no result: status, code, message. Pure.
 
-Bodies are the contract's `{"code", "message"}`.  Messages name the setting or the log that helps.  How
-the answer is written is for each half to say.
+Bodies are the contract's `{"code", "message"}`.  Messages name the setting or the log that helps.  Each
+half formats the answer itself, because their other fields differ.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Refusal:
 
     @property
     def faulty(self) -> bool:
-        """The request is at fault, and would be at any other time."""
+        """The request itself is wrong: sent again, it is refused again."""
         return 400 <= self.status < 500 and self.status not in (408, 429)
 
     def body(self) -> bytes:

@@ -1,4 +1,4 @@
-"""A forked child owes nothing to its parent's signals, and its end is heard of."""
+"""A forked child keeps none of its parent's signal settings, and is reaped once."""
 
 from __future__ import annotations
 

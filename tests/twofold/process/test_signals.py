@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 HEAD = """
 import os, select, signal
-from twofold.process.signals import SUPERVISED, SignalPipe, let_go
+from twofold.process.signals import CAUGHT, SignalPipe, reset
 
 def come(pipe):
     assert select.select([pipe.fd], [], [], 5)[0], "no signal came"
@@ -31,9 +31,9 @@ def test_signals_are_read_as_their_numbers() -> None:
     text = """
 pipe = SignalPipe()
 assert pipe.read() == b""
-for number in SUPERVISED:
+for number in CAUGHT:
     os.kill(os.getpid(), number)
-assert come(pipe) == sorted(SUPERVISED) and pipe.read() == b""
+assert come(pipe) == sorted(CAUGHT) and pipe.read() == b""
 """
     assert scene(text) == 0
 
@@ -51,18 +51,18 @@ assert come(pipe) == [signal.SIGTERM]
 
 def test_what_was_blocked_by_the_program_before_is_read() -> None:
     text = """
-signal.pthread_sigmask(signal.SIG_BLOCK, SUPERVISED)
+signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)
 os.kill(os.getpid(), signal.SIGHUP)
 assert come(SignalPipe()) == [signal.SIGHUP]
 """
     assert scene(text) == 0
 
 
-def test_nothing_is_caught_any_more_after_letting_go() -> None:
+def test_nothing_is_caught_any_more_after_a_reset() -> None:
     text = """
 pipe = SignalPipe()
 signal.signal(signal.SIGUSR2, lambda number, stack: None)
-let_go()
+reset()
 assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
 assert signal.set_wakeup_fd(-1) == -1
 os.kill(os.getpid(), signal.SIGTERM)
