@@ -9,17 +9,15 @@ groups below.  Reads the settings file, and looks at whether files that settings
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from twofold.errors import ConfigError, TwofoldError
 from twofold.net import address
-from twofold.settings import Catalogue, Checked, Value, apart, fault, from_options, parse, setting
+from twofold.settings import Catalogue, Checked, apart, fault, setting
 
 LEAST_MBPS = 0.001
 MAX_PROXIES = 15  # of one generation; memory has blocks for two, and one more for the log writer
@@ -184,25 +182,6 @@ class LogSettings(Checked):
     deployment_id: str = setting("", "`source` of the log records; empty is twofold")
 
 
-CATALOGUE = Catalogue(
-    groups={
-        "listen": ListenSettings,
-        "pool": PoolSettings,
-        "bandwidth": BandwidthSettings,
-        "queue": QueueSettings,
-        "timeouts": TimeoutSettings,
-        "limits": LimitSettings,
-        "access": AccessSettings,
-        "control": ControlSettings,
-        "log": LogSettings,
-    },
-    prefix="TWOFOLD_BALANCE_",
-    listing="twofold balance --help",
-    example="bandwidth_mbps: 20",
-    apart=apart("TWOFOLD_BALANCE_", "HANDOVER=.*"),
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Config:
     """Everything that was asked for. `sources` says of each setting where its value came from."""
@@ -233,44 +212,26 @@ def default_admin_path(environ: Mapping[str, str]) -> Path:
     return Path(f"/tmp/twofold-balance-{os.getuid()}/admin.sock")
 
 
-def load(file: Path | None, environ: Mapping[str, str], options: Mapping[str, object]) -> Config:
-    """Defaults, then `file` (or TWOFOLD_BALANCE_CONFIG), then `environ`, then options that are not None.
+CATALOGUE = Catalogue(
+    Config,
+    prefix="TWOFOLD_BALANCE_",
+    listing="twofold balance --help",
+    example="bandwidth_mbps: 20",
+    apart=apart("TWOFOLD_BALANCE_", "HANDOVER=.*"),
+)
 
-    Raises ConfigError or, for an option, UsageError, which name the place of what is wrong.
-    """
-    values, sources = CATALOGUE.collect(
-        CATALOGUE.from_file(CATALOGUE.chosen_file(file, environ)),
-        CATALOGUE.from_environ(environ),
-        from_options(options),
-    )
-    made = Config(sources=sources, **CATALOGUE.build(values))
+
+def load(file: Path | None, environ: Mapping[str, str], options: Mapping[str, object]) -> Config:
+    """As Catalogue.load; also for settings that contradict each other, and files that cannot be read."""
+    made = CATALOGUE.load(file, environ, options)
     for name, complaint, remedy in _contradictions(made):
         raise _fault(made, name, complaint, remedy)
-    for name, value, _, _ in settings(made):
+    for name, value, _, _ in CATALOGUE.listed(made):
         if name in FILES and value and (why := _unreadable(Path(str(value)))):
             # Wherever it was named: the command line is well, what it names is not.
             place = made.sources.get(name, name)
             raise ConfigError(f"{name}: {value} {why}", "it must be a file that this user may read", place)
     return made
-
-
-def settings(config: Config) -> Iterator[tuple[str, Value, str, str]]:
-    """(name, value, source, meaning) of every setting."""
-    for group, known in CATALOGUE.known():
-        value = getattr(getattr(config, group), known.name)
-        yield known.name, value, config.sources.get(known.name, "default"), known.metadata["help"]
-
-
-def to_json(config: Config) -> str:
-    """For the process that takes over at a reload, which reads it with `from_json`."""
-    return json.dumps({name: value for name, value, _, _ in settings(config)})
-
-
-def from_json(text: str) -> Config:
-    """The Config that `to_json` was given, without its sources."""
-    given = json.loads(text)
-    found = {known.name: parse(known, given[known.name]) for _, known in CATALOGUE.known()}
-    return Config(**CATALOGUE.build(cast("dict[str, Value]", found)))
 
 
 def _fault(config: Config, name: str, complaint: str, remedy: str) -> TwofoldError:

@@ -6,16 +6,13 @@ connections alive, which is why a proxy may die without one connection being ref
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from twofold.errors import AddressError
-from twofold.net import address
+from twofold.net import address, binding
 from twofold.net.address import Address
-from twofold.net.unix_socket import bind_to_path
 
 
 @dataclass(slots=True)
@@ -35,14 +32,14 @@ class ListenerSet:
                     fresh[text] = _bound(text, backlog)
         except AddressError:
             for each in fresh.values():
-                _close(each)
+                binding.retire(each)
             raise
         self.held |= fresh
 
     def release(self, keep: Iterable[str] = ()) -> None:
         """Close all others, here and in the file system: nobody can connect there any more."""
         for text in [text for text in self.held if text not in keep]:
-            _close(self.held.pop(text))
+            binding.retire(self.held.pop(text))
 
     def inherit(self, keep: Iterable[str]) -> None:
         """In a child: let go of all others, so that they close when their owners close them."""
@@ -61,54 +58,6 @@ def _bound(text: str, backlog: int) -> socket.socket:
     where = address.listening(text)
     if where is None:
         raise AddressError(f"cannot listen on {text!r}", "write HOST:PORT or unix:/PATH")
-    try:
-        listener = _bound_unix(where.path) if where.is_unix else _bound_tcp(where)
-        listener.listen(backlog)  # two that bound with SO_REUSEADDR at once part here
-    except (socket.gaierror, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not a host name"
-        raise AddressError(f"cannot resolve {where.host!r}: {why}", "set listen") from None
-    except OSError as error:
-        raise AddressError(f"cannot bind {text}: {error.strerror}", _remedy(error)) from None
-    listener.setblocking(False)
-    return listener
-
-
-def _bound_tcp(where: Address) -> socket.socket:
-    family, kind, protocol, _, place = socket.getaddrinfo(
-        where.host, where.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(place)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def _bound_unix(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        bind_to_path(listener, path)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def _remedy(error: OSError) -> str:
-    if error.errno == errno.EACCES:
-        return "this user may not: choose another; ports below 1024 need privileges"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return "this machine has no such address: set listen"
-    if error.errno == errno.ENOENT:
-        return "the folder of the socket must exist"
-    return "choose another, or stop what listens there"
-
-
-def _close(listener: socket.socket) -> None:
-    where = listener.getsockname()
-    listener.close()
-    if isinstance(where, str):
-        Path(where).unlink(missing_ok=True)
+    if where.is_unix:
+        return binding.unix(where.path, backlog, shown=text)
+    return binding.tcp(where.host, where.port, backlog, shown=text, setting="listen")

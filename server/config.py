@@ -4,27 +4,20 @@ A setting has one name, written three ways: `port: 8080` in the settings file, T
 environment, `--port` on the command line.  The later of these wins; the defaults come before all.
 What a name means is said once, by the fields of the four groups below: the command line, its help
 and the table of `twofold settings` are made from them.  How a value is found and judged is the
-business of server.settings.
+business of twofold.settings.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from twofold.settings import Catalogue, Checked, Given, apart, from_options, setting
-from twofold.settings import Value as Value  # part of what this module offers
-
-if TYPE_CHECKING:
-    from dataclasses import Field
-
+from twofold.net.address import MAX_UNIX_PATH
+from twofold.settings import Catalogue, Checked, apart, setting
 
 AUTO, NONE = "auto", "none"
-MAX_UNIX_PATH = 107  # bytes; sockaddr_un
 
 
 def _socket(text: str) -> str:
@@ -105,22 +98,6 @@ class LogSettings(Checked):
     deployment_id: str = setting("", "`source` of the log records; empty is twofold")
 
 
-CATALOGUE = Catalogue(
-    groups={
-        "http": HttpSettings,
-        "replicas": ReplicaSettings,
-        "environment": EnvironmentSettings,
-        "log": LogSettings,
-    },
-    prefix="TWOFOLD_",
-    listing="twofold settings",
-    example="port: 8080",
-    # Read elsewhere: what an embedded instance and its replicas are told, and a load balancer's settings.
-    apart=apart("TWOFOLD_", "EMBEDDER_CONFIG=.*", "REPLICA=.*", "BALANCE_.*", "INTERPRETED=.*"),
-    free=("artifact",),
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Config:
     """Everything that was asked for. `sources` says of each setting where its value came from."""
@@ -151,50 +128,20 @@ def cache_folder(settings: EnvironmentSettings) -> Path:
     return (cache if cache.is_absolute() else Path("~/.cache").expanduser()) / "twofold"
 
 
-def known_settings() -> Iterator[tuple[str, Field[Any]]]:
-    """(group, field) of every setting, in the order in which they are documented."""
-    return CATALOGUE.known()
+CATALOGUE = Catalogue(
+    Config,
+    prefix="TWOFOLD_",
+    listing="twofold settings",
+    example="port: 8080",
+    # Read elsewhere: what an embedded instance and its replicas are told, and a load balancer's settings.
+    apart=apart("TWOFOLD_", "EMBEDDER_CONFIG=.*", "REPLICA=.*", "BALANCE_.*", "INTERPRETED=.*"),
+    free=("artifact",),
+    weaker={"WEB_CONCURRENCY": "replicas"},  # the deployment service's own, for the number of model copies
+)
 
 
 def load(
     artifact: str, file: Path | None, environ: Mapping[str, str], options: Mapping[str, object]
 ) -> Config:
-    """Defaults, then `file` (or TWOFOLD_CONFIG), then `environ`, then `options` that are not None.
-
-    Raises ConfigError or, for an option, UsageError, which name the place of the unknown name or bad value.
-    """
-    values, sources = CATALOGUE.collect(
-        CATALOGUE.from_file(CATALOGUE.chosen_file(file, environ)),
-        _from_environ(environ),
-        from_options(options),
-        [("artifact", artifact, "ARTIFACT")] if artifact else (),
-    )
-    return _build(values, sources)
-
-
-def settings(config: Config) -> Iterator[tuple[str, Value, str, str]]:
-    """(name, value, source, meaning) of every setting."""
-    for group, known in known_settings():
-        value = getattr(getattr(config, group), known.name)
-        yield known.name, value, config.sources.get(known.name, "default"), known.metadata["help"]
-
-
-def to_json(config: Config) -> str:
-    """For a child process, which reads it with `from_json`."""
-    return json.dumps({"artifact": config.artifact} | {name: value for name, value, _, _ in settings(config)})
-
-
-def from_json(text: str) -> Config:
-    """The Config that `to_json` was given, without its sources."""
-    return _build(json.loads(text), {})
-
-
-def _build(values: Mapping[str, Value], sources: Mapping[str, str]) -> Config:
-    return Config(artifact=str(values.get("artifact", "")), sources=sources, **CATALOGUE.build(values))
-
-
-def _from_environ(environ: Mapping[str, str]) -> Iterator[Given]:
-    # The deployment service's own variable for the number of model copies.
-    if "WEB_CONCURRENCY" in environ and "TWOFOLD_REPLICAS" not in environ:
-        yield "replicas", environ["WEB_CONCURRENCY"], "WEB_CONCURRENCY"
-    yield from CATALOGUE.from_environ(environ)
+    """As Catalogue.load, with `artifact` as the command line has it, if it is not empty."""
+    return CATALOGUE.load(file, environ, options, [("artifact", artifact, "ARTIFACT")] if artifact else ())

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from twofold.errors import ConfigError, TwofoldError
-from twofold.logs.records import say
+from twofold.logs.console import say
 from twofold.server import config
 from twofold.server.artifact import artifact
 from twofold.server.environment import environment
@@ -32,7 +32,7 @@ def announce(event: str, **facts: Any) -> None:
 
 def main() -> int:
     embedder = socket.socket(fileno=int(sys.argv[1]))
-    settings = config.from_json(os.environ.pop("TWOFOLD_EMBEDDER_CONFIG"))
+    settings = config.CATALOGUE.from_json(os.environ.pop("TWOFOLD_EMBEDDER_CONFIG"))
     try:
         if not settings.artifact:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""`twofold`, or `python -m server`: runs a command and turns whatever comes out into an exit code."""
+"""`twofold`, or `python -m twofold`: runs a command and turns whatever comes out into an exit code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from twofold.errors import ExitCode, TwofoldError, UsageError
+from twofold.errors import ExitCode, TwofoldError
 
 # What a shell reports for a process that a signal ended. A running instance catches both, and stops.
 INTERRUPTED = 128 + signal.SIGINT
@@ -71,22 +71,7 @@ def run(arguments: list[str]) -> int:
             return COMMANDS[arguments[0]](arguments[1:])
     from twofold.server.cli import commands
 
-    try:
-        code = commands.app(arguments, prog_name="twofold", standalone_mode=False)
-        sys.stdout.flush()
-        return int(code or 0)
-    except SystemExit as ended:  # what typer makes of a broken pipe
-        if isinstance(ended.__context__, BrokenPipeError):
-            raise ended.__context__ from None
-        raise
-    except Exception as error:
-        # typer's complaints about a command line share no public class across its versions, but this method.
-        if isinstance(error, TwofoldError) or not hasattr(error, "format_message"):
-            raise
-        if not error.format_message():
-            return int(ExitCode.USAGE)  # no command at all: the help has been shown
-        command = getattr(getattr(error, "ctx", None), "command_path", "twofold")
-        raise UsageError(error.format_message(), f"`{command} --help` lists what there is") from None
+    return commands.run(arguments)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """How a setting gets its value: from the file, the variables or the options, with a place for complaints.
 
-A program declares its settings as fields of groups (frozen dataclasses that are `Checked`) and names
-the groups in a `Catalogue`.  A setting has one name, written three ways: `port: 8080` in the settings
-file, PREFIX_PORT in the environment, `--port` on the command line.  All texts go through one parser.
+A program declares its settings as fields of groups (frozen dataclasses that are `Checked`), the groups
+as fields of its Config, and in a `Catalogue` what they are called outside of it.  A setting has one name,
+written three ways: `port: 8080` in the settings file, PREFIX_PORT in the environment, `--port` on the
+command line.  All texts go through one parser.
 A setting whose default is a tuple takes several texts: a comma list, a YAML list, a repeated option.
 
 A value out of its limits cannot be constructed.  Reads the settings file and nothing else.
@@ -10,12 +11,13 @@ A value out of its limits cannot be constructed.  Reads the settings file and no
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from twofold.errors import ConfigError, TwofoldError, UsageError
 
@@ -68,34 +70,92 @@ class Checked:
                 raise ConfigError(complaint, f"it means: {known.metadata['help']}", known.name)
 
 
+class AnyConfig(Protocol):
+    """A frozen dataclass with a field for each group, and perhaps more fields that are text."""
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Where the value of a setting came from; one that is missing here is the default."""
+
+
+ConfigT = TypeVar("ConfigT", bound=AnyConfig)
+
+
 @dataclass(frozen=True, slots=True)
-class Catalogue:
+class Catalogue(Generic[ConfigT]):
     """The settings of one program, and what they are called outside of it."""
 
-    groups: Mapping[str, type[Checked]]
+    config: type[ConfigT]
     prefix: str  # of the variables, with its underscore
     listing: str  # the command that lists them all
     example: str  # of a line of the settings file
     apart: re.Pattern[str]  # made by `apart`
-    free: tuple[str, ...] = ()  # names that take any text and belong to no group
+    free: tuple[str, ...] = ()  # fields of the Config that take any text and belong to no group
+    weaker: Mapping[str, str] = field(default_factory=dict)  # another's variable: the setting it stands for
+
+    def groups(self) -> dict[str, type[Checked]]:
+        """The classes of the groups, by the Config's field."""
+        made: dict[str, Any] = {each.name: each.default_factory for each in fields(cast(Any, self.config))}
+        return {
+            name: each for name, each in made.items() if isinstance(each, type) and issubclass(each, Checked)
+        }
 
     def known(self) -> Iterator[tuple[str, Field[Any]]]:
         """(group, field) of every setting, in the order in which they are documented."""
-        for group, settings_class in self.groups.items():
+        for group, settings_class in self.groups().items():
             for known in fields(settings_class):
                 yield group, known
+
+    def load(
+        self,
+        file: Path | None,
+        environ: Mapping[str, str],
+        options: Mapping[str, object],
+        others: Iterable[Given] = (),
+    ) -> ConfigT:
+        """Defaults, then `file` (or PREFIX_CONFIG), `environ`, options that are not None, and `others`.
+
+        Raises ConfigError or, for an option, UsageError, which name the place of what is wrong.
+        """
+        values, sources = self._collect(
+            self._from_file(self._chosen_file(file, environ)),
+            self._from_environ(environ),
+            from_options(options),
+            others,
+        )
+        return self._build(values, sources)
+
+    def listed(self, config: ConfigT) -> Iterator[tuple[str, Value, str, str]]:
+        """(name, value, source, meaning) of every setting."""
+        for group, known in self.known():
+            value = getattr(getattr(config, group), known.name)
+            yield known.name, value, config.sources.get(known.name, "default"), known.metadata["help"]
+
+    def to_json(self, config: ConfigT) -> str:
+        """For another process of this program, which reads it with `from_json`."""
+        values = {name: getattr(config, name) for name in self.free}
+        return json.dumps(values | {name: value for name, value, _, _ in self.listed(config)})
+
+    def from_json(self, text: str) -> ConfigT:
+        """The Config that `to_json` was given, without its sources. Raises ConfigError."""
+        given = json.loads(text)
+        values = {name: given[name] for name in self.free if name in given}
+        for _, known in self.known():
+            if known.name in given:
+                values[known.name] = parse(known, given[known.name])
+        return self._build(values, {})
 
     def find(self, name: str) -> Field[Any] | None:
         return next((known for _, known in self.known() if known.name == name), None)
 
     # ------------------------------------------------------------------ the three sources
 
-    def chosen_file(self, given: Path | None, environ: Mapping[str, str]) -> Path | None:
+    def _chosen_file(self, given: Path | None, environ: Mapping[str, str]) -> Path | None:
         """The settings file: as given, otherwise PREFIX_CONFIG."""
         named = environ.get(f"{self.prefix}CONFIG", "")
         return given or (Path(named) if named else None)
 
-    def from_file(self, path: Path | None) -> Iterator[Given]:
+    def _from_file(self, path: Path | None) -> Iterator[Given]:
         if path is None:
             return
         seen: dict[str, int] = {}
@@ -147,13 +207,16 @@ class Catalogue:
             at = line if item is value else item.start_mark.line + 1
             yield name, "" if item.tag.endswith(":null") else item.value, f"{path}:{at}"
 
-    def from_environ(self, environ: Mapping[str, str]) -> Iterator[Given]:
+    def _from_environ(self, environ: Mapping[str, str]) -> Iterator[Given]:
+        for variable, name in self.weaker.items():
+            if variable in environ and f"{self.prefix}{name.upper()}" not in environ:
+                yield name, environ[variable], variable
         for variable in sorted(environ):
             mine = variable.startswith(self.prefix) and variable != f"{self.prefix}CONFIG"
             if mine and not self.apart.fullmatch(f"{variable}={environ[variable]}"):
                 yield variable[len(self.prefix) :].lower(), environ[variable], variable
 
-    def collect(self, *sources: Iterable[Given]) -> tuple[dict[str, Value], dict[str, str]]:
+    def _collect(self, *sources: Iterable[Given]) -> tuple[dict[str, Value], dict[str, str]]:
         """The values and where each came from; a later source replaces what an earlier one said.
 
         Raises ConfigError or, for an option, UsageError, which name the place of the fault.
@@ -171,12 +234,12 @@ class Catalogue:
             values |= fresh
         return values, places
 
-    def build(self, values: Mapping[str, Value]) -> dict[str, Any]:
-        """The groups, by name."""
-        return {
-            group: made(**{f.name: values[f.name] for f in fields(made) if f.name in values})
-            for group, made in self.groups.items()
-        }
+    def _build(self, values: Mapping[str, Value], sources: Mapping[str, str]) -> ConfigT:
+        given: dict[str, Any] = {name: values[name] for name in self.free if name in values}
+        for group, made in self.groups().items():
+            names = (each.name for each in fields(made))
+            given[group] = made(**{name: values[name] for name in names if name in values})
+        return cast(Any, self.config)(sources=sources, **given)  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------------ one value
 

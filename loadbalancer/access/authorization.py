@@ -18,8 +18,9 @@ from twofold.errors import ConfigError
 from twofold.loadbalancer.access import identity
 from twofold.loadbalancer.access.oci_signature import SCHEME, Keys, body_digest
 from twofold.loadbalancer.http import forwarding
-from twofold.loadbalancer.http.error_responses import NOT_FOUND, Refusal
+from twofold.loadbalancer.http.error_responses import NOT_FOUND
 from twofold.net.networks import Networks
+from twofold.wire.refusal import Refusal
 from twofold.wire.request_head import RequestHead
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from time import strptime
 from typing import TYPE_CHECKING
 
 from twofold.errors import ConfigError
-from twofold.logs.records import say
+from twofold.logs.console import say
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.config import ListenSettings

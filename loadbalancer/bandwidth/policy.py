@@ -11,7 +11,7 @@ from typing import Any
 from twofold.loadbalancer.bandwidth.autoscale import Autoscale
 from twofold.loadbalancer.bandwidth.lease import SharedBucket
 from twofold.loadbalancer.config import LEAST_MBPS, BandwidthSettings
-from twofold.logs.records import say
+from twofold.logs.console import say
 
 MEGABIT = 1_000_000
 MOST_MBPS = 1_000_000.0

@@ -20,7 +20,8 @@ from urllib.parse import quote
 
 import typer
 
-from twofold.errors import AddressError, ConfigError, ExitCode, TwofoldError, UsageError
+from twofold.cli import program
+from twofold.errors import AddressError, ConfigError, TwofoldError, UsageError
 from twofold.loadbalancer.config import default_admin_path
 
 if TYPE_CHECKING:
@@ -278,15 +279,5 @@ def _console() -> Any:
 
 
 def run(arguments: list[str]) -> int:
-    """One call of `twofold balance-ctl`. Raises TwofoldError, and UsageError for an unknown option."""
-    try:
-        code = app(arguments, prog_name=PROGRAM, standalone_mode=False)
-        sys.stdout.flush()
-        return int(code or 0)
-    except Exception as error:
-        # typer's complaints about a command line share no public class across its versions, but this method.
-        if isinstance(error, TwofoldError) or not hasattr(error, "format_message"):
-            raise
-        if not error.format_message():
-            return int(ExitCode.USAGE)  # no command at all: the help has been shown
-        raise UsageError(error.format_message(), f"`{PROGRAM} --help` lists what there is") from None
+    """One call of `twofold balance-ctl`. Raises as program.run."""
+    return program.run(app, PROGRAM, arguments)

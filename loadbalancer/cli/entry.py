@@ -11,7 +11,7 @@ def balance(arguments: list[str]) -> int:
     """`twofold balance ARGUMENTS`: the exit code. Raises TwofoldError."""
     load.prefer()  # before anything is imported that is there in both forms
     from twofold.loadbalancer.supervision import exec_handover
-    from twofold.logs.records import say
+    from twofold.logs.console import say
 
     if exec_handover.pending(os.environ):  # a reload has exec'ed this process: the settings are settled
         from twofold.loadbalancer.supervision import supervisor

@@ -34,7 +34,7 @@ from twofold.errors import AddressError, ResourceError, TwofoldError
 from twofold.loadbalancer.config import default_admin_path
 from twofold.loadbalancer.control import status_page
 from twofold.loadbalancer.listeners import ListenerSet
-from twofold.logs.records import say
+from twofold.logs.console import say
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.control.controller import Controller

@@ -24,7 +24,7 @@ from twofold.loadbalancer.control.health_check import NOT_ASKED, Probe
 from twofold.loadbalancer.control.prober import Prober
 from twofold.loadbalancer.control.registry import Registry
 from twofold.loadbalancer.control.status_source import StatusSource
-from twofold.logs.records import say
+from twofold.logs.console import say
 
 FIRST_ROUND_S = 1.0  # at most, that the first board waits for the resolver, and for the first probes
 BEAT_S = 0.1

@@ -16,7 +16,7 @@ from pathlib import Path
 from twofold.errors import ConfigError
 from twofold.loadbalancer.control.endpoint import Endpoint
 from twofold.loadbalancer.endpoint_record import DNS, FILE, SETTINGS
-from twofold.logs.records import say
+from twofold.logs.console import say
 from twofold.net import address
 from twofold.net.address import Address, Target
 

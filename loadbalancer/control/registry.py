@@ -16,7 +16,7 @@ from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.control.discovery import Wanted
 from twofold.loadbalancer.control.endpoint import Endpoint, from_record
 from twofold.loadbalancer.endpoint_record import ADMIN, from_json
-from twofold.logs.records import say
+from twofold.logs.console import say
 from twofold.net import address
 from twofold.net.address import Address
 

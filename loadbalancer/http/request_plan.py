@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass, field
 
 from twofold.loadbalancer.http import forwarding
-from twofold.loadbalancer.http.error_responses import LENGTH, Refusal, too_large
+from twofold.wire import persistence
+from twofold.wire.refusal import LENGTH, Refusal, too_large
 from twofold.wire.request_head import RequestHead
 
 NEVER = math.inf
@@ -63,17 +64,12 @@ def make_plan(
 ) -> ProxyPlan:
     """`refusal`: what the authorization has against it."""
     refusal = refusal or _refusal(head, max_body)
-    unread = head.chunked or (refusal is not None and bool(head.content_length))
-    close = not head.keep_alive or unread
-    connection = b""
-    if close:
-        connection = b"connection: close\r\n"
-    elif head.version == (1, 0):
-        connection = b"connection: keep-alive\r\n"
+    close = persistence.closes(head, refusal is not None)
+    connection = persistence.connection_field(head, close)
     return ProxyPlan(
         head=head,
         length=head.content_length or 0,
-        message=b"%s %s %d.%d" % (head.method.encode(), head.target.partition(b"?")[0], *head.version),
+        message=head.line(),
         close=close,
         connection=connection,
         plain=not connection and head.method != "HEAD",

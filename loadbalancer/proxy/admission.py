@@ -16,17 +16,16 @@ from twofold.loadbalancer.access import identity
 from twofold.loadbalancer.access.authorization import Authorization
 from twofold.loadbalancer.bandwidth.request_rate import CallerRates, Gcra
 from twofold.loadbalancer.http import error_responses, forwarding, request_plan
-from twofold.loadbalancer.http.error_responses import Refusal
 from twofold.loadbalancer.http.request_plan import ProxyPlan
 from twofold.wire import request_head
+from twofold.wire.head_memo import HeadMemo
+from twofold.wire.refusal import Refusal
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.bandwidth.limiter import BandwidthLimiter
     from twofold.loadbalancer.config import Config
     from twofold.loadbalancer.proxy.services import ProxyState
 
-MAX_PLANS = 1024
-MAX_PLAN_HEAD = 2048  # bytes; longer heads are parsed each time
 MB = 1 << 20
 
 
@@ -38,7 +37,7 @@ class Admission:
     ) -> None:
         self.authorization = Authorization(config)
         self.hops = identity.hops(config)
-        self.plans: dict[bytes, ProxyPlan] = {}
+        self.memo: HeadMemo[ProxyPlan] = HeadMemo()
         self._clock = clock
         self._cells = cells
         self._limiter = limiter
@@ -53,7 +52,7 @@ class Admission:
 
     def plan(self, raw: bytes) -> ProxyPlan:
         """What follows from a head. Raises BadRequest."""
-        known = self.plans.get(raw)
+        known = self.memo.plans.get(raw)
         if known is not None and known.keep_until > self._clock.wall_s:
             return known
         head = request_head.parse_head(raw)
@@ -62,10 +61,7 @@ class Admission:
         digest = self.authorization.digest(head)
         if digest is not None:
             made = replace(made, digest=digest)
-        if len(raw) <= MAX_PLAN_HEAD:
-            if len(self.plans) >= MAX_PLANS:
-                self.plans.clear()  # a client that varies its heads gains nothing from any policy
-            self.plans[raw] = made
+        self.memo.put(raw, made)
         return made
 
     def admits(self, peer: str) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.access import authorization
-from twofold.loadbalancer.http.error_responses import CONNECTION_LIMITED, Refusal
+from twofold.loadbalancer.http.error_responses import CONNECTION_LIMITED
 from twofold.loadbalancer.http.request_plan import NEVER
 from twofold.loadbalancer.proxy.downstream import (
     ASKED,
@@ -39,6 +39,7 @@ from twofold.loadbalancer.proxy.response import ClientResponse
 from twofold.loadbalancer.proxy.upload import Upload, due_s
 from twofold.loadbalancer.proxy.upstream import HIGH_WATER, LOW_WATER
 from twofold.wire import request_head
+from twofold.wire.refusal import Refusal
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.http.request_plan import ProxyPlan

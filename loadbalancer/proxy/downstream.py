@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final
 from twofold.reactor.transport import ConnectionProtocol
 
 if TYPE_CHECKING:
-    from twofold.loadbalancer.http.error_responses import Refusal
     from twofold.loadbalancer.http.request_plan import ProxyPlan
     from twofold.loadbalancer.http.response_head import ResponseHead
     from twofold.reactor.transport import Transport
+    from twofold.wire.refusal import Refusal
 
 # `Final` lets mypyc inline a constant.
 IDLE: Final = 0

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from twofold.loadbalancer.bandwidth.fair_queue import LEAST_QUANTUM
 from twofold.loadbalancer.http import error_responses, response_head
-from twofold.loadbalancer.http.error_responses import Refusal
 from twofold.loadbalancer.http.forwarding import answer_fields
 from twofold.loadbalancer.http.response_head import BadResponse, ResponseHead
 from twofold.loadbalancer.proxy.downstream import BANDWIDTH, CHOKED, HELD, PRESSURE, Downstream, ResponseSink
 from twofold.loadbalancer.proxy.paced_writer import PacedWriter
 from twofold.loadbalancer.shared_memory import BYTES_IN
 from twofold.wire import chunked
+from twofold.wire.refusal import Refusal
 from twofold.wire.request_head import STATUS_LINES
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from twofold.loadbalancer.http.error_responses import (
     BAD_ANSWER,
     CONNECTION_LIMITED,
     CONNECTION_LOST,
-    Refusal,
     down,
     queue_full,
 )
@@ -28,6 +27,7 @@ from twofold.loadbalancer.proxy import exchange as endings
 from twofold.loadbalancer.proxy.exchange import Exchange, Owner
 from twofold.loadbalancer.proxy.journal import waited
 from twofold.loadbalancer.proxy.upstream_pool import UpstreamPool
+from twofold.wire.refusal import Refusal
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.endpoint_record import EndpointRecord

@@ -15,7 +15,8 @@ from twofold.loadbalancer.config import Config
 from twofold.loadbalancer.http.request_plan import ProxyPlan
 from twofold.loadbalancer.http.response_head import HeadTemplates
 from twofold.loadbalancer.proxy.admission import Admission
-from twofold.logs.records import AccessRecord, say
+from twofold.logs.console import say
+from twofold.logs.records import AccessRecord
 from twofold.wire.request_ids import RequestIds
 
 WARNING_PAUSE_S = 1.0

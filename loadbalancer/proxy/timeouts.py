@@ -10,7 +10,7 @@ from __future__ import annotations
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from twofold.loadbalancer.http.error_responses import LATE_BODY, LATE_HEAD, TOO_LATE
+from twofold.loadbalancer.http.error_responses import TOO_LATE
 from twofold.loadbalancer.proxy.downstream import (
     ASKED,
     CLOSED,
@@ -22,6 +22,7 @@ from twofold.loadbalancer.proxy.downstream import (
     QUEUED,
     SMALL,
 )
+from twofold.wire.refusal import LATE_BODY, LATE_HEAD
 
 if TYPE_CHECKING:
     from twofold.loadbalancer.config import TimeoutSettings

@@ -25,16 +25,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from twofold.errors import ExitCode, TwofoldError
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.config import Config, from_json
+from twofold.loadbalancer.config import CATALOGUE, Config
 from twofold.loadbalancer.supervision import reload_check
 from twofold.loadbalancer.supervision.exec_handover import ExecHandover
 from twofold.loadbalancer.supervision.resources import NUMBERS, ChildEntries, Resources
-from twofold.process import child as children
-from twofold.process.child import CAUGHT, CONTROLLER, LOG_WRITER, PROXY, STOP_SIGNALS, Child
+from twofold.process.backoff import Backoff
+from twofold.process.child import Child, Life, RestartPolicy
+from twofold.process.exit_status import how
+from twofold.process.forking import reap
+from twofold.process.signals import STOP_SIGNALS, SignalPipe
 
+LOG_WRITER, CONTROLLER, PROXY = "log_writer", "controller", "proxy"  # roles
+RESTARTS = RestartPolicy(Backoff(first_s=0.2, most_s=10.0), healthy_s=1.0, reports=True)
 TURN = 0.1  # seconds between looks at deadlines when nothing happens
 CONTROLLER_FIRST = 3.0  # seconds that the first proxies wait for a board
 START_PATIENCE = 20.0  # seconds, after which a generation that does not accept may be given up
@@ -67,7 +73,7 @@ class Supervisor:
     command: list[str]  # this program, to be run again
     children: list[Child] = field(default_factory=list)
     reload_check: reload_check.ReloadCheck | None = None
-    _wakeup: int = -1
+    signals: SignalPipe = field(init=False)
 
     def run(self) -> ExitCode:
         """Until told to stop. Raises AddressError when it cannot begin."""
@@ -78,32 +84,32 @@ class Supervisor:
             importlib.import_module(module)
         gc.collect()
         gc.freeze()  # what is never collected stays shared with the children
-        self._wakeup = _catch_signals()
+        self.signals = SignalPipe()
         try:
             while self.children:
                 self._turn()
         finally:
             for child in self.children:
-                child.kill()
+                child.send(signal.SIGKILL)
             resources.sockets.release()
         return self.progress.failed
 
     def _turn(self) -> None:
         ready = select.poll()
-        reports = {child.report: child for child in self.children if child.report >= 0}
-        for fd in (self._wakeup, *reports):
+        reports = {child.ready_fd: child for child in self.children if child.ready_fd >= 0}
+        for fd in (self.signals.fd, *reports):
             ready.register(fd, select.POLLIN)
         for fd, _ in ready.poll(TURN * 1000):
             if fd in reports:
                 reports[fd].hear()
             else:
-                self._handle(os.read(self._wakeup, 512))
+                self._handle(self.signals.read())
         now = time.monotonic()
-        for pid, status in children.reap():
+        for pid, status in reap():
             self._ended(pid, status, now)
         for child in self.children:
-            if child.leave_by and now > child.leave_by:
-                child.kill()
+            if child.leave_by_s and now > child.leave_by_s:
+                child.send(signal.SIGKILL)
         if self.reload_check is not None and now > self.reload_check.until:
             self.reload_check.stop()
         if self.progress.stopping:
@@ -119,16 +125,16 @@ class Supervisor:
                 self.progress.again = True
             elif number == signal.SIGUSR1:
                 for child in self.children:
-                    if child.role == LOG_WRITER and child.pid:
-                        os.kill(child.pid, signal.SIGUSR1)
+                    if child.role == LOG_WRITER:
+                        child.send(signal.SIGUSR1)
 
     def _step(self, now: float) -> None:
-        if not self.progress.settled and all(child.accepts for child in self._own(PROXY)):
+        if not self.progress.settled and all(child.ready for child in self._own(PROXY)):
             self._settle(now)
         patience = self.resources.config.timeouts.drain_timeout + DRAIN_MARGIN
         for child in self.children:
-            if not child.old:
-                if not child.pid and now >= child.retry_at and self._may_start(child, now):
+            if not child.retired:
+                if child.due(now) and self._may_start(child, now):
                     self._start(child, now)
             elif child.role == LOG_WRITER:
                 child.leave(signal.SIGUSR2, now, LEAVE_PATIENCE)
@@ -142,7 +148,7 @@ class Supervisor:
     # ------------------------------------------------------------------ the generation
 
     def _own(self, role: str) -> list[Child]:
-        return [child for child in self.children if child.role == role and not child.old]
+        return [child for child in self.children if child.role == role and not child.retired]
 
     def _make_generation(self) -> None:
         taken = {child.number for child in self.children}
@@ -150,26 +156,20 @@ class Supervisor:
         numbers = free[: self.resources.config.listen.proxies]
         for number in numbers:
             self.resources.lay_pipe(number)
-        self.children += [Child(LOG_WRITER), Child(CONTROLLER), *(Child(PROXY, number) for number in numbers)]
+        self.children += [_child(self.resources, LOG_WRITER), _child(self.resources, CONTROLLER)]
+        self.children += [_child(self.resources, PROXY, number) for number in numbers]
 
     def _may_start(self, child: Child, now: float) -> bool:
         if child.role != PROXY:
-            return not any(other.old and other.role == child.role for other in self.children)
+            return not any(other.retired and other.role == child.role for other in self.children)
         # A proxy without a board answers 503; until there is one, connections wait in the kernel.
         controller, progress = self._own(CONTROLLER)[0], self.progress
-        waited = controller.accepts or controller.failures > 0 or now - progress.began > CONTROLLER_FIRST
+        waited = controller.ready or controller.failures > 0 or now - progress.began > CONTROLLER_FIRST
         return progress.settled or waited
 
     def _start(self, child: Child, now: float) -> None:
-        resources = self.resources
-        proxy = partial(resources.be_proxy, child.number)
         try:
-            child.start(
-                {LOG_WRITER: resources.be_log_writer, CONTROLLER: resources.be_controller}.get(
-                    child.role, proxy
-                ),
-                now,
-            )
+            child.start(now)
         except OSError as error:
             child.failed(now, child.failures + 1)
             self.announce("error", f"cannot start {child.name}: {error.strerror}; trying again")
@@ -194,15 +194,15 @@ class Supervisor:
         if child.role == PROXY:
             self.resources.forget(child.number)
         child.ended(now)
-        if child.old:
+        if child.retired:
             self.children.remove(child)
         elif not self.progress.stopping:
             self._lost(child, status)
 
     def _lost(self, child: Child, status: int) -> None:
         """It will be replaced, unless nothing was ever served and it is no use."""
-        what, progress = f"{child.name} ended ({children.how(status)})", self.progress
-        code = os.waitstatus_to_exitcode(status)
+        code, progress = os.waitstatus_to_exitcode(status), self.progress
+        what = f"{child.name} ended ({how(code)})"
         hopeless = code > ExitCode.INTERNAL or child.failures >= MAX_FAILURES
         if progress.first and not progress.settled and hopeless:
             self.announce("error", f"{what} before anything was served")
@@ -217,7 +217,7 @@ class Supervisor:
     def _may_reload(self, now: float) -> bool:
         progress = self.progress
         if progress.settled:
-            return not any(child.old for child in self.children)
+            return not any(child.retired for child in self.children)
         return now - progress.began > START_PATIENCE or any(child.failures > 1 for child in self._own(PROXY))
 
     def _rehearse(self, now: float) -> None:
@@ -251,30 +251,30 @@ class Supervisor:
 
     def _become(self, settings: str) -> None:
         """The new program, in this process. A signal that comes meanwhile waits for it."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)
-        try:
-            self._handle(os.read(self._wakeup, 512))
-        except BlockingIOError:
-            pass
-        if not self.progress.stopping:
+        with self.signals.blocked():
+            self._handle(self.signals.read())
+            if self.progress.stopping:
+                return
             for child in self.children:
-                if not child.old and child.role != LOG_WRITER and not child.accepts:
+                if not child.retired and child.role != LOG_WRITER and not child.ready:
                     # It may have begun to accept just now: so it is asked, and given little time.
                     child.leave(signal.SIGTERM, time.monotonic(), LEAVE_PATIENCE)
             error = self._handover(settings).execute(self.command)
             self.resources.sockets.release(keep=self.resources.texts())
             self._refuse(f"cannot run {self.command[0]}: {error.strerror}")
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
 
     def _handover(self, settings: str) -> ExecHandover:
         resources = self.resources
-        facts = ("role", "number", "pid", "leave_by")
         return ExecHandover(
             config=settings,
             memory=resources.memory_fd,
             sockets={text: each.fileno() for text, each in resources.sockets.held.items()},
             pipes={str(number): ends for number, ends in resources.pipes.items()},
-            children=[{name: getattr(child, name) for name in facts} for child in self.children if child.pid],
+            children=[
+                {"role": child.role, "number": child.number, "pid": child.pid, "leave_by": child.leave_by_s}
+                for child in self.children
+                if child.pid
+            ],
             again=self.progress.again,
         )
 
@@ -298,7 +298,7 @@ class Supervisor:
         alive = {child.role for child in self.children}
         for child in self.children:
             if self.progress.fast and child.role != LOG_WRITER:
-                child.kill()
+                child.send(signal.SIGKILL)
             elif child.role == PROXY:
                 patience = self.resources.config.timeouts.drain_timeout + DRAIN_MARGIN
                 child.leave(signal.SIGTERM, now, patience)
@@ -312,14 +312,16 @@ class Supervisor:
             self.announce("info", "stopped")
 
 
-def _catch_signals() -> int:
-    """The read end of a pipe into which the numbers of caught signals are written, the blocked ones too."""
-    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    for number in CAUGHT:
-        signal.signal(number, lambda signum, stack: None)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
-    return read
+def _child(resources: Resources, role: str, number: int = -1) -> Child:
+    own: dict[str, Life] = {LOG_WRITER: resources.be_log_writer, CONTROLLER: resources.be_controller}
+    return Child(role, RESTARTS, own.get(role) or partial(resources.be_proxy, number), number)
+
+
+def _retired(resources: Resources, facts: dict[str, Any]) -> Child:
+    """A child of the generation before, which is to leave."""
+    child = _child(resources, facts["role"], facts["number"])
+    child.retired, child.pid, child.leave_by_s = True, facts["pid"], facts["leave_by"]
+    return child
 
 
 def start(config: Config, lives: ChildEntries, announce: Announce) -> ExitCode:
@@ -335,11 +337,11 @@ def resume(left: ExecHandover, lives: ChildEntries, announce: Announce) -> ExitC
     if os.fstat(fd).st_size != shared_memory.SIZE:  # of another version: what it counted is not ours to read
         os.close(fd)
         fd = shared_memory.create()
-    resources = Resources(from_json(left.config), lives, fd, shared_memory.attach(fd))
+    resources = Resources(CATALOGUE.from_json(left.config), lives, fd, shared_memory.attach(fd))
     resources.sockets.held = {text: socket.socket(fileno=each) for text, each in left.sockets.items()}
     resources.pipes = {int(number): (ends[0], ends[1]) for number, ends in left.pipes.items()}
     progress = GenerationProgress(time.monotonic(), first=False, again=left.again)
-    before = [Child(**facts, old=True) for facts in left.children]
+    before = [_retired(resources, facts) for facts in left.children]
     return Supervisor(resources, announce, progress, _command(), before).run()
 
 

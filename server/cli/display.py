@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import urlsplit
 
 from twofold.errors import TRACEBACK, ExitCode, TwofoldError, raised
-from twofold.logs.records import say
+from twofold.logs.console import say
 from twofold.server.machine.capacity import many
 
 if TYPE_CHECKING:

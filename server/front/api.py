@@ -28,9 +28,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twofold.server.front import pages, responses, route
 from twofold.server.front.asgi import EXTENSION
-from twofold.server.front.route import Refusal, RouteRules
+from twofold.server.front.route import RouteRules
 from twofold.server.telemetry import metrics
-from twofold.wire.request_head import RequestHead, error_body
+from twofold.wire.refusal import Refusal
+from twofold.wire.request_head import RequestHead
 from twofold.wire.request_ids import RequestIds
 
 CODES = {404: "NotAuthorizedOrNotFound", 405: "MethodNotAllowed"}
@@ -273,5 +274,4 @@ def _page(page: pages.Page) -> Response:
 
 def _refusal(refusal: Refusal) -> Response:
     fields = dict(line.split(": ", 1) for line in refusal.headers.decode().splitlines())
-    body = error_body(refusal.code, refusal.message)
-    return Response(body, refusal.status, fields, media_type="application/json")
+    return Response(refusal.body(), refusal.status, fields, media_type="application/json")

@@ -20,9 +20,10 @@ from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote
 
-from twofold.logs.records import say
+from twofold.logs.console import say
 from twofold.server.front.responses import NO_TIMING
-from twofold.wire.request_head import STATUS_LINES, RequestHead, error_body
+from twofold.wire.refusal import error_body
+from twofold.wire.request_head import STATUS_LINES, RequestHead
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -19,13 +19,13 @@ from json import loads
 from typing import Any
 
 from twofold.errors import TwofoldError
-from twofold.server.config import Config, to_json
+from twofold.server.config import CATALOGUE, Config
 from twofold.server.front import responses
 from twofold.server.front.dispatch import Dispatch, QueuePipes
 from twofold.server.front.outcomes import BUSY, DOWN, failure
-from twofold.server.front.route import Refusal
 from twofold.server.replica import frame, slots
 from twofold.server.telemetry import metrics
+from twofold.wire.refusal import Refusal
 from twofold.wire.request_ids import RequestIds
 
 TICK = 0.05
@@ -117,7 +117,7 @@ async def open_backend(config: Config) -> AsyncIterator[SlotBackend]:
         [sys.executable, "-m", "twofold.server.embedded", str(theirs.fileno())],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "TWOFOLD_EMBEDDER_CONFIG": to_json(config)},
+        env={**os.environ, "TWOFOLD_EMBEDDER_CONFIG": CATALOGUE.to_json(config)},
     )
     theirs.close()
     try:

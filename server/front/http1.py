@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 
 from twofold.server.front import dispatch, responses, route
 from twofold.server.front.outcomes import BUSY, DOWN, failure
-from twofold.server.front.route import Refusal, RoutePlan
+from twofold.server.front.route import RoutePlan
 from twofold.server.replica import frame
 from twofold.wire import request_head
+from twofold.wire.refusal import LATE_BODY, LATE_HEAD, Refusal, try_later
 
 if TYPE_CHECKING:
     from twofold.server.front.process import Front
@@ -297,8 +298,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _refuse_busy(self, unread: bool) -> None:
         refusal = DOWN if self.dispatch.unavailable else BUSY
-        retry = b"retry-after: %d\r\n" % self.dispatch.retry_after()
-        self._refuse(Refusal(refusal.status, refusal.code, refusal.message, retry), self.plan.close or unread)
+        later = try_later(refusal.status, refusal.code, refusal.message, self.dispatch.retry_after())
+        self._refuse(later, self.plan.close or unread)
 
     def _refuse(self, refusal: Refusal, close: bool) -> None:
         front = self.front
@@ -394,5 +395,4 @@ class Connection(asyncio.BufferedProtocol):
             self.slot = -1
         elif self.state == HEAD:
             self.plan = self.front.no_plan
-        what = "head" if self.state == HEAD else "body"
-        self._refuse(Refusal(408, "RequestTimeout", f"the {what} did not arrive in time"), close=True)
+        self._refuse(LATE_HEAD if self.state == HEAD else LATE_BODY, close=True)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
 import secrets
 import socket
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 
 from twofold.errors import AddressError
-from twofold.net.unix_socket import bind_to_path
+from twofold.net import binding
+from twofold.net.address import Address
 from twofold.server.config import AUTO, NONE, HttpSettings
 
 SO_ATTACH_FILTER = 26
@@ -37,8 +36,7 @@ class Listeners:
 
     @property
     def url(self) -> str:
-        host, port = self.port.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return f"http://{Address(*self.port.getsockname()[:2])}"
 
     def deafen(self) -> None:
         """Let the kernel drop whoever wants to connect from now on, in all processes.
@@ -62,14 +60,14 @@ class Listeners:
 
     def retire(self) -> None:
         """Close them where they were made, for good."""
-        if self.local_name.startswith("/"):
-            Path(self.local_name).unlink(missing_ok=True)
-        self.close()
+        binding.retire(self.port)
+        if self.local is not None:
+            binding.retire(self.local)
 
 
 def listen(http: HttpSettings) -> Listeners:
     """Raises AddressError."""
-    port = _listen_at_port(http)
+    port = binding.tcp(http.host, http.port, http.backlog, f"{http.host}:{http.port}", setting="host")
     try:
         local = _listen_locally(http)
     except AddressError:
@@ -79,46 +77,8 @@ def listen(http: HttpSettings) -> Listeners:
     return Listeners(port, local, f"@{name[1:].decode()}" if isinstance(name, bytes) else str(name))
 
 
-def _listen_at_port(http: HttpSettings) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            http.host, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: no host name can look like that
-        why = error.strerror if isinstance(error, OSError) else "it is not a host name"
-        raise AddressError(f"cannot resolve host {http.host!r}: {why}", "set host") from None
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(http.backlog)  # two that bound with SO_REUSEADDR at once part here
-    except OSError as error:
-        listener.close()
-        remedy = "choose another port, or stop what listens there"
-        if error.errno == errno.EACCES:
-            remedy = "ports below 1024 need privileges: choose another"
-        elif error.errno == errno.EADDRNOTAVAIL:
-            remedy = "this machine has no such address: set host"
-        raise AddressError(f"cannot bind {http.host}:{http.port}: {error.strerror}", remedy) from None
-    listener.setblocking(False)
-    return listener
-
-
 def _listen_locally(http: HttpSettings) -> socket.socket | None:
     if http.socket in ("", NONE):
         return None
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        if http.socket == AUTO:
-            listener.bind(f"\0twofold-{os.getpid()}-{secrets.token_hex(8)}")
-        else:
-            bind_to_path(listener, http.socket)
-        listener.listen(http.backlog)
-    except OSError as error:
-        listener.close()
-        remedy = "choose another socket, or stop what listens there"
-        if error.errno in (errno.ENOENT, errno.EACCES):
-            remedy = "its folder must exist, and this user must be allowed to write there"
-        raise AddressError(f"cannot bind {http.socket}: {error.strerror}", remedy) from None
-    listener.setblocking(False)
-    return listener
+    name = f"\0twofold-{os.getpid()}-{secrets.token_hex(8)}" if http.socket == AUTO else http.socket
+    return binding.unix(name, http.backlog, shown=http.socket)

@@ -6,8 +6,8 @@ Messages name the setting or the log that helps, and never carry the model's tra
 from __future__ import annotations
 
 from twofold.server.front.dispatch import EXPIRED, QUARANTINED
-from twofold.server.front.route import Refusal
 from twofold.server.replica import frame
+from twofold.wire.refusal import Refusal
 
 BUSY = Refusal(503, "ServiceUnavailable", "the queue is full")
 DOWN = Refusal(503, "ServiceUnavailable", "no replica can serve; see /health")

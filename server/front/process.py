@@ -20,6 +20,7 @@ import uvloop
 
 from twofold.logs import records as log
 from twofold.logs import writer
+from twofold.logs.console import say
 from twofold.server.config import Config
 from twofold.server.front import asgi, responses, route
 from twofold.server.front.api import create_app
@@ -31,11 +32,10 @@ from twofold.server.front.route import RoutePlan, RouteRules
 from twofold.server.replica import slots
 from twofold.server.telemetry import metrics
 from twofold.wire import request_head
+from twofold.wire.head_memo import HeadMemo
 from twofold.wire.request_ids import RequestIds
 
 TICK = 0.05
-MAX_PLANS = 1024
-MAX_PLAN_HEAD = 2048  # bytes; longer heads are parsed each time
 GRACE_TICKS = 4
 PIECE = 200  # journal entries made into log lines at a time: about half a millisecond
 GC_THRESHOLD = 20000  # the journal alone holds thousands of tuples for 100 ms
@@ -67,7 +67,8 @@ class Front:
         self.counters = metrics.Counters(place.memory, place.number)
         self.cells = self.counters.cells
         self.rules = RouteRules(place.layout.max_body, self.http.root_ocid)
-        self.plans: dict[bytes, RoutePlan] = {}
+        self.memo: HeadMemo[RoutePlan] = HeadMemo()
+        self.plans = self.memo.plans
         nothing = route.make_plan(request_head.parse_head(b"GET / HTTP/1.0\r\n\r\n"), self.rules)
         self.no_plan = replace(nothing, message=b"- - -")  # of a head that could not be read
         self.ids = RequestIds()
@@ -88,10 +89,7 @@ class Front:
     def remember(self, raw: bytes) -> RoutePlan:
         """The plan of a head that is not in `plans`; raises BadRequest."""
         made = route.make_plan(request_head.parse_head(raw), self.rules)
-        if len(raw) <= MAX_PLAN_HEAD:
-            if len(self.plans) >= MAX_PLANS:
-                self.plans.clear()  # a client that varies its heads gains nothing from any policy
-            self.plans[raw] = made
+        self.memo.put(raw, made)
         return made
 
     def connected(self, connection: Connection) -> None:
@@ -204,7 +202,7 @@ class Front:
             try:
                 self.tick()
             except Exception as error:  # without a tick there would be no deadlines, logs, counts, timeouts
-                log.say("error", f"a bug in the front's tick: {type(error).__name__}: {error}")
+                say("error", f"a bug in the front's tick: {type(error).__name__}: {error}")
 
 
 def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:

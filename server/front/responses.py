@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from email.utils import formatdate
 
-from twofold.server.front.route import Refusal
+from twofold.wire.refusal import Refusal
 from twofold.wire.request_head import REASONS
 
 NO_TIMING = b"queue;dur=0, predict;dur=0, encode;dur=0"

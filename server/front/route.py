@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from twofold.server.replica import frame
-from twofold.wire import request_head
+from twofold.wire import persistence
+from twofold.wire.refusal import LENGTH, Refusal, too_large
 from twofold.wire.request_head import RequestHead
 
 EXPRESS = 1  # predict: slot, descriptor, answer
@@ -20,17 +21,6 @@ APPLICATION = 2  # everything else: the ASGI application
 REFUSED = 3
 
 APPLICATION_BODY = 65536  # bytes of body that a route other than predict may have
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    status: int
-    code: str
-    message: str
-    headers: bytes = b""
-
-    def body(self) -> bytes:
-        return request_head.error_body(self.code, self.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +46,15 @@ class RouteRules:
 def make_plan(head: RequestHead, rules: RouteRules) -> RoutePlan:
     refusal = _refusal(head, rules)
     predict = is_predict(head.path)
-    unread_body = head.chunked or (refusal is not None and (head.content_length or 0) > 0)
-    close = not head.keep_alive or unread_body or (refusal is not None and refusal.status == 411)
-    connection = b""
-    if close:
-        connection = b"connection: close\r\n"
-    elif head.version == (1, 0):
-        connection = b"connection: keep-alive\r\n"
+    # Without a length, what comes next may be the body all the same.
+    close = persistence.closes(head, refusal is not None) or refusal is LENGTH
     return RoutePlan(
         lane=REFUSED if refusal else EXPRESS if predict else APPLICATION,
         head=head,
         kind=frame.JSON if is_json(head.content_type) else frame.BYTES,
         length=head.content_length or 0,
-        message=b"%s %s %d.%d" % (head.method.encode(), head.target.partition(b"?")[0], *head.version),
-        connection=connection,
+        message=head.line(),
+        connection=persistence.connection_field(head, close),
         close=close,
         refusal=refusal,
     )
@@ -89,7 +74,7 @@ def is_json(content_type: bytes) -> bool:
 def _refusal(head: RequestHead, rules: RouteRules) -> Refusal | None:
     if not is_predict(head.path):
         if head.chunked:
-            return Refusal(411, "LengthRequired", "send a Content-Length; chunked bodies are not accepted")
+            return LENGTH
         if (head.content_length or 0) > APPLICATION_BODY:
             return Refusal(413, "PayloadTooLarge", f"this route takes at most {APPLICATION_BODY} bytes")
         return None
@@ -98,9 +83,9 @@ def _refusal(head: RequestHead, rules: RouteRules) -> Refusal | None:
     if head.method != "POST":
         return Refusal(405, "MethodNotAllowed", "predict takes POST", b"allow: POST\r\n")
     if head.content_length is None:
-        return Refusal(411, "LengthRequired", "send a Content-Length; chunked bodies are not accepted")
+        return LENGTH
     if head.content_length > rules.max_body:
-        return Refusal(413, "PayloadTooLarge", f"the body may have at most {rules.max_body} bytes")
+        return too_large(rules.max_body)
     for name, value in head.headers:
         if name == b"content-encoding" and value.lower() != b"identity":
             return Refusal(415, "UnsupportedMediaType", "send the body without Content-Encoding")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from twofold.errors import ExitCode
+from twofold.process.exit_status import how
 from twofold.server.artifact.diagnostics import CRASH, REMEDIES, SLOW
 
 MAX_DUMP = 65536  # bytes of faulthandler's words that are looked at: it may tell of many threads
@@ -68,18 +69,17 @@ def decode(status: int, out_of_memory: bool, cause: str = "") -> str:
         return cause
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        name = signal.Signals(number).name if number in signal.Signals.__members__.values() else str(number)
         if number == signal.SIGKILL and out_of_memory:
             return "out of memory: killed by the kernel (cgroup oom_kill)"
         if number == signal.SIGKILL:
             return "killed by SIGKILL from outside (an operator, or the machine ran out of memory)"
-        return f"killed by {name}"
+        return how(-number)
     code = os.WEXITSTATUS(status)
     if code == ExitCode.RESOURCES:
         return "out of memory: predict() raised MemoryError, so the process was replaced"
     if code == ExitCode.MODEL:
         return "the model did not load"
-    return f"exited with code {code}" if code else "exited by itself with code 0"
+    return how(code) if code else "exited by itself with code 0"
 
 
 def load_failure(report: Mapping[str, Any]) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from twofold.process.backoff import Backoff
+
 LONG_LIFE = 10.0  # seconds after which a death counts as the first again
-FIRST_DELAY = 0.25
-MAX_DELAY = 30.0
-MAX_DOUBLINGS = 16
+RESTARTS = Backoff(first_s=0.25, most_s=30.0)
 
 
 class State(StrEnum):
@@ -73,13 +73,6 @@ class Replica:
         self.failures = 1 if lived else self.failures + 1
         self.restarts += 1
         self.reason = reason
-        self.retry_at = now + self.delay()
+        self.retry_at = now + RESTARTS.delay_s(self.failures)
         self.pid, self.cause, self.aborted_at = 0, "", 0.0
         self.move("died", now)
-
-    def delay(self) -> float:
-        """The first death costs nothing, each further one twice the last, up to half a minute."""
-        if self.failures <= 1:
-            return 0.0
-        doublings = min(self.failures - 2, MAX_DOUBLINGS)  # 2.0 ** 1024 is no number, and a night is long
-        return min(MAX_DELAY, FIRST_DELAY * 2.0**doublings)

@@ -17,11 +17,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
-from twofold.errors import ExitCode, ResourceError, TwofoldError
-from twofold.logs import writer
+from twofold.errors import ExitCode, TwofoldError
+from twofold.logs import sinks, writer
 from twofold.process import prctl
+from twofold.process.backoff import Backoff
+from twofold.process.child import Child, RestartPolicy
+from twofold.process.exit_status import how
+from twofold.process.forking import reap
+from twofold.process.signals import STOP_SIGNALS, SignalPipe
 from twofold.server.artifact.artifact import Artifact
 from twofold.server.config import Config
 from twofold.server.environment.environment import Environment
@@ -37,25 +41,14 @@ from twofold.server.supervision.quarantine import Quarantine
 from twofold.server.supervision.replica_pool import Announce, PoolContext, ReplicaPool
 from twofold.server.telemetry import metrics
 
+FRONT, LOG_WRITER = "front", "log_writer"  # roles, and reasons of twofold_replica_restarts_total
+RESTARTS = RestartPolicy(Backoff(first_s=0.4, most_s=10.0), healthy_s=10.0)
 TURN = 0.1  # seconds between looks at deadlines when nothing happens
 BOARD_EVERY = 1.0
 LEAVE_TIMEOUT = 2.0  # for replicas and the log writer, after the fronts have drained
 FAST_STOP = 0.5
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 REOPEN_SIGNALS = (signal.SIGHUP, signal.SIGUSR1)
 READ_SIZE = 65536
-
-
-@dataclass(slots=True)
-class Forked:
-    """A front or the log writer: a child that runs our own code."""
-
-    name: str
-    life: Callable[[], int]
-    pid: int = 0
-    started: float = 0.0
-    failures: int = 0
-    retry_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -76,24 +69,24 @@ class Supervisor:
     channels: Channels
     listeners: Listeners | None
     embedder: socket.socket | None
-    children: list[Forked] = field(default_factory=list)
+    children: list[Child] = field(default_factory=list)
     stop: StopProgress = field(default_factory=StopProgress)
     failed: TwofoldError | None = None
     announced: bool = False
     started: float = field(default_factory=time.time)
     sample_text: str = ""
-    _wakeup: int = -1
+    signals: SignalPipe = field(init=False)
     _reports: bytes = b""
     _board_at: float = 0.0
 
     def run(self) -> ExitCode:
-        self._wakeup = _catch_signals()
+        self.signals = SignalPipe()
         self.sample_text = board.sample_text(self.artifact.sample)
         self.pool.step_availability()
         self._make_children()
         try:
             for child in self.children:
-                self._fork(child, time.monotonic())
+                self._start(child, time.monotonic())
             self.pool.start(time.monotonic())
             while not self.stop.requested_at:
                 self._turn()
@@ -108,18 +101,18 @@ class Supervisor:
     def _turn(self) -> None:
         ready = select.poll()
         for fd in (
-            self._wakeup,
+            self.signals.fd,
             self.channels.reports.read,
             *([self.embedder.fileno()] if self.embedder else []),
         ):
             ready.register(fd, select.POLLIN)
         woken = {fd for fd, _ in ready.poll(TURN * 1000)}
-        if self._wakeup in woken:
-            self._handle_signals(os.read(self._wakeup, 512))
+        if self.signals.fd in woken:
+            self._handle_signals(self.signals.read())
         if self.embedder is not None and self.embedder.fileno() in woken:
             self.stop.requested_at = time.monotonic()  # the embedding process has gone
         now = time.monotonic()
-        dead = _reap()
+        dead = reap()
         self._hear(now)
         for pid, status in dead:
             if not self._ended(pid, status, now):
@@ -142,8 +135,8 @@ class Supervisor:
                 self.stop.requested_at = self.stop.requested_at or time.monotonic()
             elif number in REOPEN_SIGNALS:
                 for child in self.children:
-                    if child.name == "log_writer" and child.pid:
-                        os.kill(child.pid, signal.SIGUSR1)
+                    if child.role == LOG_WRITER:
+                        child.send(signal.SIGUSR1)
 
     def _hear(self, now: float) -> None:
         """Replicas' reports: whole lines, though a read may end within one."""
@@ -168,36 +161,14 @@ class Supervisor:
     # ------------------------------------------------------------------ our own children
 
     def _make_children(self) -> None:
-        self.children.append(Forked("log_writer", self._be_log_writer))
+        self.children.append(Child(LOG_WRITER, RESTARTS, self._be_log_writer))
         if self.listeners is not None:
             for number in range(self.channels.layout.fronts):
-                self.children.append(Forked(f"front {number}", partial(self._be_front, number)))
+                self.children.append(Child(FRONT, RESTARTS, partial(self._be_front, number), number))
         elif self.embedder is not None:
             _send_plumbing(self.embedder, self.channels)
 
-    def _fork(self, child: Forked, now: float) -> None:
-        parent = os.getpid()
-        pid = os.fork()
-        if pid:
-            child.pid, child.started = pid, now
-            return
-        code = int(ExitCode.INTERNAL)
-        try:
-            signal.set_wakeup_fd(-1)
-            for number in (*STOP_SIGNALS, *REOPEN_SIGNALS, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the supervisor's to handle
-            os.setpgid(0, 0)
-            prctl.die_with_parent(parent)
-            code = child.life()
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-
-    def _be_front(self, number: int) -> int:
+    def _be_front(self, number: int, ready: int) -> int:
         from twofold.server.front import process  # uvloop and starlette stay out of the supervisor
 
         assert self.listeners is not None
@@ -214,7 +185,7 @@ class Supervisor:
             )
         )
 
-    def _be_log_writer(self) -> int:
+    def _be_log_writer(self, ready: int) -> int:
         pipes, settings = self.channels, self.config.log
         pipes.close_writers()  # ours, or it would wait for its own end
         if self.listeners is not None:
@@ -243,20 +214,24 @@ class Supervisor:
         child = next((child for child in self.children if child.pid == pid), None)
         if child is None:
             return False
-        child.pid = 0
-        child.failures = child.failures + 1 if now - child.started < 10 else 1
-        # 2.0 ** 1024 is no number, and whoever dies every ten seconds gets there overnight.
-        delay = 0.0 if child.failures == 1 else min(10.0, 0.1 * 2.0 ** min(child.failures, 16))
-        child.retry_at = now + delay
+        child.ended(now)
         if not self.stop.requested_at:
-            self.announce("note", message=f"{_spoken(child)} ended ({_how(status)}) and is replaced")
-            self.pool.count_restart(child.name.partition(" ")[0])
+            ending = how(os.waitstatus_to_exitcode(status))
+            self.announce("note", message=f"{child.name} ended ({ending}) and is replaced")
+            self.pool.count_restart(child.role)
         return True
+
+    def _start(self, child: Child, now: float) -> None:
+        try:
+            child.start(now)
+        except OSError as error:
+            child.failed(now, child.failures + 1)
+            self.announce("note", message=f"cannot start {child.name}: {error.strerror}; trying again")
 
     def _restart(self, now: float) -> None:
         for child in self.children:
-            if not child.pid and now >= child.retry_at:
-                self._fork(child, now)
+            if child.due(now):
+                self._start(child, now)
 
     # ------------------------------------------------------------------ the board
 
@@ -279,7 +254,7 @@ class Supervisor:
             self._wait(lambda: False, http.drain_grace)
         if self.listeners is not None:
             self.listeners.retire()
-        fronts = [child for child in self.children if child.name != "log_writer"]
+        fronts = [child for child in self.children if child.role != LOG_WRITER]
         self._end(fronts, http.drain_timeout)
         self.pool.leave(signal.SIGTERM, time.monotonic())
         self._wait(lambda: not self.pool.alive(), LEAVE_TIMEOUT)
@@ -292,11 +267,10 @@ class Supervisor:
         self._end(self.children, 0.0)
         self.announce("stopped", served=self.pool.ever_ready, failed=self.failed is not None)
 
-    def _end(self, children: list[Forked], patience: float) -> None:
+    def _end(self, children: list[Child], patience: float) -> None:
         for number, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, LEAVE_TIMEOUT)):
             for child in children:
-                if child.pid:
-                    os.kill(child.pid, number)
+                child.send(number)
             self._wait(lambda: not any(child.pid for child in children), wait)
 
     def _wait(self, done: Callable[[], bool], patience: float) -> None:
@@ -325,7 +299,7 @@ def run(
     Raises TwofoldError when it cannot start; whatever was started has ended by then.
     """
     prctl.adopt_orphans()
-    _make_log_folder(config.log.log_dir)
+    sinks.require_folder(config.log.log_dir, writer.STREAMS)
     listeners = None if embedder else listen(config.http)
     plan = capacity.plan(config.replicas, capacity.cores(), capacity.visible_gpus(os.environ))
     fronts = config.http.fronts or max(1, plan.replicas // 8)
@@ -361,53 +335,6 @@ def _facts(
         source=config.log.deployment_id or "twofold",
         sample=artifact.sample,
     )
-
-
-def _make_log_folder(path: str) -> None:
-    if not path:
-        return
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        for stream in ("access", "predict"):
-            file = Path(path) / f"{stream}.log"
-            os.close(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640))
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write logs: {error.strerror}",
-            "choose another log_dir, or none for standard output",
-            path,
-        ) from None
-
-
-def _spoken(child: Forked) -> str:
-    return child.name.replace("_", " ")
-
-
-def _catch_signals() -> int:
-    """The read end of a pipe into which the numbers of caught signals are written."""
-    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    for number in (*STOP_SIGNALS, *REOPEN_SIGNALS, signal.SIGCHLD):
-        signal.signal(number, lambda signum, stack: None)
-    return read
-
-
-def _reap() -> list[tuple[int, int]]:
-    """Everybody who has ended, strangers that we adopted included."""
-    dead: list[tuple[int, int]] = []
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return dead
-        if not pid:
-            return dead
-        dead.append((pid, status))
-
-
-def _how(status: int) -> str:
-    ended = os.waitstatus_to_exitcode(status)
-    return f"signal {signal.Signals(-ended).name}" if ended < 0 else f"exit code {ended}"
 
 
 def _send_plumbing(embedder: socket.socket, pipes: Channels) -> None:

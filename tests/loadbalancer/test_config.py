@@ -71,7 +71,7 @@ def test_every_setting_through_every_source(tmp_path: Path) -> None:
             config.load(None, {}, others | {name: text}),
         ):
             assert getattr(getattr(settings, group), name) == expected
-            assert config.from_json(config.to_json(settings)) == settings
+            assert config.CATALOGUE.from_json(config.CATALOGUE.to_json(settings)) == settings
 
 
 def _another(known: dataclasses.Field[object]) -> str:

@@ -29,7 +29,7 @@ def test_defaults() -> None:
     assert settings.artifact == "model"
     assert settings.http == HttpSettings()
     assert (settings.http.host, settings.http.port) == ("127.0.0.1", 8080)
-    assert {source for _, _, source, _ in config.settings(settings)} == {"default"}
+    assert {source for _, _, source, _ in config.CATALOGUE.listed(settings)} == {"default"}
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -37,13 +37,13 @@ def test_later_sources_win(tmp_path: Path) -> None:
     environ = {"TWOFOLD_PORT": "2", "TWOFOLD_HOST": "b", "PATH": "/bin"}
     settings = config.load("", path, environ, {"port": "3", "host": None})
     assert (settings.http.port, settings.http.host, settings.http.backlog) == (3, "b", 9)
-    sources = {name: source for name, _, source, _ in config.settings(settings)}
+    sources = {name: source for name, _, source, _ in config.CATALOGUE.listed(settings)}
     assert (sources["port"], sources["host"], sources["backlog"]) == ("--port", "TWOFOLD_HOST", f"{path}:4")
 
 
 def test_every_setting_through_every_source(tmp_path: Path) -> None:
     """A value other than the default arrives, whichever way it comes."""
-    for group, known in config.known_settings():
+    for group, known in config.CATALOGUE.known():
         text = _another(known)
         expected = parse(known, text)
         assert expected != known.default
@@ -65,9 +65,9 @@ def _another(known: dataclasses.Field[object]) -> str:
 
 
 def test_names_are_unique_and_explained() -> None:
-    names = [known.name for _, known in config.known_settings()]
+    names = [known.name for _, known in config.CATALOGUE.known()]
     assert len(names) == len(set(names))
-    for _, known in config.known_settings():
+    for _, known in config.CATALOGUE.known():
         assert (
             known.metadata["help"] and known.metadata["help"][0] == known.metadata["help"][0].lower()
         ) or (known.name == "ocpus")
@@ -75,7 +75,7 @@ def test_names_are_unique_and_explained() -> None:
 
 def test_json_carries_all_values() -> None:
     settings = config.load("a b", None, {}, {"port": 0, "access_log": False, "ocpus": 1.5, "env": 'x"y'})
-    assert config.from_json(config.to_json(settings)) == settings
+    assert config.CATALOGUE.from_json(config.CATALOGUE.to_json(settings)) == settings
 
 
 def test_settings_are_frozen() -> None:

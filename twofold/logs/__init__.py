@@ -1,1 +1,1 @@
-"""Log records, the process that writes them, and the sinks that it writes to."""
+"""What a process writes down: log records, the process and the sinks that write them, the operator's line."""

@@ -1,7 +1,7 @@
-"""What the instance writes down: records of the access and predict logs, and a line for the operator.
+"""Records of the access log and the predict log: arithmetic on strings.
 
-The records are JSON lines in the envelope of OCI's Logging service, as the contract of Data Science
-model deployments has it.  Making them is arithmetic on strings; `say` alone writes, to stderr.
+They are JSON lines in the envelope of OCI's Logging service, as the contract of Data Science model
+deployments has it.  Touches nothing: the log writer writes them.
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import select
-import stat
-import sys
 import time
 from collections.abc import Callable
 from json.encoder import encode_basestring_ascii as quoted
@@ -24,7 +21,6 @@ TYPE = "com.oraclecloud.datascience.modeldeployment."
 MAX_MESSAGE = 1024  # characters of a request line that are logged
 REMEMBERED_MESSAGES = 512
 REMEMBERED_NUMBERS = 4096
-MAX_SAY = 4096  # bytes; PIPE_BUF, so that lines of several processes do not mix
 
 # Rendering a number costs a third of a microsecond; looking it up, nothing.
 _LAST_DIGITS = tuple(b"%02x" % byte for byte in range(256))
@@ -140,19 +136,3 @@ class PredictLog:
             f'{self._head}{next(self._next):012x}","time":"{moment}",{self._tail}{{"logEmissionTime":"{moment}"'
             f',"message":{message},"opcRequestId":"","stream":"native"{origin}}}}}\n'
         ).encode("ascii")
-
-
-def say(level: str, message: str) -> bool:
-    """One line for the operator, on stderr. False if nobody could take it now: it is not waited for."""
-    moment = time.strftime("%Y-%m-%d %H:%M:%S")
-    line = f"{moment} {level:<7} {' '.join(message.split())}".encode("utf-8", "replace")
-    try:
-        fd = sys.__stderr__.fileno() if sys.__stderr__ else 2
-        poll = select.poll()
-        poll.register(fd, select.POLLOUT)
-        # A pipe that polls writable has room for PIPE_BUF bytes, so this write does not block.
-        if not stat.S_ISREG(os.fstat(fd).st_mode) and not poll.poll(0):
-            return False
-        return os.write(fd, line[: MAX_SAY - 1] + b"\n") > 0
-    except (OSError, ValueError):  # stderr is closed, full or gone: there is nobody left to tell
-        return False

@@ -10,13 +10,37 @@ import contextlib
 import os
 import select
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
-from twofold.logs.records import say
+from twofold.errors import ResourceError
+from twofold.logs.console import say
 
+MODE = 0o640  # of a log file
 MAX_LINE = 1024 * 1024  # bytes; a longer line is dropped before it comes here
 PIPE_BUF = 4096  # what a pipe or socket that polls writable takes without blocking
 PATIENCE = 1.0  # seconds that a reader of stdout may take before it counts as stuck
+
+
+def file_of(folder: str, stream: str) -> Path:
+    return Path(folder) / f"{stream}.log"
+
+
+def require_folder(folder: str, streams: Iterable[str]) -> None:
+    """Make `folder` and the files of `streams` in it; nothing if it is empty, which means stdout.
+
+    Raises ResourceError where a file cannot be written.
+    """
+    if not folder:
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for stream in streams:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            os.close(os.open(file_of(folder, stream), flags, MODE))
+    except OSError as error:
+        remedy = "choose another log_dir, or none for standard output"
+        raise ResourceError(f"cannot write logs: {error.strerror}", remedy, folder) from None
 
 
 class Outage:
@@ -107,7 +131,7 @@ class FileSink:
         self.close()
 
     def _open(self) -> None:
-        fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, MODE)
         try:
             self._size = _mend(fd)
         except OSError:

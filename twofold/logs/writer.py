@@ -26,10 +26,9 @@ import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from twofold.logs.records import PredictLog
-from twofold.logs.sinks import MAX_LINE, FileSink, StdoutSink
+from twofold.logs.sinks import MAX_LINE, FileSink, StdoutSink, file_of
 
 CANCEL = b"\x18"
 CHUNK = 64 * 1024  # bytes taken from a pipe at once; four times as much costs twice the time
@@ -185,7 +184,7 @@ class LogWriter:
         if destination.directory:
             self._sinks = {
                 stream: FileSink(
-                    Path(destination.directory, stream + ".log"),
+                    file_of(destination.directory, stream),
                     destination.max_bytes,
                     destination.keep,
                 )

@@ -24,7 +24,7 @@ GROUP = "twofold.hot"  # mypyc puts what the compiled modules share into GROUP__
 
 # The way of a request through the load balancer, and the arithmetic of a tick; by package.
 HOT = {
-    "twofold.wire": ("chunked", "request_ids"),
+    "twofold.wire": ("chunked", "head_memo", "refusal", "request_ids"),
     "twofold.reactor": ("reactor", "transport"),
     "twofold.logs": ("records",),
     "twofold.loadbalancer": ("shared_memory",),

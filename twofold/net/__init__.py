@@ -1,1 +1,1 @@
-"""Where peers are: addresses, networks, and Unix sockets at a path."""
+"""Where peers are, and where to listen: addresses, networks, bound sockets."""

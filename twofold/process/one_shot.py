@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from twofold.process.exit_status import how
+
 MAX_OUTPUT = 4 << 20  # bytes kept of the end of standard output
 MAX_ERRORS = 8192
 
@@ -29,15 +31,13 @@ class ProcessOutcome:
     errors: str
 
     def end(self) -> str:
-        """In words, as in "the process ...\""""
+        """How it ended, as a predicate: "exited with code 1", "was killed by SIGSEGV"."""
         if self.code is None:
             return "was still running when its time was up, and was killed"
         if self.code >= 0:
-            return f"exited with code {self.code}"
-        known = -self.code in signal.Signals.__members__.values()
-        name = signal.Signals(-self.code).name if known else f"signal {-self.code}"
-        more = " (often: out of memory)" if name == "SIGKILL" else ""
-        return f"was killed by {name}{more}"
+            return how(self.code)
+        more = " (often: out of memory)" if self.code == -signal.SIGKILL else ""
+        return f"was {how(self.code)}{more}"
 
     def complaint(self) -> str:
         """The end, and what it wrote to standard error: the last line, or the one that misses a command."""

@@ -19,7 +19,6 @@ line by line walk in `doomed` only finds out what is wrong with a head that is a
 
 from __future__ import annotations
 
-import json
 import re
 from http import HTTPStatus
 from typing import NamedTuple
@@ -73,7 +72,7 @@ _INTERPRETED = frozenset((*_SINGLE, b"connection", b"expect", b"opc-request-id")
 
 
 class BadRequest(Exception):
-    """A request that is refused: answer `status` with `error_body(code, message)`, then close."""
+    """A request that is refused: answer with these three, then close."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(status, code, message)
@@ -97,6 +96,10 @@ class RequestHead(NamedTuple):
     expect_continue: bool  # a body follows and the client waits for 100 (Continue)
     content_type: bytes
     request_id: bytes  # the first group of opc-request-id when it is a plain word, else empty
+
+    def line(self) -> bytes:
+        """For the access log: method, path and version, as in "POST /predict 1.1"."""
+        return b"%s %s %d.%d" % (self.method.encode(), self.target.partition(b"?")[0], *self.version)
 
 
 def find_head(buffer: bytes | bytearray, start: int = 0) -> int:
@@ -161,38 +164,6 @@ def parse_head(data: bytes) -> RequestHead:
         content_type=found.get(b"content-type", b""),
         request_id=_first_group(found[b"opc-request-id"]) if b"opc-request-id" in found else b"",
     )
-
-
-class HeadCache:
-    """`parse_head`, remembered: machine clients repeat their heads byte for byte.
-
-    Refused and long heads are not kept; a full cache is emptied, the cheapest way to bound it.
-    """
-
-    MAX_HEADS = 1024
-    MAX_SIZE = 2048  # bytes of one head
-
-    def __init__(self) -> None:
-        self._heads: dict[bytes, RequestHead] = {}
-
-    def __len__(self) -> int:
-        return len(self._heads)
-
-    def parse(self, data: bytes) -> RequestHead:
-        """As `parse_head`; equal bytes give the same RequestHead object."""
-        head = self._heads.get(data)
-        if head is None:
-            head = parse_head(data)
-            if len(data) <= self.MAX_SIZE:
-                if len(self._heads) >= self.MAX_HEADS:
-                    self._heads.clear()
-                self._heads[data] = head
-        return head
-
-
-def error_body(code: str, message: str) -> bytes:
-    """The JSON body of every answer that reports a failure."""
-    return json.dumps({"code": code, "message": message}).encode()
 
 
 # ---------------------------------------------------------------- what is wrong with a line

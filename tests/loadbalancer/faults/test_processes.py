@@ -21,7 +21,7 @@ from tests.support.loadbalancer.http_clients import Answer, Broken, Caller, Load
 from tests.support.loadbalancer.running_balancer import act, scene
 from tests.support.loadbalancer.scripted_instance import Origin, served
 from twofold.loadbalancer import shared_memory
-from twofold.process.child import HEALTHY_LIFE
+from twofold.loadbalancer.supervision.supervisor import RESTARTS
 
 pytestmark = pytest.mark.alone
 
@@ -45,7 +45,7 @@ async def again_and_again(lb: Balancer, many: int, bar: float) -> list[float]:
         assert made.status == 200
         took.append(clock() - began)
         assert took[-1] <= bar
-        await asyncio.sleep(HEALTHY_LIFE)  # or its death would be taken for one of a row
+        await asyncio.sleep(RESTARTS.healthy_s)  # or its death would be taken for one of a row
     return took
 
 

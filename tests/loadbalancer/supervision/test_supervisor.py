@@ -203,7 +203,7 @@ def test_a_port_in_use_and_a_bad_setting_end_it_with_their_codes(start: START) -
 def test_a_proxy_that_never_starts_ends_it(start: START) -> None:
     balancer = start("bandwidth_mbps: 13", ready=False)
     assert balancer.process.wait(8) == 1
-    assert "proxy 0 ended (exit code 1) before anything was served" in balancer.output()
+    assert "proxy 0 ended (exited with code 1) before anything was served" in balancer.output()
 
 
 # ---------------------------------------------------------------------- crashes
@@ -224,7 +224,7 @@ def test_a_killed_proxy_is_replaced_at_once_and_no_connection_is_refused(start: 
         assert len(client.failures) <= 1  # the one that it was talking to
     client.end()
     assert max(gaps) < 0.3
-    assert balancer.output().count("proxy 0 ended (signal SIGKILL) and is replaced") == 2
+    assert balancer.output().count("proxy 0 ended (killed by SIGKILL) and is replaced") == 2
 
 
 def test_a_crash_loop_is_slowed_down(start: START) -> None:
@@ -244,7 +244,7 @@ def test_a_killed_controller_and_a_killed_log_writer_are_replaced(start: START, 
     _, proxy, _ = balancer.ask()
     for pid in balancer.children() - {proxy}:
         os.kill(pid, signal.SIGKILL)
-    balancer.says("(log writer|controller) ended .signal SIGKILL. and is replaced", 2)
+    balancer.says("(log writer|controller) ended .killed by SIGKILL. and is replaced", 2)
     assert balancer.ask()[1] == proxy
     eventually(lambda: len(balancer.children()) == 3, "both are back")
     log = tmp_path / "access.log"
@@ -422,7 +422,7 @@ def test_a_generation_that_does_not_accept_leaves_the_old_one_in_place(start: ST
         balancer.process.terminate()
         assert balancer.process.wait(8) == 0
         return
-    balancer.says("proxy 1 ended .exit code 1. and is replaced", 2)
+    balancer.says("proxy 1 ended .exited with code 1. and is replaced", 2)
     assert balancer.ask()[1] == before
     balancer.write("bandwidth_mbps: 15")
     balancer.reload()

@@ -28,6 +28,7 @@ from twofold.server.front.route import RouteRules
 from twofold.server.replica import frame
 from twofold.server.telemetry import metrics
 from twofold.wire import request_head
+from twofold.wire.refusal import error_body
 
 ID = re.compile(r"[0-9A-F]{32}/[0-9A-F]{32}/[0-9A-F]{32}")
 GZIP = {"content-encoding": "gzip"}
@@ -73,7 +74,7 @@ class Pretended:
             (b"server-timing", b"queue;dur=1, predict;dur=2, encode;dur=3"),
         )
         if body == b"down":
-            refused = request_head.error_body("ServiceUnavailable", "the queue is full")
+            refused = error_body("ServiceUnavailable", "the queue is full")
             return Answer(503, refused, (*fields, (b"retry-after", b"4")))
         return Answer(200, b'{"echo":true}', fields)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from twofold.server.front import responses
 from twofold.server.front.responses import Responses
-from twofold.server.front.route import Refusal
 from twofold.server.replica import slots
+from twofold.wire.refusal import Refusal
 from twofold.wire.request_ids import RequestIds
 
 GROUP = rb"[0-9A-F]{32}"

@@ -41,7 +41,7 @@ def die_by(number: int) -> Callable[[], None]:
         (signal.SIGTERM, "killed by SIGTERM"),
         (signal.SIGABRT, "killed by SIGABRT"),
         (signal.SIGBUS, "killed by SIGBUS"),
-        (signal.SIGRTMIN + 5, f"killed by {signal.SIGRTMIN + 5}"),
+        (signal.SIGRTMIN + 5, f"killed by signal {signal.SIGRTMIN + 5}"),
     ],
 )
 def test_signals_have_their_names(number: int, line: str) -> None:

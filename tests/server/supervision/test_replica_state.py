@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twofold.server.supervision.replica_state import FIRST_DELAY, LONG_LIFE, MAX_DELAY, MOVES, Replica, State
+from twofold.server.supervision.replica_state import LONG_LIFE, MOVES, RESTARTS, Replica, State
 
 EVENTS = sorted({event for moves in MOVES.values() for event in moves})
 
@@ -54,13 +54,14 @@ def test_the_first_death_costs_nothing_and_each_further_one_twice_the_last() -> 
         replica.die("killed", useful=False, now=now + 1)
         delays.append(replica.retry_at - (now + 1))
         now = replica.retry_at
-    assert delays[:5] == pytest.approx([0, FIRST_DELAY, 2 * FIRST_DELAY, 4 * FIRST_DELAY, 8 * FIRST_DELAY])
-    assert delays[-1] == MAX_DELAY and delays == sorted(delays)
+    assert delays[:5] == pytest.approx([0, 0.25, 0.5, 1, 2])
+    assert delays[-1] == 30 and delays == sorted(delays)
 
 
 def test_a_crash_loop_of_months_keeps_its_delay() -> None:
-    replica = Replica(0, failures=1_000_000)
-    assert replica.delay() == MAX_DELAY
+    replica = loaded(Replica(0, failures=1_000_000), 100.0)
+    replica.die("killed", useful=False, now=101.0)
+    assert replica.retry_at == 101.0 + RESTARTS.most_s
 
 
 @pytest.mark.parametrize(("age", "useful", "failures"), [

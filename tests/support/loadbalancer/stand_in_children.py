@@ -18,11 +18,11 @@ from pathlib import Path
 
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.child_context import ControllerContext, ProxyContext
-from twofold.loadbalancer.config import Config, load, to_json
+from twofold.loadbalancer.config import CATALOGUE, Config, load
 from twofold.loadbalancer.supervision import exec_handover, reload_check, startup_checks, supervisor
 from twofold.loadbalancer.supervision.resources import ChildEntries
 from twofold.logs import writer
-from twofold.logs.records import say
+from twofold.logs.console import say
 
 BUCKET = struct.Struct("<QqQ")
 LEVEL = -123456
@@ -100,7 +100,7 @@ def balance(settings: Config, check: bool) -> int:
     if check:
         time.sleep(float(os.environ.get("CHECK_TAKES", "0")))
         startup_checks.load(LIVES)
-        print(to_json(settings))
+        print(CATALOGUE.to_json(settings))
         return 0
     return int(supervisor.start(settings, LIVES, say))
 

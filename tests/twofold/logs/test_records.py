@@ -1,15 +1,10 @@
-"""Records of the access and predict logs, and the operator's line that never blocks."""
+"""Records of the access and predict logs."""
 
 from __future__ import annotations
 
 import datetime
 import json
-import os
-import subprocess
-import sys
-import time
 import uuid
-from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,51 +92,3 @@ def test_a_predict_record_wraps_raw_text() -> None:
     assert (data["stream"], data["replica"], data["opcRequestId"]) == ("native", 3, "")
     (unknown,) = records(predict.format(b"", -1))
     assert isinstance(unknown["data"], dict) and "replica" not in unknown["data"]
-
-
-SAY = """
-import sys
-from twofold.logs.records import say
-sys.exit(sum(not say('info', 'x' * 4000) for _ in range(99)))
-"""
-
-
-def run(stderr: int) -> int:
-    root = Path(__file__).parents[3]
-    return subprocess.run([sys.executable, "-c", SAY], stderr=stderr, cwd=root, timeout=20).returncode
-
-
-def test_say_is_one_bounded_line() -> None:
-    read, write = os.pipe()
-    script = "from twofold.logs.records import say; say('warning', 'two\\nlines ' + 'é' * 9999)"
-    root = Path(__file__).parents[3]
-    subprocess.run([sys.executable, "-c", script], stderr=write, cwd=root, timeout=20, check=True)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        line = pipe.read()
-    assert line.count(b"\n") == 1 and len(line) <= 4096
-    assert b"warning two lines " in line
-
-
-def test_say_does_not_wait_for_a_stuck_reader() -> None:
-    read, write = os.pipe()
-    try:
-        started = time.monotonic()
-        unsaid = run(write)
-        assert 0 < unsaid < 99, "a pipe of 64 KiB takes some lines and then no more"
-        assert time.monotonic() - started < 10
-    finally:
-        os.close(read)
-        os.close(write)
-
-
-def test_say_survives_a_full_device_and_a_closed_pipe() -> None:
-    full = os.open("/dev/full", os.O_WRONLY)
-    read, write = os.pipe()
-    os.close(read)
-    try:
-        assert run(full) == 99
-        assert run(write) == 99
-    finally:
-        os.close(full)
-        os.close(write)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tests.support.http1_corpus import Case, cases
 from twofold.wire import request_head
-from twofold.wire.request_head import BadRequest, HeadCache, RequestHead, doomed, find_head, parse_head
+from twofold.wire.refusal import Refusal
+from twofold.wire.request_head import BadRequest, RequestHead, doomed, find_head, parse_head
 
 PLAIN = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nContent-Type: a/json\r\n\r\n"
 
@@ -253,10 +254,8 @@ def test_nothing_but_bad_request_is_raised(data: bytes) -> None:
             head = parse_head(text)
         except BadRequest as fault:
             assert 400 <= fault.status < 600
-            assert json.loads(request_head.error_body(fault.code, fault.message)).keys() == {
-                "code",
-                "message",
-            }
+            refusal = Refusal(fault.status, fault.code, fault.message)
+            assert json.loads(refusal.body()) == {"code": fault.code, "message": fault.message}
         else:
             assert doomed(text) is None
             assert not set(head.path) & set(map(chr, range(32)))
@@ -272,25 +271,19 @@ def test_doomed_from_where_the_last_call_stopped(data: bytes, at: int) -> None:
         assert (first and first.message) == (second and second.message)
 
 
-# ---------------------------------------------------------------- cache and constants
+# ---------------------------------------------------------------- the log's line, and constants
 
 
-def test_cache_returns_the_same_head_and_stays_bounded() -> None:
-    cache = HeadCache()
-    assert cache.parse(PLAIN) is cache.parse(bytes(bytearray(PLAIN)))
-    assert cache.parse(PLAIN) == parse_head(PLAIN)
-    for number in range(3 * HeadCache.MAX_HEADS):
-        cache.parse(b"GET /%d HTTP/1.0\r\n\r\n" % number)
-        assert len(cache) <= HeadCache.MAX_HEADS
-
-
-def test_cache_keeps_neither_long_nor_refused_heads() -> None:
-    cache = HeadCache()
-    cache.parse(b"GET /" + b"a" * HeadCache.MAX_SIZE + b" HTTP/1.0\r\n\r\n")
-    for _ in range(2):
-        with pytest.raises(BadRequest):
-            cache.parse(b"GET / HTTP/1.1\r\n\r\n")
-    assert len(cache) == 0
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (b"POST /predict HTTP/1.1\r\nhost: a\r\n\r\n", b"POST /predict 1.1"),
+        (b"GET /a%20b?c=d HTTP/1.0\r\n\r\n", b"GET /a%20b 1.0"),
+        (b"OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n", b"OPTIONS * 1.1"),
+    ],
+)
+def test_the_access_log_has_method_path_and_version(data: bytes, line: bytes) -> None:
+    assert parse_head(data).line() == line
 
 
 def test_status_lines() -> None:
@@ -298,10 +291,6 @@ def test_status_lines() -> None:
     assert request_head.STATUS_LINES[431] == b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     assert set(request_head.STATUS_LINES) == set(range(100, 600))
     assert all(line.count(b"\r\n") == 1 for line in request_head.STATUS_LINES.values())
-    assert json.loads(request_head.error_body("A", 'say "\u00e9"\n')) == {
-        "code": "A",
-        "message": 'say "\u00e9"\n',
-    }
 
 
 # ---------------------------------------------------------------- somebody else's corpus
