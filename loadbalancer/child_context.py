@@ -23,6 +23,7 @@ class ProxyContext:
     access_log: int  # the pipe of the access log, non-blocking, this proxy's alone; -1: none
     ready: int  # one byte is to be written here when it accepts
     config: Config
+    beat: int  # which word its heartbeat is
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +35,4 @@ class ControllerContext:
     supervisor: int  # pid: SIGHUP there reloads
     status: socket.socket | None  # listener of the status page and the metrics
     ready: int  # one byte is to be written here when the board is published
+    beat: int  # which word its heartbeat is

@@ -4,7 +4,8 @@ Touches only the mapping that it is handed.  One memfd without a name, mapped by
 the load balancer; it outlives each of them, and passes to the next generation at a reload.
 
     offset     size                                  written by
-    0          control words     4096                controller (board sequence), supervisor (reloads refused)
+    0          control words     4096                controller (board sequence), supervisor (reloads refused,
+                                                     children that hung), each child its heartbeat
     4096       bucket            4096                whoever holds the lock on these bytes
     8192       board             2 x 524288          controller
     ...        counters          MAX_PROXIES x 8192  that proxy
@@ -45,6 +46,10 @@ _LENGTH = struct.Struct("<I")
 REFUSAL_OFFSET = 64
 _REFUSAL = struct.Struct("<II")
 MAX_REFUSAL = 3072  # bytes
+HUNG_OFFSET = 3576
+_HUNG = struct.Struct("<Q")
+HEARTBEATS_OFFSET = 3584  # one word for each child: the proxies by number, then the others
+HEARTBEATS = 64
 
 # ---------------------------------------------------------------- counters of a proxy
 
@@ -169,6 +174,21 @@ class RefusedReloads:
         times, size = map(int, _REFUSAL.unpack_from(self._memory, REFUSAL_OFFSET))
         start = REFUSAL_OFFSET + _REFUSAL.size
         return times, self._memory[start : start + size].decode("utf-8", "replace")
+
+
+def heartbeats(shared: mmap.mmap) -> memoryview:
+    """The 64-bit words that children stamp."""
+    return memoryview(shared)[HEARTBEATS_OFFSET : HEARTBEATS_OFFSET + 8 * HEARTBEATS].cast("Q")
+
+
+def hung(shared: mmap.mmap) -> int:
+    """How many children have been replaced because they hung."""
+    return int(_HUNG.unpack_from(shared, HUNG_OFFSET)[0])
+
+
+def count_hung(shared: mmap.mmap) -> None:
+    """The supervisor's alone."""
+    _HUNG.pack_into(shared, HUNG_OFFSET, hung(shared) + 1)
 
 
 class Counters:

@@ -25,6 +25,7 @@ from twofold.loadbalancer.control.prober import Prober
 from twofold.loadbalancer.control.registry import Registry
 from twofold.loadbalancer.control.status_source import StatusSource
 from twofold.logs.console import say
+from twofold.process.heartbeat import Heartbeat
 
 FIRST_ROUND_S = 1.0  # at most, that the first board waits for the resolver, and for the first probes
 BEAT_S = 0.1
@@ -48,6 +49,7 @@ class Controller:
         self.discovery = Discovery.of(pool.upstream, pool.upstream_file, known)
         probe = Probe(pool.probe_path, pool.probe_timeout, pool.proxy_protocol_out)
         self.prober = Prober(probe, pool.probe_interval, self._changed)
+        self._heart = Heartbeat(shared_memory.heartbeats(self.shared), context.beat)
         self._resolving: asyncio.Task[None] | None = None
         self._failed: asyncio.Future[None]
         self._booted = False
@@ -148,6 +150,7 @@ class Controller:
     async def _beat(self) -> None:
         clock = asyncio.get_running_loop().time
         while True:
+            self._heart.beat()
             due_s = clock() + BEAT_S
             await asyncio.sleep(BEAT_S)
             self.prober.stalls.beat(due_s, clock())

@@ -82,6 +82,7 @@ class StatusSource:
             certificate_expires=self._certificate_expires(),
             reloads_refused=shared_memory.RefusedReloads(self._shared).read(),
             compiled=load.used(),
+            hung=shared_memory.hung(self._shared),
         )
 
     def _certificate_expires(self) -> int:

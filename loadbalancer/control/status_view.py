@@ -35,6 +35,7 @@ class StatusFacts:
     endpoints: Sequence[EndpointRecord]
     certificate_expires: int = 0  # Unix time; 0: there is none, or it cannot be read
     reloads_refused: tuple[int, str] = (0, "")  # how many, and why the last one
+    hung: int = 0  # children replaced because they hung
     compiled: bool = False  # see compiled.py
 
 
@@ -44,6 +45,7 @@ def state(facts: StatusFacts, recent: SlidingWindow, reading: Reading) -> dict[s
     return {
         "version": facts.version,
         "compiled": facts.compiled,
+        "children_hung": facts.hung,
         "started": round(facts.started, 3),
         "reloads_refused": {"times": facts.reloads_refused[0], "why": facts.reloads_refused[1]},
         "bandwidth": _bandwidth(facts, recent, cells),

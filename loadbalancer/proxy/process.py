@@ -43,6 +43,7 @@ from twofold.loadbalancer.proxy.journal import Journal, waited
 from twofold.loadbalancer.proxy.proxy_handshake import ProxyHandshake
 from twofold.loadbalancer.proxy.router import Router
 from twofold.loadbalancer.proxy.services import ProxyState, Services
+from twofold.process.heartbeat import Heartbeat
 from twofold.reactor.event_loop import EventLoop
 from twofold.reactor.reactor import Reactor
 from twofold.wire import request_head
@@ -70,6 +71,7 @@ class Proxy:
         self.router = Router(self.services, reactor, self.instances)
         self.connections = ConnectionLimit(config.limits.max_connections, self.journal.cells)
         self.certificates = Certificates(config.listen) if config.listen.tls_certificate else None
+        self._heart = Heartbeat(shared_memory.heartbeats(self.shared), context.beat)
         self._servers: list[asyncio.Server] = []
         self._board = shared_memory.Board(self.shared)
         self._sequence = 0
@@ -91,6 +93,7 @@ class Proxy:
 
     def tick(self) -> None:
         """Every 20 ms."""
+        self._heart.beat()
         now_s = self.state.now_s = asyncio.get_running_loop().time()
         now_ns = time.monotonic_ns()
         sequence = self._board.sequence

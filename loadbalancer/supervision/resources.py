@@ -20,6 +20,7 @@ from twofold.loadbalancer.child_context import ControllerContext, ProxyContext
 from twofold.loadbalancer.config import MAX_PROXIES, Config
 from twofold.loadbalancer.listeners import ListenerSet
 from twofold.logs import writer
+from twofold.process.heartbeat import Heartbeat
 
 NUMBERS = range(2 * MAX_PROXIES)  # of proxies
 LOG_WRITERS_BLOCK = shared_memory.MAX_PROXIES - 1  # of the counters
@@ -93,17 +94,20 @@ class Resources:
             access_log=self.pipes[number][1] if self.config.log.access_log else -1,
             ready=ready,
             config=self.config,
+            beat=number,
         )
         return self.lives.proxy(place)
 
-    def be_controller(self, ready: int) -> int:
+    def be_controller(self, beat: int, ready: int) -> int:
         status = self.config.control.status
         self.sockets.inherit([status])
         return self.lives.controller(
-            ControllerContext(self.memory_fd, self.config, os.getppid(), self.sockets.held.get(status), ready)
+            ControllerContext(
+                self.memory_fd, self.config, os.getppid(), self.sockets.held.get(status), ready, beat
+            )
         )
 
-    def be_log_writer(self, ready: int) -> int:
+    def be_log_writer(self, beat: int, ready: int) -> int:
         self.sockets.inherit([])
         os.write(ready, b"r")
         counters = shared_memory.Counters(self.shared, LOG_WRITERS_BLOCK)
@@ -118,7 +122,9 @@ class Resources:
             os.close(writing)  # ours, or it would wait for its own end
             inputs.append(writer.LogInput(reading, "access"))
         most, source = int(log.log_max_mb * MEGABYTE), log.deployment_id or "twofold"
-        writer.run(inputs, writer.LogDestination(log.log_dir, most, log.log_keep, source), dropped)
+        heart = Heartbeat(shared_memory.heartbeats(self.shared), beat)
+        destination = writer.LogDestination(log.log_dir, most, log.log_keep, source)
+        writer.run(inputs, destination, dropped, heart.beat)
         return int(ExitCode.OK)
 
     # ------------------------------------------------------------------ what is seen of it

@@ -38,6 +38,7 @@ from twofold.process.child import Child, Life, RestartPolicy
 from twofold.process.exit_status import how
 from twofold.process.forking import reap
 from twofold.process.signals import STOP_SIGNALS, SignalPipe
+from twofold.process.watchdog import Watchdog
 
 LOG_WRITER, CONTROLLER, PROXY = "log_writer", "controller", "proxy"  # roles
 RESTARTS = RestartPolicy(Backoff(first_s=0.2, most_s=10.0), healthy_s=1.0, reports=True)
@@ -47,6 +48,7 @@ START_PATIENCE = 20.0  # seconds, after which a generation that does not accept 
 LEAVE_PATIENCE = 2.0  # for the controller and the log writer
 DRAIN_MARGIN = 1.0  # for a proxy, beyond its own patience
 FAST_STOP = 0.5
+BEATS = range(shared_memory.MAX_PROXIES, shared_memory.HEARTBEATS)  # of the log writer and the controller
 MAX_FAILURES = 5  # of one child, before anything was ever served
 
 Announce = Callable[[str, str], object]  # level, message
@@ -74,11 +76,16 @@ class Supervisor:
     children: list[Child] = field(default_factory=list)
     reload_check: reload_check.ReloadCheck | None = None
     signals: SignalPipe = field(init=False)
+    watchdog: Watchdog = field(init=False)
 
     def run(self) -> ExitCode:
         """Until told to stop. Raises AddressError when it cannot begin."""
         resources = self.resources
         resources.sockets.bind(resources.texts(), resources.config.listen.backlog)
+        self.watchdog = Watchdog(shared_memory.heartbeats(resources.shared), now_s=time.monotonic())
+        for child in self.children:  # of the generation before
+            if child.beat >= 0:
+                self.watchdog.adopt(child.beat, child.pid)
         self._make_generation()
         for module in resources.lives.preload:
             importlib.import_module(module)
@@ -110,12 +117,21 @@ class Supervisor:
         for child in self.children:
             if child.leave_by_s and now > child.leave_by_s:
                 child.send(signal.SIGKILL)
+        self._end_silent(now)
         if self.reload_check is not None and now > self.reload_check.until:
             self.reload_check.stop()
         if self.progress.stopping:
             self._step_down(now)
         else:
             self._step(now)
+
+    def _end_silent(self, now_s: float) -> None:
+        for alarm in self.watchdog.look(now_s):
+            child = next(child for child in self.children if child.beat == alarm.index)
+            if alarm.number == signal.SIGABRT:
+                shared_memory.count_hung(self.resources.shared)
+                self.announce("error", f"{child.name} hangs: no sign of life for {alarm.silent_s:.0f} s")
+            child.send(alarm.number)
 
     def _handle(self, numbers: bytes) -> None:
         for number in numbers:
@@ -156,7 +172,9 @@ class Supervisor:
         numbers = free[: self.resources.config.listen.proxies]
         for number in numbers:
             self.resources.lay_pipe(number)
-        self.children += [_child(self.resources, LOG_WRITER), _child(self.resources, CONTROLLER)]
+        beats = [beat for beat in BEATS if beat not in {child.beat for child in self.children}]
+        for role, beat in zip((LOG_WRITER, CONTROLLER), beats, strict=False):
+            self.children.append(_child(self.resources, role, beat=beat))
         self.children += [_child(self.resources, PROXY, number) for number in numbers]
 
     def _may_start(self, child: Child, now: float) -> bool:
@@ -170,6 +188,7 @@ class Supervisor:
     def _start(self, child: Child, now: float) -> None:
         try:
             child.start(now)
+            self.watchdog.watch(child.beat, child.pid)
         except OSError as error:
             child.failed(now, child.failures + 1)
             self.announce("error", f"cannot start {child.name}: {error.strerror}; trying again")
@@ -193,6 +212,7 @@ class Supervisor:
             return
         if child.role == PROXY:
             self.resources.forget(child.number)
+        self.watchdog.forget(child.beat)
         child.ended(now)
         if child.retired:
             self.children.remove(child)
@@ -271,7 +291,13 @@ class Supervisor:
             sockets={text: each.fileno() for text, each in resources.sockets.held.items()},
             pipes={str(number): ends for number, ends in resources.pipes.items()},
             children=[
-                {"role": child.role, "number": child.number, "pid": child.pid, "leave_by": child.leave_by_s}
+                {
+                    "role": child.role,
+                    "number": child.number,
+                    "pid": child.pid,
+                    "leave_by": child.leave_by_s,
+                    "beat": child.beat,
+                }
                 for child in self.children
                 if child.pid
             ],
@@ -312,14 +338,18 @@ class Supervisor:
             self.announce("info", "stopped")
 
 
-def _child(resources: Resources, role: str, number: int = -1) -> Child:
-    own: dict[str, Life] = {LOG_WRITER: resources.be_log_writer, CONTROLLER: resources.be_controller}
-    return Child(role, RESTARTS, own.get(role) or partial(resources.be_proxy, number), number)
+def _child(resources: Resources, role: str, number: int = -1, beat: int = -1) -> Child:
+    lives: dict[str, Life] = {
+        LOG_WRITER: partial(resources.be_log_writer, beat),
+        CONTROLLER: partial(resources.be_controller, beat),
+        PROXY: partial(resources.be_proxy, number),
+    }
+    return Child(role, RESTARTS, lives[role], number, beat=number if role == PROXY else beat)
 
 
 def _retired(resources: Resources, facts: dict[str, Any]) -> Child:
     """A child of the generation before, which is to leave."""
-    child = _child(resources, facts["role"], facts["number"])
+    child = _child(resources, facts["role"], facts["number"], facts.get("beat", -1))
     child.retired, child.pid, child.leave_by_s = True, facts["pid"], facts["leave_by"]
     return child
 
@@ -342,6 +372,9 @@ def resume(left: ExecHandover, lives: ChildEntries, announce: Announce) -> ExitC
     resources.pipes = {int(number): (ends[0], ends[1]) for number, ends in left.pipes.items()}
     progress = GenerationProgress(time.monotonic(), first=False, again=left.again)
     before = [_retired(resources, facts) for facts in left.children]
+    if fd != left.memory:
+        for child in before:
+            child.beat = -1  # its heartbeat is in the memory that was left
     return Supervisor(resources, announce, progress, _command(), before).run()
 
 

@@ -35,6 +35,7 @@ CHUNK = 64 * 1024  # bytes taken from a pipe at once; four times as much costs t
 PIPE_SIZE = 1024 * 1024  # bytes; the most that an ordinary user may ask for
 BACKLOG = 4 * 1024 * 1024  # bytes that a writer holds back while the log writer is late
 STREAMS = ("access", "predict")
+BEAT_MS = 1000  # at most, between two signs of life
 MID_LINE = 1000  # milliseconds that a writer may need for the second half of a line
 
 
@@ -193,13 +194,14 @@ class LogWriter:
         else:
             self._sinks = dict.fromkeys(STREAMS, StdoutSink())
 
-    def run(self, alarm: int) -> None:
+    def run(self, alarm: int, beat: Callable[[], None]) -> None:
         """Write until every input is at its end; from `alarm` come the numbers of signals."""
         poll = select.poll()
         for fd in (*self._inputs, alarm):
             poll.register(fd, select.POLLIN)
         while self._inputs:
-            for fd, _ in poll.poll():
+            beat()
+            for fd, _ in poll.poll(BEAT_MS):
                 if fd == alarm:
                     if signal.SIGUSR2 in os.read(alarm, CHUNK):
                         return self._hand_over()
@@ -235,12 +237,21 @@ class LogWriter:
         return bool(chunk)
 
 
-def run(inputs: Sequence[LogInput], destination: LogDestination, dropped: Callable[[str, int], None]) -> None:
+def _no_beat() -> None:
+    """Nothing watches this process."""
+
+
+def run(
+    inputs: Sequence[LogInput],
+    destination: LogDestination,
+    dropped: Callable[[str, int], None],
+    beat: Callable[[], None] = _no_beat,
+) -> None:
     """Be the log writer, in the main thread of a process of its own, until every writer is gone.
 
     SIGUSR1 and SIGHUP reopen the files; SIGUSR2 ends it between two lines; SIGINT and SIGTERM are
     ignored, because others that end by them still have something to say.  `dropped(stream, lines)` is
-    called when lines are lost.
+    called when lines are lost, and `beat()` about once a second.
     """
     gc.freeze()  # what was inherited from the parent stays shared with it
     alarm, bell = os.pipe()
@@ -250,4 +261,4 @@ def run(inputs: Sequence[LogInput], destination: LogDestination, dropped: Callab
         signal.signal(number, lambda _number, _stack: None)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    LogWriter(inputs, destination, dropped).run(alarm)
+    LogWriter(inputs, destination, dropped).run(alarm, beat)

@@ -41,6 +41,7 @@ class Child:
     failures: int = 0  # in a row
     retry_at_s: float = 0.0
     leave_by_s: float = 0.0  # when patience ends; 0: it was not asked to leave
+    beat: int = -1  # which word its heartbeat is; -1: nothing watches it
 
     @property
     def name(self) -> str:

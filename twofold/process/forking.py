@@ -5,6 +5,7 @@ Touches processes, and in the child the signals and the process group.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 from collections.abc import Callable
@@ -42,6 +43,7 @@ def _live(life: Callable[[], int], parent: int, mask: set[int | signal.Signals])
         signals.reset()
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
+        faulthandler.enable()  # a SIGABRT of the watchdog prints where the child hangs
         os.setpgid(0, 0)
         prctl.die_with_parent(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

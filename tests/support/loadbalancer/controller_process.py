@@ -175,7 +175,7 @@ def main() -> int:
         return await put(self, where)
 
     health_check.Probe.put = trapped  # type: ignore[method-assign]
-    return controller.run(ControllerContext(shared, settings, os.getppid(), listener, ready))
+    return controller.run(ControllerContext(shared, settings, os.getppid(), listener, ready, 40))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""Processes of a load balancer that hang: SIGSTOP, the hardest kind, to each of them, and to all at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.loadbalancer.faults.test_processes import log_writer_of
+from tests.support.loadbalancer.balancer_process import Balancer, eventually
+from tests.support.loadbalancer.http_clients import once, post
+from tests.support.loadbalancer.running_balancer import act, scene
+from twofold.loadbalancer import shared_memory
+
+BACK_S = 8.0  # from the stop to service as before
+ALL_STOPPED_S = 6.0  # longer than the watchdog's patience
+
+
+def victim(lb: Balancer, role: str) -> int:
+    if role == "proxy":
+        return lb.proxies()[0]
+    if role == "log writer":
+        return log_writer_of(lb)
+    (controller,) = lb.children() - {*lb.proxies(), log_writer_of(lb)}
+    return controller
+
+
+@pytest.mark.parametrize("role", ["proxy", "controller", "log writer"])
+def test_a_stopped_child_is_replaced(tmp_path: Path, role: str) -> None:
+    async def scenario() -> None:
+        async with scene(tmp_path) as stage:
+            lb = stage.lb
+            assert (await once(lb.port, post())).status == 200
+            stopped = victim(lb, role)
+            os.kill(stopped, signal.SIGSTOP)
+            began = time.monotonic()
+            await eventually(
+                lambda: f"{role} " in lb.printed() and "hangs" in lb.printed(), "noticed", BACK_S
+            )
+            await eventually(lambda: stopped not in lb.children(), "ended", BACK_S)
+            await eventually(lambda: "and is replaced" in lb.printed(), "replaced", BACK_S)
+            answered = await asyncio.wait_for(once(lb.port, post()), BACK_S)
+            assert answered.status == 200
+            assert time.monotonic() - began < BACK_S + 4.0  # with room for a machine that is busy
+            assert shared_memory.hung(lb.look()) == 1
+
+    act(scenario())
+
+
+def test_a_stall_of_the_whole_machine_ends_nobody(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with scene(tmp_path) as stage:
+            lb = stage.lb
+            assert (await once(lb.port, post())).status == 200
+            everybody = {lb.process.pid, *lb.children()}
+            for pid in everybody:
+                os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(ALL_STOPPED_S)
+            for pid in everybody:
+                os.kill(pid, signal.SIGCONT)
+            assert (await once(lb.port, post())).status == 200
+            await asyncio.sleep(1.0)
+            assert everybody == {lb.process.pid, *lb.children()}
+            assert "hangs" not in lb.printed() and not shared_memory.hung(lb.look())
+
+    act(scenario())
