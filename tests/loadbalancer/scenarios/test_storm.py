@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -125,12 +125,18 @@ class Player:
                 return
 
 
-def storm(folder: Path, seed: int, seconds: float, *options: str) -> None:
-    async def scenario() -> None:
+def storm(
+    folder: Path, seed: int, seconds: float, *options: str, environ: Mapping[str, str] | None = None
+) -> str:
+    """What the load balancer has printed."""
+
+    async def scenario() -> str:
         dice, count = random.Random(seed), iter(range(1, 1 << 60))
         origins = [await Origin(Instance(dice, breaks), workers=8).start() for breaks in (0.0, 0.02)]
         try:
-            async with balance(folder, *options, instances=[one.url for one in origins]) as lb:
+            async with balance(
+                folder, *options, instances=[one.url for one in origins], environ=environ
+            ) as lb:
                 lb.remember_fds()
                 players = [Player(lb.port, dice, lambda: next(count)) for _ in range(CLIENTS)]
                 until = asyncio.get_running_loop().time() + seconds
@@ -141,11 +147,12 @@ def storm(folder: Path, seed: int, seconds: float, *options: str) -> None:
                 assert seen["200"] > 100 and seen["left"] > 10 and seen["422"] > 5, seen
                 await lb.settled(10)
                 assert "a bug in" not in lb.printed() and "Traceback" not in lb.printed()
+                return lb.printed()
         finally:
             for one in origins:
                 await one.stop()
 
-    asyncio.run(scenario())
+    return asyncio.run(scenario())
 
 
 WITHOUT, NARROW, TWO = (), ("--bandwidth-mbps", "80"), ("--bandwidth-mbps", "200", "--proxies", "2")
