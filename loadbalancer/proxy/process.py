@@ -2,7 +2,7 @@
 
 Touches the listeners, its connections, its counters and cells, and the pipe of the access log.  The parts of
 a proxy are made and connected here; so are the tick and the drain.  The controller's decisions are read from
-the board; without a controller the last ones hold.
+the endpoint table; without a controller the last ones hold.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import uvloop
 
-from twofold.loadbalancer import endpoint_record, shared_memory
+from twofold.loadbalancer import endpoint_record, request_counts, shared_memory
 from twofold.loadbalancer.access.tls import Certificates
 from twofold.loadbalancer.balancing.candidates import SelectionSettings
 from twofold.loadbalancer.balancing.selection import InstancePool
@@ -39,12 +39,14 @@ from twofold.loadbalancer.proxy import timeouts
 from twofold.loadbalancer.proxy.admission import Admission
 from twofold.loadbalancer.proxy.client import Client
 from twofold.loadbalancer.proxy.connection_limit import ConnectionLimit
-from twofold.loadbalancer.proxy.journal import Journal, waited
 from twofold.loadbalancer.proxy.proxy_handshake import ProxyHandshake
 from twofold.loadbalancer.proxy.router import Router
 from twofold.loadbalancer.proxy.services import ProxyState, Services
+from twofold.logs.journal import AccessJournal
+from twofold.logs.records import AccessRecord
 from twofold.reactor.event_loop import EventLoop
 from twofold.reactor.reactor import Reactor
+from twofold.telemetry.histograms import observe
 from twofold.wire import request_head
 from twofold.wire.request_ids import RequestIds
 
@@ -61,8 +63,7 @@ class Proxy:
         self.config = config = context.config
         self.reactor = reactor
         self.shared = shared_memory.attach(context.memory_fd)
-        source = config.log.deployment_id or "twofold"
-        self.journal = Journal(self.shared, context.number, context.access_log, source)
+        self.journal = _journal(self.shared, context)
         self.state = ProxyState()
         self.limiter = _limiter(self.shared, context, self.journal.cells)
         self.services = _services(config, self.state, self.journal, self.limiter)
@@ -71,11 +72,11 @@ class Proxy:
         self.connections = ConnectionLimit(config.limits.max_connections, self.journal.cells)
         self.certificates = Certificates(config.listen) if config.listen.tls_certificate else None
         self._servers: list[asyncio.Server] = []
-        self._board = shared_memory.Board(self.shared)
+        self._table = shared_memory.endpoint_table(self.shared)
         self._sequence = 0
         self._settles = False
-        self._second = 0
-        self._quarter = 0
+        self._second = 0  # of Unix time, as of the last tick
+        self._quarter = 0  # of a second, as of the last tick
         self._check_at_s = 0.0
         self._check_pause_s = timeouts.pause_s(config.timeouts)
 
@@ -93,10 +94,10 @@ class Proxy:
         """Every 20 ms."""
         now_s = self.state.now_s = asyncio.get_running_loop().time()
         now_ns = time.monotonic_ns()
-        sequence = self._board.sequence
+        sequence = self._table.sequence
         if sequence != self._sequence:
             self._sequence = sequence
-            entries = self._board.read().get("instances", [])
+            entries = self._table.read().get("instances", [])
             self.router.apply([endpoint_record.from_json(entry) for entry in entries], now_ns)
         self._settle(now_ns)
         self.router.tick(now_ns)
@@ -209,7 +210,17 @@ class Proxy:
                 self.state.warn(f"a bug in the proxy's tick: {type(error).__name__}: {error}")
 
 
-def _services(config: Config, state: ProxyState, journal: Journal, limiter: BandwidthLimiter) -> Services:
+def _journal(shared: mmap.mmap, context: ProxyContext) -> AccessJournal[AccessRecord]:
+    counters = shared_memory.open_counters(shared, context.number)
+    source = context.config.log.deployment_id or "twofold"
+    return AccessJournal(
+        counters, shared_memory.ACCESS_DROPPED, request_counts.count, context.access_log, source
+    )
+
+
+def _services(
+    config: Config, state: ProxyState, journal: AccessJournal[AccessRecord], limiter: BandwidthLimiter
+) -> Services:
     return Services(
         config=config,
         state=state,
@@ -233,7 +244,7 @@ def _limiter(shared: mmap.mmap, context: ProxyContext, cells: list[int]) -> Band
     bits = wire_bits if bandwidth.accounting == "wire" else http_bits
     lease = Lease(SharedBucket(shared, context.memory_fd), bits, context.number)
     return BandwidthLimiter(
-        lease, bandwidth.delay_budget, waited=partial(waited, cells, shared_memory.THROTTLE)
+        lease, bandwidth.delay_budget, waited=partial(observe, cells, shared_memory.THROTTLE)
     )
 
 
