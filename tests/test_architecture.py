@@ -43,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "server.artifact": {"", "server.archive"},
     "server.environment": {"", "process", "server", "server.archive", "server.artifact"},
     "server.front": {
-        "", "logs", "net", "server", "server.replica", "server.telemetry", "telemetry", "wire",
+        "", "logs", "net", "process", "server", "server.replica", "server.telemetry", "telemetry", "wire",
     },
     "server.supervision": {
         "", "logs", "process", "server", "server.artifact", "server.environment", "server.front",
@@ -63,11 +63,11 @@ ROOMS: dict[str, set[str]] = {
     "loadbalancer.access": {"", "loadbalancer", "loadbalancer.http", "logs", "net", "wire"},
     "loadbalancer.proxy": {
         "loadbalancer", "loadbalancer.access", "loadbalancer.balancing", "loadbalancer.bandwidth",
-        "loadbalancer.http", "logs", "net", "reactor", "telemetry", "wire",
+        "loadbalancer.http", "logs", "net", "process", "reactor", "telemetry", "wire",
     },
     "loadbalancer.control": {
         "", "loadbalancer", "loadbalancer.access", "loadbalancer.bandwidth", "logs", "native", "net",
-        "telemetry", "wire",
+        "process", "telemetry", "wire",
     },
     "loadbalancer.supervision": {
         "", "loadbalancer", "loadbalancer.access", "loadbalancer.bandwidth", "loadbalancer.control",

@@ -25,6 +25,7 @@ from twofold.loadbalancer.control.prober import Prober
 from twofold.loadbalancer.control.registry import Registry
 from twofold.loadbalancer.control.status_source import StatusSource
 from twofold.logs.console import say
+from twofold.process import worker
 
 FIRST_ROUND_S = 1.0  # at most, that the first table waits for the resolver, and for the first probes
 BEAT_S = 0.1
@@ -161,8 +162,8 @@ class Controller:
 
     async def serve(self) -> None:
         """Until told to stop; raises what ends one of its tasks."""
-        stopping, loop = asyncio.Event(), asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        loop = asyncio.get_running_loop()
+        stopping = worker.stop_event(loop)
         self._failed = loop.create_future()
         await self._boot()
         os.write(self.context.ready, b"r")

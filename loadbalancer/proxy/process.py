@@ -8,11 +8,8 @@ the endpoint table; without a controller the last ones hold.
 from __future__ import annotations
 
 import asyncio
-import gc
 import mmap
 import os
-import resource
-import signal
 import socket
 import time
 import traceback
@@ -44,6 +41,7 @@ from twofold.loadbalancer.proxy.router import Router
 from twofold.loadbalancer.proxy.services import ProxyState, Services
 from twofold.logs.journal import AccessJournal
 from twofold.logs.records import AccessRecord
+from twofold.process import worker
 from twofold.reactor.event_loop import EventLoop
 from twofold.reactor.reactor import Reactor
 from twofold.telemetry.histograms import observe
@@ -52,7 +50,6 @@ from twofold.wire.request_ids import RequestIds
 
 TICK_S = 0.02
 GRACE_S = 0.2
-GC_THRESHOLD = 20000
 
 
 class Proxy:
@@ -147,18 +144,14 @@ class Proxy:
     async def serve(self) -> None:
         """Accept until SIGTERM, then finish the requests under way."""
         loop = asyncio.get_running_loop()
-        stopping = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        stopping = worker.stop_event(loop)
         loop.set_exception_handler(self._unexpected)
         self.limiter.start(loop)
         self.tick()
-        # What has been imported never becomes garbage; scanning it costs 10 ms at a time.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GC_THRESHOLD, 10, 100)
+        worker.settle_garbage_collector()
         for listener in self.context.listeners:
             await self._listen(loop, listener)
-        ticking = loop.create_task(self._tick_forever())
+        ticking = loop.create_task(worker.tick_forever(TICK_S, self.tick, self._say_bug))
         os.write(self.context.ready, b"r")
         await stopping.wait()
         self.reactor.stop_listening()
@@ -201,13 +194,8 @@ class Proxy:
             client.transport.abort()
         await asyncio.sleep(0)
 
-    async def _tick_forever(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            try:
-                self.tick()
-            except Exception as error:  # without a tick there would be no deadlines, logs, counts, timeouts
-                self.state.warn(f"a bug in the proxy's tick: {type(error).__name__}: {error}")
+    def _say_bug(self, error: str) -> None:
+        self.state.warn(f"a bug in the proxy's tick: {error}")
 
 
 def _journal(shared: mmap.mmap, context: ProxyContext) -> AccessJournal[AccessRecord]:
@@ -261,8 +249,7 @@ async def _serve(context: ProxyContext) -> None:
 
 def run(context: ProxyContext) -> int:
     """Be a proxy until told to stop; the exit code."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    worker.raise_descriptor_limit()
     listen = context.config.listen
     foreign = bool(listen.tls_certificate) or listen.proxy_protocol != "off"
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if foreign else EventLoop) as runner:

@@ -19,6 +19,8 @@ from json import loads
 from typing import Any
 
 from twofold.errors import TwofoldError
+from twofold.logs.console import say
+from twofold.process import worker
 from twofold.server.config import CATALOGUE, Config
 from twofold.server.front import responses
 from twofold.server.front.dispatch import Dispatch, QueuePipes
@@ -124,7 +126,7 @@ async def open_backend(config: Config) -> AsyncIterator[SlotBackend]:
         backend = await asyncio.wait_for(asyncio.to_thread(_receive, ours, config), START_TIMEOUT_S)
         loop = asyncio.get_running_loop()
         backend.dispatch.start(loop)
-        ticking = loop.create_task(_tick(backend.dispatch))
+        ticking = loop.create_task(worker.tick_forever(TICK_S, backend.dispatch.tick, _say_bug))
         try:
             yield backend
         finally:
@@ -146,7 +148,5 @@ def _receive(ours: socket.socket, config: Config) -> SlotBackend:
     return SlotBackend(dispatch, RequestIds())
 
 
-async def _tick(dispatch: Dispatch) -> None:
-    while True:
-        await asyncio.sleep(TICK_S)
-        dispatch.tick()
+def _say_bug(error: str) -> None:
+    say("error", f"a bug in the tick of the embedded instance: {error}")

@@ -7,10 +7,7 @@ connections share lives here: the plans of heads seen before, ids, the tick, the
 from __future__ import annotations
 
 import asyncio
-import gc
 import mmap
-import resource
-import signal
 import time
 from dataclasses import dataclass, replace
 
@@ -18,6 +15,7 @@ import uvloop
 
 from twofold.logs.console import say
 from twofold.logs.journal import AccessJournal
+from twofold.process import worker
 from twofold.server.config import Config
 from twofold.server.front import asgi, request_counts, responses, route
 from twofold.server.front.api import create_app
@@ -34,7 +32,6 @@ from twofold.wire.request_ids import RequestIds
 
 TICK_S = 0.05
 GRACE_TICKS = 4
-GC_THRESHOLD = 20000  # the journal alone holds thousands of tuples from one tick to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +137,15 @@ class Front:
     async def serve(self) -> None:
         """Accept until SIGTERM, then finish what is in hand."""
         loop = asyncio.get_running_loop()
-        stopping = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        stopping = worker.stop_event(loop)
         self.dispatch.start(loop)
         self.tick()
-        # What has been imported never becomes garbage; scanning it costs 10 ms at a time.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GC_THRESHOLD, 10, 100)
+        worker.settle_garbage_collector()
         listeners = self.place.listeners
         servers = [await loop.create_server(lambda: Connection(self), sock=listeners.port)]
         if listeners.local is not None:
             servers.append(await loop.create_unix_server(lambda: Connection(self), sock=listeners.local))
-        ticking = loop.create_task(self._tick_forever())
+        ticking = loop.create_task(worker.tick_forever(TICK_S, self.tick, _say_bug))
         await stopping.wait()
         if self.place.memory[slots.DRAINING]:  # otherwise it is only this front that ends
             listeners.deafen()
@@ -169,13 +162,9 @@ class Front:
         ticking.cancel()
         self.access_journal.close()
 
-    async def _tick_forever(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            try:
-                self.tick()
-            except Exception as error:  # without a tick there would be no deadlines, logs, counts, timeouts
-                say("error", f"a bug in the front's tick: {type(error).__name__}: {error}")
+
+def _say_bug(error: str) -> None:
+    say("error", f"a bug in the front's tick: {error}")
 
 
 def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
@@ -186,7 +175,6 @@ def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
 
 def run(place: FrontContext) -> int:
     """Be a front until told to stop; the exit code."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    worker.raise_descriptor_limit()
     uvloop.run(Front(place).serve())
     return 0
