@@ -94,9 +94,9 @@ def _by_role(running: Running) -> dict[str, list[int]]:
     """Role -> pids, from the health answer (replicas) and from what each process is."""
     connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
     connection.request("GET", "/health")
-    board = json.loads(connection.getresponse().read())
+    status = json.loads(connection.getresponse().read())
     connection.close()
-    replicas = {int(replica["pid"]) for replica in board["replicas"]}
+    replicas = {int(replica["pid"]) for replica in status["replicas"]}
     roles: dict[str, list[int]] = {"replica": sorted(replicas)}
     for process in running.tree.members():
         if process.pid not in replicas:

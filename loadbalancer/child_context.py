@@ -34,5 +34,5 @@ class ControllerContext:
     config: Config
     supervisor: int  # pid: SIGHUP there reloads
     status: socket.socket | None  # listener of the status page and the metrics
-    ready: int  # one byte is to be written here when the board is published
+    ready: int  # one byte is to be written here when the endpoint table is published
     beat: int  # which word its heartbeat is

@@ -4,45 +4,42 @@ Touches only the mapping that it is handed.  One memfd without a name, mapped by
 the load balancer; it outlives each of them, and passes to the next generation at a reload.
 
     offset     size                                  written by
-    0          control words     4096                controller (board sequence), supervisor (reloads refused,
+    0          control words     4096                controller (table sequence), supervisor (reloads refused,
                                                      children that hung), each child its heartbeat
     4096       bucket            4096                whoever holds the lock on these bytes
-    8192       board             2 x 524288          controller
+    8192       endpoint table    2 x 524288          controller
     ...        counters          MAX_PROXIES x 8192  that proxy
     ...        cells             MAX_PROXIES x MAX_INSTANCES x 128   that proxy
 
-The *board* is what the controller decides: JSON, written into the half that nobody reads, then shown
-by raising the sequence.  Counters and cells are what each proxy saw: 64-bit words, one writer each,
-summed by readers who take no lock and tolerate a word that is a moment old.
-
-A duration d, in whole microseconds, is counted in bucket d.bit_length() of its histogram.
+The *endpoint table* is what the controller decides: the instances, those that were removed, and the limits.
+Counters and cells are what each proxy saw: 64-bit words, one writer each, summed by readers that take no lock
+and tolerate a word that is a moment old.
 """
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import struct
-from array import array
-from typing import Any, Final
+from typing import Final
+
+from twofold.shm.json_page import JsonPage
+from twofold.telemetry import counters, histograms
 
 PAGE = 4096
 MAX_PROXIES = 32  # two generations side by side
 MAX_INSTANCES = 256
 
 BUCKET_OFFSET: int = PAGE
-BOARD_OFFSET = 2 * PAGE
-BOARD_SIZE = 524288  # for as many instances with names as long as they can be
-COUNTERS_OFFSET = BOARD_OFFSET + 2 * BOARD_SIZE
+TABLE_OFFSET = 2 * PAGE
+TABLE_SIZE = 524288  # for as many instances with names as long as they can be
+COUNTERS_OFFSET = TABLE_OFFSET + 2 * TABLE_SIZE
 COUNTERS_SIZE = 8192
 CELLS_OFFSET = COUNTERS_OFFSET + MAX_PROXIES * COUNTERS_SIZE
 CELL_SIZE = 128
 SIZE = CELLS_OFFSET + MAX_PROXIES * MAX_INSTANCES * CELL_SIZE
 
 SEQUENCE_OFFSET = 0
-_SEQUENCE = struct.Struct("<Q")
-_LENGTH = struct.Struct("<I")
 REFUSAL_OFFSET = 64
 _REFUSAL = struct.Struct("<II")
 MAX_REFUSAL = 3072  # bytes
@@ -78,14 +75,12 @@ UPSTREAM_OPEN = 36  # a gauge
 UNAUTHORISED = 37
 GAUGES = (OPEN_CONNECTIONS, INSIDE, WAITING, THROTTLED, UPSTREAM_OPEN)
 
-# Histograms: cells [start, start + BUCKETS) count, cell start + SUM adds up microseconds.
-LATENCY = 64  # from the head's last byte to the answer's last
-THROTTLE = 128  # time that a message waited for bandwidth; only those that waited are counted
-QUEUE = 192  # time that a request waited for an instance; only those that waited
-UPSTREAM = 256  # from the hand-over to the instance to its whole answer
-BUCKETS = 63
-SUM = 63
-CELLS = 320
+# Histograms, by their first cell.
+LATENCY: Final = 64  # from the head's last byte to the answer's last
+THROTTLE: Final = 128  # time that a message waited for bandwidth; only those that waited are counted
+QUEUE: Final = 192  # time that a request waited for an instance; only those that waited
+UPSTREAM: Final = 256  # from the hand-over to the instance to its whole answer
+CELLS = UPSTREAM + histograms.SIZE
 
 # ---------------------------------------------------------------- cells: proxy x instance
 
@@ -116,43 +111,9 @@ def attach(fd: int) -> mmap.mmap:
     return mmap.mmap(fd, SIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
 
 
-class Board:
-    """The controller's decisions, one writer and many readers."""
-
-    __slots__ = ("_memory",)
-
-    def __init__(self, memory: mmap.mmap) -> None:
-        self._memory = memory
-
-    @property
-    def sequence(self) -> int:
-        """Rises with every publication; 0 is an empty board."""
-        return int(_SEQUENCE.unpack_from(self._memory, SEQUENCE_OFFSET)[0])
-
-    def publish(self, content: dict[str, Any]) -> None:
-        """Show `content` to every process; ValueError if it is larger than a board."""
-        text = json.dumps(content, separators=(",", ":")).encode()
-        if len(text) + _LENGTH.size > BOARD_SIZE:
-            raise ValueError(f"the board takes {BOARD_SIZE} bytes, not {len(text)}")
-        following = self.sequence + 1
-        start = BOARD_OFFSET + following % 2 * BOARD_SIZE
-        _LENGTH.pack_into(self._memory, start, len(text))
-        self._memory[start + _LENGTH.size : start + _LENGTH.size + len(text)] = text
-        _SEQUENCE.pack_into(self._memory, SEQUENCE_OFFSET, following)
-
-    def read(self) -> dict[str, Any]:
-        """The newest whole content; {} while nothing was published."""
-        while True:
-            sequence = self.sequence
-            if not sequence:
-                return {}
-            start = BOARD_OFFSET + sequence % 2 * BOARD_SIZE
-            (size,) = _LENGTH.unpack_from(self._memory, start)
-            text = self._memory[start + _LENGTH.size : start + _LENGTH.size + size]
-            # A half is written again only after the other one was shown: by then the sequence has moved.
-            if self.sequence == sequence:
-                content: dict[str, Any] = json.loads(text)
-                return content
+def endpoint_table(memory: mmap.mmap) -> JsonPage:
+    """What the controller has decided: it writes, every process reads."""
+    return JsonPage(memory, SEQUENCE_OFFSET, TABLE_OFFSET, TABLE_SIZE)
 
 
 class RefusedReloads:
@@ -191,40 +152,31 @@ def count_hung(shared: mmap.mmap) -> None:
     _HUNG.pack_into(shared, HUNG_OFFSET, hung(shared) + 1)
 
 
-class Counters:
-    """One proxy's own counters: `counters.cells[memory.RETRIED] += 1`, and `flush()` at every tick.
-
-    Counting goes to a plain list, which costs half as much as shared memory does.
-    """
-
-    __slots__ = ("_block", "cells")
-
-    def __init__(self, shared: mmap.mmap, proxy: int) -> None:
-        """Go on from what the block's last owner left; its gauges died with it."""
-        start = COUNTERS_OFFSET + proxy * COUNTERS_SIZE
-        self._block = memoryview(shared)[start : start + 8 * CELLS].cast("Q")
-        self.cells: list[int] = self._block.tolist()
-        for gauge in GAUGES:
-            self.cells[gauge] = 0
-        self.flush()
-
-    def flush(self) -> None:
-        self._block[:] = array("Q", self.cells)
+def open_counters(memory: mmap.mmap, proxy: int) -> counters.Counters:
+    """The counters of the one process that writes this block."""
+    return counters.Counters(counters.words(memory, _counters_start(proxy), CELLS), GAUGES)
 
 
-def counters(shared: mmap.mmap, proxy: int) -> list[int]:
-    """What a proxy has counted, as of its last flush."""
-    start = COUNTERS_OFFSET + proxy * COUNTERS_SIZE
-    with memoryview(shared) as whole, whole[start : start + 8 * CELLS].cast("Q") as block:
-        return block.tolist()
+def read_counters(memory: mmap.mmap) -> list[list[int]]:
+    """What each proxy has counted, as of its last flush."""
+    return [counters.read_words(memory, _counters_start(proxy), CELLS) for proxy in range(MAX_PROXIES)]
 
 
-def totals(shared: mmap.mmap) -> list[int]:
-    """The counters of all proxies, added up."""
-    return [sum(column) for column in zip(*(counters(shared, n) for n in range(MAX_PROXIES)), strict=True)]
+def forget_gauges(memory: mmap.mmap, proxy: int) -> None:
+    """A proxy has ended: what it held, it holds no more. What it counted stays counted."""
+    block = counters.words(memory, _counters_start(proxy), CELLS)
+    for gauge in GAUGES:
+        block[gauge] = 0
+    for instance in range(MAX_INSTANCES):
+        words = cell(memory, proxy, instance)
+        words[OUTSTANDING] = words[CREDITS] = 0
 
 
-def cell(shared: mmap.mmap, proxy: int, instance: int) -> memoryview:
+def _counters_start(proxy: int) -> int:
+    return COUNTERS_OFFSET + proxy * COUNTERS_SIZE
+
+
+def cell(memory: mmap.mmap, proxy: int, instance: int) -> memoryview:
     """The 64-bit words that a proxy keeps of the instance with this cell number."""
     start = CELLS_OFFSET + (proxy * MAX_INSTANCES + instance) * CELL_SIZE
-    return memoryview(shared)[start : start + CELL_SIZE].cast("Q")
+    return counters.words(memory, start, CELL_WORDS)

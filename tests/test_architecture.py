@@ -29,18 +29,22 @@ ROOMS: dict[str, set[str]] = {
     "wire": set(),
     "net": {""},
     "reactor": set(),
+    "shm": set(),
+    "telemetry": set(),
     "native": set(),
-    "logs": {""},
+    "logs": {"", "telemetry"},
     "process": {"", "logs"},
     "cli": {""},
     "server": {"", "net"},
     "server.replica": set(),
-    "server.telemetry": {"server.replica"},
+    "server.telemetry": {"server.replica", "shm", "telemetry"},
     "server.machine": {"server"},
     "server.archive": {""},
     "server.artifact": {"", "server.archive"},
     "server.environment": {"", "process", "server", "server.archive", "server.artifact"},
-    "server.front": {"", "logs", "net", "server", "server.replica", "server.telemetry", "wire"},
+    "server.front": {
+        "", "logs", "net", "process", "server", "server.replica", "server.telemetry", "telemetry", "wire",
+    },
     "server.supervision": {
         "", "logs", "process", "server", "server.artifact", "server.environment", "server.front",
         "server.machine", "server.replica", "server.telemetry",
@@ -52,17 +56,18 @@ ROOMS: dict[str, set[str]] = {
         "", "cli", "logs", "native", "server", "server.artifact", "server.environment", "server.machine",
         "server.supervision", "server.validation",
     },
-    "loadbalancer": {"", "net"},
+    "loadbalancer": {"", "logs", "net", "shm", "telemetry"},
     "loadbalancer.http": {"net", "wire"},
     "loadbalancer.balancing": {"loadbalancer"},
     "loadbalancer.bandwidth": {"loadbalancer", "logs"},
     "loadbalancer.access": {"", "loadbalancer", "loadbalancer.http", "logs", "net", "wire"},
     "loadbalancer.proxy": {
         "loadbalancer", "loadbalancer.access", "loadbalancer.balancing", "loadbalancer.bandwidth",
-        "loadbalancer.http", "logs", "net", "reactor", "wire",
+        "loadbalancer.http", "logs", "net", "process", "reactor", "telemetry", "wire",
     },
     "loadbalancer.control": {
-        "", "loadbalancer", "loadbalancer.access", "loadbalancer.bandwidth", "logs", "native", "net", "wire",
+        "", "loadbalancer", "loadbalancer.access", "loadbalancer.bandwidth", "logs", "native", "net",
+        "process", "telemetry", "wire",
     },
     "loadbalancer.supervision": {
         "", "loadbalancer", "loadbalancer.access", "loadbalancer.bandwidth", "loadbalancer.control",
@@ -88,38 +93,25 @@ THIRD_PARTY: dict[str, dict[str, bool]] = {
         "server.front.api": True,
         "loadbalancer.control.admin_api": True,
         "loadbalancer.control.status_page": True,
-        "loadbalancer.control.controller": True,
     },
-    "uvicorn": {
-        "loadbalancer.control.admin_api": True,
-        "loadbalancer.control.status_page": True,
-        "loadbalancer.control.controller": True,
-    },
+    "uvicorn": {"loadbalancer.control.admin_api": True},
     "orjson": {
         "server.front.api": True,
         "server.replica.codec": False,
         "loadbalancer.control.admin_api": True,
         "loadbalancer.control.status_page": True,
     },
-    "numpy": {"server.replica.codec": False},
     "uvloop": {"server.front.process": True, "loadbalancer.proxy.process": True},
     "typer": {
-        "cli.options": True,
-        "cli.program": True,
         "server.cli.commands": True,
         "loadbalancer.cli.commands": True,
         "loadbalancer.cli.control": True,
     },
     "rich": {"server.cli.display": False, "loadbalancer.cli.control": False},
-    "prometheus_client": {"server.telemetry.metrics": False, "loadbalancer.control.prometheus": True},
-    "cryptography": {"loadbalancer.access.tls": False, "loadbalancer.access.oci_signature": False},
-    "fsspec": {
-        "server.environment.download": False,
-        "server.environment.archive_source": False,
-        "server.environment.environment": False,
-    },
+    "prometheus_client": {"telemetry.prometheus": True},
+    "cryptography": {"loadbalancer.access.oci_signature": False},
+    "fsspec": {"server.environment.download": False},
     "aiohttp": {"server.environment.download": False},  # comes with fsspec[http]
-    "psutil": {"server.machine.memory_usage": False},
     "mypyc": {"native.build": False},
     "setuptools": {"native.build": False},
 }
@@ -379,7 +371,7 @@ def replica_modules() -> list[str]:
 
 
 def test_replicas_need_the_standard_library_only() -> None:
-    optional = {"orjson", "numpy"}
+    optional = {"orjson"}
     for name in replica_modules():
         for found in imports(name):
             place = f"{name}:{found.line} imports {found.target}"
@@ -415,6 +407,21 @@ def test_third_party_packages_stay_in_their_place(source: str) -> None:
         assert places[source] or not found.top, (
             f"{source}:{found.line} must import {package} where it is used"
         )
+
+
+def test_no_grant_of_a_third_party_package_is_stale() -> None:
+    for package, places in THIRD_PARTY.items():
+        for name, at_head in places.items():
+            assert name in SOURCES, f"{package} is granted to {name}, which is no module"
+            used = [
+                found
+                for found in imports(name)
+                if found.target.partition(".")[0] == package and not found.typing
+            ]
+            assert used, f"{name} need not import {package}: a stale grant"
+            assert not at_head or any(found.top for found in used), (
+                f"{name} need not import {package} at its head: a stale grant"
+            )
 
 
 @pytest.mark.parametrize("name", WITHOUT_FRAMEWORK)

@@ -200,7 +200,7 @@ class Instance:
         self.limit, self.full = (usual or credits) * self.step, credits * self.step
 
     def show(self, words: memoryview) -> None:
-        """Write the figures into the cell that this proxy has for it (memory.cell)."""
+        """Write the figures into the cell that this proxy has for it (shared_memory.cell)."""
         record = self.outliers
         block = array("Q", bytes(shared_memory.CELL_SIZE))
         block[shared_memory.OUTSTANDING] = self.outstanding

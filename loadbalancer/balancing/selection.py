@@ -119,7 +119,7 @@ class InstancePool:
         if instance.outliers.acquit():
             instance.ramp_from_ns = now_ns
 
-    # ------------------------------------------------------------------ the board, and ticks
+    # ------------------------------------------------------------------ the endpoint table, and ticks
 
     def apply(self, records: Sequence[EndpointRecord], now_ns: int) -> tuple[list[Instance], list[Instance]]:
         """Take over the controller's decisions; who is new, and who is gone.

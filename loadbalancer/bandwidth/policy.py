@@ -66,5 +66,6 @@ class BandwidthPolicy:
             self._bucket.set_rate(rate)
             say("info", f"bandwidth is {'raised' if rate > before else 'lowered'} to {rate / MEGABIT:g} Mbps")
 
-    def board(self) -> dict[str, Any]:
+    def published(self) -> dict[str, Any]:
+        """What the endpoint table says of it, and a successor needs."""
         return {"configured": self._configured, "mbps": self.mbps, "maximum": self.maximum}

@@ -1,8 +1,8 @@
 """The controller: the control plane. Decides who is in the pool and how much may pass, and publishes it.
 
-Touches the board, the bucket's rate, the watched file and the resolver; its parts probe the instances, and
-serve the admin API and the status page.  No request passes here: when it dies, the proxies go on with the
-last board, and the next controller takes up what the board says.
+Touches the endpoint table, the bucket's rate, the watched file and the resolver; its parts probe the
+instances, and serve the admin API and the status page.  No request passes here: when it dies, the proxies go
+on with the last table, and the next controller takes up what the table says.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from twofold.loadbalancer.control.prober import Prober
 from twofold.loadbalancer.control.registry import Registry
 from twofold.loadbalancer.control.status_source import StatusSource
 from twofold.logs.console import say
+from twofold.process import worker
 from twofold.process.heartbeat import Heartbeat
 
-FIRST_ROUND_S = 1.0  # at most, that the first board waits for the resolver, and for the first probes
+FIRST_ROUND_S = 1.0  # at most, that the first table waits for the resolver, and for the first probes
 BEAT_S = 0.1
 
 
@@ -36,7 +37,7 @@ class Controller:
         self.context = context
         self.config = config = context.config
         self.shared = shared_memory.attach(context.memory_fd)
-        self.board = shared_memory.Board(self.shared)
+        self.table = shared_memory.endpoint_table(self.shared)
         self.registry = Registry(self.shared)
         before = self._inherit()
         bucket = SharedBucket(self.shared, context.memory_fd)
@@ -57,11 +58,11 @@ class Controller:
     def _inherit(self) -> dict[str, Any]:
         """What a predecessor had decided; nothing if it cannot be read."""
         try:
-            before = self.board.read()
+            before = self.table.read()
             self.registry.inherit(before.get("instances", ()), before.get("removed", ()))
             return before
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            say("warning", f"the board of the controller before cannot be read, the settings hold: {error!r}")
+            say("warning", f"the table of the controller before cannot be read, the settings hold: {error!r}")
             return {}
 
     # ------------------------------------------------------------------ what the admin may do
@@ -101,10 +102,10 @@ class Controller:
 
     def publish(self) -> None:
         if self._booted:
-            self.board.publish({"limits": self.limits.board(), **self.registry.board()})
+            self.table.publish({"limits": self.limits.published(), **self.registry.published()})
 
     def _settle(self) -> None:
-        """The pool has changed: one task probes each endpoint, and the board says so."""
+        """The pool has changed: one task probes each endpoint, and the table says so."""
         self.prober.follow(self.registry.endpoints, self._alongside)
         self.publish()
 
@@ -164,12 +165,12 @@ class Controller:
 
     async def serve(self) -> None:
         """Until told to stop; raises what ends one of its tasks."""
-        stopping, loop = asyncio.Event(), asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        loop = asyncio.get_running_loop()
+        stopping = worker.stop_event(loop)
         self._failed = loop.create_future()
         await self._boot()
         os.write(self.context.ready, b"r")
-        # Only now, when the proxies have their board: it takes longer to import than all before it.
+        # Only now, when the proxies have their table: it takes longer to import than all before it.
         from twofold.loadbalancer.control import admin_api
 
         works: list[Coroutine[Any, Any, None]] = [self._beat(), self._watch_names(), self.status.sample()]

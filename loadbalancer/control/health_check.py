@@ -137,9 +137,9 @@ def _parse(answer: bytes) -> tuple[int, bytes]:
 def _told(body: bytes) -> tuple[int, str]:
     """Replicas that are ready, and its Unix socket, if the instance is one of ours and says so."""
     try:
-        board: Any = json.loads(body)
-        workers = sum(replica.get("state") == "ready" for replica in board["replicas"])
-        local = str(board.get("socket", ""))
+        status: Any = json.loads(body)
+        workers = sum(replica.get("state") == "ready" for replica in status["replicas"])
+        local = str(status.get("socket", ""))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return 0, ""
     return workers, local if _LOCAL.fullmatch(local) else ""

@@ -124,7 +124,8 @@ class Registry:
             del self.endpoints[endpoint.name]
         return gone
 
-    def board(self) -> dict[str, Any]:
+    def published(self) -> dict[str, Any]:
+        """What the endpoint table says of it, and a successor needs."""
         return {
             "instances": [endpoint.record().to_json() for endpoint in self.endpoints.values()],
             "removed": sorted(self.removed),

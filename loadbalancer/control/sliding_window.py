@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from twofold.loadbalancer import shared_memory
+from twofold.telemetry import histograms
+from twofold.telemetry.counters import totals
 
 STEP = 0.5  # seconds between readings
 POINTS = 120  # of the history
@@ -38,7 +40,7 @@ class Reading:
 
 def read(shared: mmap.mmap, cells: Mapping[str, int], now: int) -> Reading:
     """What proxies have shown so far, of themselves and of the instances, which have these cells."""
-    blocks = [shared_memory.counters(shared, proxy) for proxy in range(shared_memory.MAX_PROXIES)]
+    blocks = shared_memory.read_counters(shared)
     known = next(iter(cells.values()), 0)
     # One that has taken no connection yet has shown its credits.
     active = [
@@ -46,8 +48,7 @@ def read(shared: mmap.mmap, cells: Mapping[str, int], now: int) -> Reading:
         for proxy, block in enumerate(blocks)
         if block[shared_memory.ACCEPTED] or shared_memory.cell(shared, proxy, known)[shared_memory.CREDITS]
     ]
-    totals = [sum(column) for column in zip(*blocks, strict=True)]
-    return Reading(now, totals, {name: _sight(shared, active, cell) for name, cell in cells.items()})
+    return Reading(now, totals(blocks), {name: _sight(shared, active, cell) for name, cell in cells.items()})
 
 
 def _sight(shared: mmap.mmap, proxies: list[int], instance: int) -> Sight:
@@ -61,7 +62,7 @@ def _sight(shared: mmap.mmap, proxies: list[int], instance: int) -> Sight:
         if row[shared_memory.CREDITS] and row[shared_memory.LATENCY_US]
     ]
     return Sight(
-        words=tuple(sum(column) for column in zip(*rows, strict=True)),
+        words=tuple(totals(rows)),
         latency_us=sum(latencies) // len(latencies) if latencies else 0,
         ejected_until=max(row[shared_memory.EJECTED_UNTIL] for row in rows),
     )
@@ -113,7 +114,9 @@ class SlidingWindow:
         new = grown(last.cells, reading.cells)
         mbits = 8 / MEGABIT / seconds
         recent = grown(self.readings[max(0, len(self.readings) - BRIEF)].cells, reading.cells)
-        p50, p99 = (percentile(_histogram(recent, shared_memory.LATENCY), share) for share in (0.5, 0.99))
+        p50, p99 = (
+            percentile(histograms.counts(recent, shared_memory.LATENCY), share) for share in (0.5, 0.99)
+        )
         refused = sum(new[cell] for cell in REFUSALS.values())
         self.points.append(Point(
             new[shared_memory.BYTES_IN] * mbits, new[shared_memory.BYTES_OUT] * mbits, limit,
@@ -161,7 +164,7 @@ class SlidingWindow:
         window = self.window()
         if window is None:
             return None, None
-        counts = _histogram(grown(window[1].cells, window[2].cells), start)
+        counts = histograms.counts(grown(window[1].cells, window[2].cells), start)
         low, high = percentile(counts, 0.5), percentile(counts, 0.99)
         return (None, None) if low is None or high is None else (low / 1e3, high / 1e3)
 
@@ -173,10 +176,6 @@ REFUSALS = {
     "queue": shared_memory.REFUSED_QUEUE,
     "down": shared_memory.REFUSED_DOWN,
 }
-
-
-def _histogram(cells: Sequence[int], start: int) -> Sequence[int]:
-    return cells[start : start + shared_memory.BUCKETS]
 
 
 def _answered(cells: Sequence[int]) -> int:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).with_name("status.html")
 PLACE = b"{/* state */}"
 MAX_WATCHERS = 64
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FRESH = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
@@ -60,7 +59,10 @@ class Watchers:
         return Response(orjson.dumps(self._status.state()), headers=FRESH, media_type="application/json")
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self._status.exposition(), headers={**FRESH, "content-type": METRICS_TYPE})
+        text = self._status.exposition()
+        from twofold.telemetry.prometheus import CONTENT_TYPE  # loaded by the first exposition
+
+        return Response(text, headers={**FRESH, "content-type": CONTENT_TYPE})
 
     async def events(self, request: Request) -> Response:
         if self._many >= MAX_WATCHERS:

@@ -169,7 +169,7 @@ def _instance(endpoint: EndpointRecord, now: Sight, late: _Late, at: int) -> dic
 
 
 def shown_state(endpoint: EndpointRecord, sight: Sight, now: int) -> str:
-    """As on the board; or ejected, when a proxy has had enough of one that answers its probes."""
+    """As published; or ejected, when a proxy has had enough of one that answers its probes."""
     ejected = endpoint.state == "up" and sight.ejected_until > now
     return "ejected" if ejected else endpoint.state
 

@@ -2,17 +2,14 @@
 
 Touches the listeners, its connections, its counters and cells, and the pipe of the access log.  The parts of
 a proxy are made and connected here; so are the tick and the drain.  The controller's decisions are read from
-the board; without a controller the last ones hold.
+the endpoint table; without a controller the last ones hold.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import mmap
 import os
-import resource
-import signal
 import socket
 import time
 import traceback
@@ -24,7 +21,7 @@ from typing import Any, cast
 
 import uvloop
 
-from twofold.loadbalancer import endpoint_record, shared_memory
+from twofold.loadbalancer import endpoint_record, request_counts, shared_memory
 from twofold.loadbalancer.access.tls import Certificates
 from twofold.loadbalancer.balancing.candidates import SelectionSettings
 from twofold.loadbalancer.balancing.selection import InstancePool
@@ -39,19 +36,21 @@ from twofold.loadbalancer.proxy import timeouts
 from twofold.loadbalancer.proxy.admission import Admission
 from twofold.loadbalancer.proxy.client import Client
 from twofold.loadbalancer.proxy.connection_limit import ConnectionLimit
-from twofold.loadbalancer.proxy.journal import Journal, waited
 from twofold.loadbalancer.proxy.proxy_handshake import ProxyHandshake
 from twofold.loadbalancer.proxy.router import Router
 from twofold.loadbalancer.proxy.services import ProxyState, Services
+from twofold.logs.journal import AccessJournal
+from twofold.logs.records import AccessRecord
+from twofold.process import worker
 from twofold.process.heartbeat import Heartbeat
 from twofold.reactor.event_loop import EventLoop
 from twofold.reactor.reactor import Reactor
+from twofold.telemetry.histograms import observe
 from twofold.wire import request_head
 from twofold.wire.request_ids import RequestIds
 
 TICK_S = 0.02
 GRACE_S = 0.2
-GC_THRESHOLD = 20000
 
 
 class Proxy:
@@ -62,8 +61,7 @@ class Proxy:
         self.config = config = context.config
         self.reactor = reactor
         self.shared = shared_memory.attach(context.memory_fd)
-        source = config.log.deployment_id or "twofold"
-        self.journal = Journal(self.shared, context.number, context.access_log, source)
+        self.journal = _journal(self.shared, context)
         self.state = ProxyState()
         self.limiter = _limiter(self.shared, context, self.journal.cells)
         self.services = _services(config, self.state, self.journal, self.limiter)
@@ -73,11 +71,11 @@ class Proxy:
         self.certificates = Certificates(config.listen) if config.listen.tls_certificate else None
         self._heart = Heartbeat(shared_memory.heartbeats(self.shared), context.beat)
         self._servers: list[asyncio.Server] = []
-        self._board = shared_memory.Board(self.shared)
+        self._table = shared_memory.endpoint_table(self.shared)
         self._sequence = 0
         self._settles = False
-        self._second = 0
-        self._quarter = 0
+        self._second = 0  # of Unix time, as of the last tick
+        self._quarter = 0  # of a second, as of the last tick
         self._check_at_s = 0.0
         self._check_pause_s = timeouts.pause_s(config.timeouts)
 
@@ -96,10 +94,10 @@ class Proxy:
         self._heart.beat()
         now_s = self.state.now_s = asyncio.get_running_loop().time()
         now_ns = time.monotonic_ns()
-        sequence = self._board.sequence
+        sequence = self._table.sequence
         if sequence != self._sequence:
             self._sequence = sequence
-            entries = self._board.read().get("instances", [])
+            entries = self._table.read().get("instances", [])
             self.router.apply([endpoint_record.from_json(entry) for entry in entries], now_ns)
         self._settle(now_ns)
         self.router.tick(now_ns)
@@ -149,18 +147,14 @@ class Proxy:
     async def serve(self) -> None:
         """Accept until SIGTERM, then finish the requests under way."""
         loop = asyncio.get_running_loop()
-        stopping = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        stopping = worker.stop_event(loop)
         loop.set_exception_handler(self._unexpected)
         self.limiter.start(loop)
         self.tick()
-        # What has been imported never becomes garbage; scanning it costs 10 ms at a time.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GC_THRESHOLD, 10, 100)
+        worker.settle_garbage_collector()
         for listener in self.context.listeners:
             await self._listen(loop, listener)
-        ticking = loop.create_task(self._tick_forever())
+        ticking = loop.create_task(worker.tick_forever(TICK_S, self.tick, self._say_bug))
         os.write(self.context.ready, b"r")
         await stopping.wait()
         self.reactor.stop_listening()
@@ -203,16 +197,21 @@ class Proxy:
             client.transport.abort()
         await asyncio.sleep(0)
 
-    async def _tick_forever(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            try:
-                self.tick()
-            except Exception as error:  # without a tick there would be no deadlines, logs, counts, timeouts
-                self.state.warn(f"a bug in the proxy's tick: {type(error).__name__}: {error}")
+    def _say_bug(self, error: str) -> None:
+        self.state.warn(f"a bug in the proxy's tick: {error}")
 
 
-def _services(config: Config, state: ProxyState, journal: Journal, limiter: BandwidthLimiter) -> Services:
+def _journal(shared: mmap.mmap, context: ProxyContext) -> AccessJournal[AccessRecord]:
+    counters = shared_memory.open_counters(shared, context.number)
+    source = context.config.log.deployment_id or "twofold"
+    return AccessJournal(
+        counters, shared_memory.ACCESS_DROPPED, request_counts.count, context.access_log, source
+    )
+
+
+def _services(
+    config: Config, state: ProxyState, journal: AccessJournal[AccessRecord], limiter: BandwidthLimiter
+) -> Services:
     return Services(
         config=config,
         state=state,
@@ -236,7 +235,7 @@ def _limiter(shared: mmap.mmap, context: ProxyContext, cells: list[int]) -> Band
     bits = wire_bits if bandwidth.accounting == "wire" else http_bits
     lease = Lease(SharedBucket(shared, context.memory_fd), bits, context.number)
     return BandwidthLimiter(
-        lease, bandwidth.delay_budget, waited=partial(waited, cells, shared_memory.THROTTLE)
+        lease, bandwidth.delay_budget, waited=partial(observe, cells, shared_memory.THROTTLE)
     )
 
 
@@ -253,8 +252,7 @@ async def _serve(context: ProxyContext) -> None:
 
 def run(context: ProxyContext) -> int:
     """Be a proxy until told to stop; the exit code."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    worker.raise_descriptor_limit()
     listen = context.config.listen
     foreign = bool(listen.tls_certificate) or listen.proxy_protocol != "off"
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if foreign else EventLoop) as runner:

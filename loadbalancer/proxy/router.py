@@ -25,8 +25,8 @@ from twofold.loadbalancer.http.error_responses import (
 )
 from twofold.loadbalancer.proxy import exchange as endings
 from twofold.loadbalancer.proxy.exchange import Exchange, Owner
-from twofold.loadbalancer.proxy.journal import waited
 from twofold.loadbalancer.proxy.upstream_pool import UpstreamPool
+from twofold.telemetry.histograms import observe
 from twofold.wire.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Router(Owner):
             exchange = self.waiting.pop()
             if exchange is not None:
                 # The next request of a pipeline may be younger than `now_ns`.
-                waited(self._cells, shared_memory.QUEUE, max(0, now_ns - self.waiting.since) // 1000)
+                observe(self._cells, shared_memory.QUEUE, max(0, now_ns - self.waiting.since) // 1000)
                 self._hand(exchange, instance, now_ns)
 
     def forget(self, exchange: Exchange) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import os
 import shlex
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -25,7 +24,6 @@ from twofold.process.heartbeat import Heartbeat
 NUMBERS = range(2 * MAX_PROXIES)  # of proxies
 LOG_WRITERS_BLOCK = shared_memory.MAX_PROXIES - 1  # of the counters
 MEGABYTE = 1 << 20
-_WORD = struct.Struct("<Q")
 
 
 def _proxy(place: ProxyContext) -> int:
@@ -110,7 +108,7 @@ class Resources:
     def be_log_writer(self, beat: int, ready: int) -> int:
         self.sockets.inherit([])
         os.write(ready, b"r")
-        counters = shared_memory.Counters(self.shared, LOG_WRITERS_BLOCK)
+        counters = shared_memory.open_counters(self.shared, LOG_WRITERS_BLOCK)
         log = self.config.log
 
         def dropped(stream: str, lines: int) -> None:
@@ -129,26 +127,13 @@ class Resources:
 
     # ------------------------------------------------------------------ what is seen of it
 
-    def forget(self, number: int) -> None:
-        """A proxy has ended: what it held, it holds no more. What it counted stays counted."""
-        for gauge in shared_memory.GAUGES:
-            place = shared_memory.COUNTERS_OFFSET + number * shared_memory.COUNTERS_SIZE
-            _WORD.pack_into(self.shared, place + gauge * _WORD.size, 0)
-        for instance in range(shared_memory.MAX_INSTANCES):
-            place = (
-                shared_memory.CELLS_OFFSET
-                + (number * shared_memory.MAX_INSTANCES + instance) * shared_memory.CELL_SIZE
-            )
-            for gauge in (shared_memory.OUTSTANDING, shared_memory.CREDITS):
-                _WORD.pack_into(self.shared, place + gauge * _WORD.size, 0)
-
     def urls(self) -> list[str]:
         secure = bool(self.config.listen.tls_certificate)
         return [self.sockets.url(text, secure) for text in self.config.listen.listen]
 
     def sentence(self) -> str:
         """What it does, in words."""
-        endpoints = len(shared_memory.Board(self.shared).read().get("instances", ()))
+        endpoints = len(shared_memory.endpoint_table(self.shared).read().get("instances", ()))
         mbps = SharedBucket(self.shared, self.memory_fd).rate / 1e6  # the admin may have changed it
         rate = f"{mbps:g} Mbps" if mbps else "unlimited bandwidth"
         many = "1 instance" if endpoints == 1 else f"{endpoints} instances"

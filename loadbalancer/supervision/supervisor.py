@@ -43,7 +43,7 @@ from twofold.process.watchdog import Watchdog
 LOG_WRITER, CONTROLLER, PROXY = "log_writer", "controller", "proxy"  # roles
 RESTARTS = RestartPolicy(Backoff(first_s=0.2, most_s=10.0), healthy_s=1.0, reports=True)
 TURN = 0.1  # seconds between looks at deadlines when nothing happens
-CONTROLLER_FIRST = 3.0  # seconds that the first proxies wait for a board
+CONTROLLER_FIRST = 3.0  # seconds that the first proxies wait for an endpoint table
 START_PATIENCE = 20.0  # seconds, after which a generation that does not accept may be given up
 LEAVE_PATIENCE = 2.0  # for the controller and the log writer
 DRAIN_MARGIN = 1.0  # for a proxy, beyond its own patience
@@ -180,7 +180,7 @@ class Supervisor:
     def _may_start(self, child: Child, now: float) -> bool:
         if child.role != PROXY:
             return not any(other.retired and other.role == child.role for other in self.children)
-        # A proxy without a board answers 503; until there is one, connections wait in the kernel.
+        # A proxy without an endpoint table answers 503; until there is one, connections wait in the kernel.
         controller, progress = self._own(CONTROLLER)[0], self.progress
         waited = controller.ready or controller.failures > 0 or now - progress.began > CONTROLLER_FIRST
         return progress.settled or waited
@@ -211,7 +211,7 @@ class Supervisor:
         if child is None:
             return
         if child.role == PROXY:
-            self.resources.forget(child.number)
+            shared_memory.forget_gauges(self.resources.shared, child.number)
         self.watchdog.forget(child.beat)
         child.ended(now)
         if child.retired:

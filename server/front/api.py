@@ -30,6 +30,7 @@ from twofold.server.front import pages, responses, route
 from twofold.server.front.asgi import EXTENSION
 from twofold.server.front.route import RouteRules
 from twofold.server.telemetry import metrics
+from twofold.server.telemetry.instance_status import is_ready
 from twofold.wire.refusal import Refusal
 from twofold.wire.request_head import RequestHead
 from twofold.wire.request_ids import RequestIds
@@ -57,8 +58,8 @@ class Answer(Protocol):
 class Backend(Protocol):
     """The instance, as far as this application needs it."""
 
-    def board(self) -> dict[str, Any]:
-        """The status board (see metrics.py)."""
+    def instance_status(self) -> dict[str, Any]:
+        """The status of the instance, as its supervisor published it."""
 
     def metrics_snapshot(self) -> metrics.Snapshot:
         """What the instance has counted."""
@@ -189,43 +190,48 @@ async def _unless_left(predict: Any, receive: Receive) -> Answer | None:
 
 async def about(request: Request) -> Response:
     """What is served here: a page for people, JSON for programs."""
-    board = request.app.state.backend.board()
+    shown = request.app.state.backend.instance_status()
     if "text/html" in request.headers.get("accept", ""):
-        return _page(pages.about(board))
-    return _json(200, pages.summary(board))
+        return _page(pages.about(shown))
+    return _json(200, pages.summary(shown))
 
 
 async def health(request: Request) -> Response:
-    """200 if the probe's question is answered with yes, else 503; the status board says why."""
+    """200 if the probe's question is answered with yes, else 503; the status of the instance says why."""
     probe = request.path_params.get("probe", "ready")
     if probe not in PROBES:
         raise HTTPException(404)
-    board = request.app.state.backend.board()
+    shown = request.app.state.backend.instance_status()
     good = {
         "live": True,  # this very answer proves it
-        "ready": metrics.is_ready(board),
-        "startup": board.get("state") in STARTED,
+        "ready": is_ready(shown),
+        "startup": shown.get("state") in STARTED,
     }[probe]
-    return _json(200 if good else 503, board)
+    return _json(200 if good else 503, shown)
 
 
 async def show_metrics(request: Request) -> Response:
     """Prometheus. In a thread, because the first scrape imports a library while others wait."""
     backend: Backend = request.app.state.backend
-    counted, board = backend.metrics_snapshot(), backend.board()
-    text = await asyncio.to_thread(metrics.exposition, counted, board)
-    return Response(text, headers={"content-type": metrics.CONTENT_TYPE})
+    return await asyncio.to_thread(_exposition, backend.metrics_snapshot(), backend.instance_status())
+
+
+def _exposition(counted: metrics.Snapshot, shown: Mapping[str, Any]) -> Response:
+    from twofold.server.telemetry import prometheus
+    from twofold.telemetry.prometheus import CONTENT_TYPE
+
+    return Response(prometheus.exposition(counted, shown), headers={"content-type": CONTENT_TYPE})
 
 
 async def openapi(request: Request) -> Response:
     """OpenAPI 3.1 of this instance."""
     state = request.app.state
-    return _json(200, pages.openapi(state.backend.board(), state.rules.max_body))
+    return _json(200, pages.openapi(state.backend.instance_status(), state.rules.max_body))
 
 
 async def docs(request: Request) -> Response:
     """A page to try predict with."""
-    return _page(pages.docs(request.app.state.backend.board()))
+    return _page(pages.docs(request.app.state.backend.instance_status()))
 
 
 async def refuse(request: Request, error: Exception) -> Response:

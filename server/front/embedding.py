@@ -19,17 +19,19 @@ from json import loads
 from typing import Any
 
 from twofold.errors import TwofoldError
+from twofold.logs.console import say
+from twofold.process import worker
 from twofold.server.config import CATALOGUE, Config
 from twofold.server.front import responses
 from twofold.server.front.dispatch import Dispatch, QueuePipes
 from twofold.server.front.outcomes import BUSY, DOWN, failure
 from twofold.server.replica import frame, slots
-from twofold.server.telemetry import metrics
+from twofold.server.telemetry import instance_status, metrics
 from twofold.wire.refusal import Refusal
 from twofold.wire.request_ids import RequestIds
 
-TICK = 0.05
-START_TIMEOUT = 60.0
+TICK_S = 0.05
+START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +63,17 @@ class _EmbeddedCall:
 
 
 class SlotBackend:
-    """What server.app asks for: the board, the counters, and predict."""
+    """What server.app asks for: the status of the instance, the counters, and predict."""
 
     def __init__(self, dispatch: Dispatch, ids: RequestIds) -> None:
         self.dispatch = dispatch
         self.ids = ids
 
-    def board(self) -> dict[str, Any]:
-        return metrics.read_board(self.dispatch.memory)
+    def instance_status(self) -> dict[str, Any]:
+        return instance_status.read(self.dispatch.memory)
 
     def metrics_snapshot(self) -> metrics.Snapshot:
-        replicas = len(self.board()["replicas"])
+        replicas = len(self.instance_status()["replicas"])
         return metrics.snapshot(self.dispatch.memory, self.dispatch.layout, self.dispatch.queued(), replicas)
 
     async def predict(self, body: bytes, kind: int, request_id: bytes) -> PredictResponse:
@@ -121,10 +123,10 @@ async def open_backend(config: Config) -> AsyncIterator[SlotBackend]:
     )
     theirs.close()
     try:
-        backend = await asyncio.wait_for(asyncio.to_thread(_receive, ours, config), START_TIMEOUT)
+        backend = await asyncio.wait_for(asyncio.to_thread(_receive, ours, config), START_TIMEOUT_S)
         loop = asyncio.get_running_loop()
         backend.dispatch.start(loop)
-        ticking = loop.create_task(_tick(backend.dispatch))
+        ticking = loop.create_task(worker.tick_forever(TICK_S, backend.dispatch.tick, _say_bug))
         try:
             yield backend
         finally:
@@ -146,7 +148,5 @@ def _receive(ours: socket.socket, config: Config) -> SlotBackend:
     return SlotBackend(dispatch, RequestIds())
 
 
-async def _tick(dispatch: Dispatch) -> None:
-    while True:
-        await asyncio.sleep(TICK)
-        dispatch.tick()
+def _say_bug(error: str) -> None:
+    say("error", f"a bug in the tick of the embedded instance: {error}")

@@ -1,6 +1,6 @@
 """What people and tools read about an instance: the overview, OpenAPI, and a page to try predict.
 
-Pure: a status board in, text out.  The pages are complete in themselves, they load nothing from
+Pure: the status of an instance in, text out.  The pages are complete in themselves, they load nothing from
 anywhere, and their policy (Content-Security-Policy) lets them run their own script only.
 """
 
@@ -54,36 +54,36 @@ class Page:
     policy: str  # the Content-Security-Policy it must be sent with
 
 
-def summary(board: Mapping[str, Any]) -> dict[str, Any]:
+def summary(status: Mapping[str, Any]) -> dict[str, Any]:
     """What is served, for programs."""
-    facts = {key: board.get(key, "") for key in ("artifact", "python", "environment", "state")}
+    facts = {key: status.get(key, "") for key in ("artifact", "python", "environment", "state")}
     return {"service": "twofold", "version": __version__, **facts, "routes": ROUTES}
 
 
-def about(board: Mapping[str, Any]) -> Page:
+def about(status: Mapping[str, Any]) -> Page:
     """What is served, for people."""
     facts = {
-        "artifact": board.get("artifact", ""),
-        "state": board.get("state", ""),
-        "replicas": ", ".join(f"{r.get('index')}: {r.get('state')}" for r in board.get("replicas", ())),
-        "Python": board.get("python", ""),
-        "environment": board.get("environment", ""),
+        "artifact": status.get("artifact", ""),
+        "state": status.get("state", ""),
+        "replicas": ", ".join(f"{r.get('index')}: {r.get('state')}" for r in status.get("replicas", ())),
+        "Python": status.get("python", ""),
+        "environment": status.get("environment", ""),
         "twofold": __version__,
     }
     routes = {
         f'<a href="{name[5:]}">{name}</a>' if name.startswith("GET") else name: text
         for name, text in ROUTES.items()
     }
-    title = escape(str(board.get("artifact") or "a model"))
+    title = escape(str(status.get("artifact") or "a model"))
     body = f"<h1>{title}</h1>{_table(facts)}<h1>Routes</h1><table>"
     body += "".join(f"<tr><td>{name}</td><td>{escape(text)}</td></tr>" for name, text in routes.items())
     return _page(title, body + "</table>", "")
 
 
-def docs(board: Mapping[str, Any]) -> Page:
+def docs(status: Mapping[str, Any]) -> Page:
     """A form that calls predict and shows the answer with its times."""
-    title = escape(str(board.get("artifact") or "a model"))
-    sample = escape(str(board.get("sample") or "[[1, 2, 3]]"))
+    title = escape(str(status.get("artifact") or "a model"))
+    sample = escape(str(status.get("sample") or "[[1, 2, 3]]"))
     body = f"""<h1>Try {title}</h1>
 <form><p><label>Body<br><textarea name="body" rows="10" required>{sample}</textarea></label></p>
 <p><label>Content type <select name="kind"><option>application/json</option>
@@ -137,12 +137,12 @@ COMPONENTS = {
 }
 
 
-def openapi(board: Mapping[str, Any], max_body: int) -> dict[str, Any]:
+def openapi(status: Mapping[str, Any], max_body: int) -> dict[str, Any]:
     """OpenAPI 3.1. The model's own schema is unknown here: any JSON goes in, any JSON comes out."""
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": str(board.get("artifact") or "twofold"),
+            "title": str(status.get("artifact") or "twofold"),
             "version": __version__,
             "description": f"predict() of a model, served by twofold. Bodies have at most {max_body} bytes.",
         },
@@ -214,13 +214,13 @@ def _predict(operation: str) -> dict[str, Any]:
 
 
 def _probe(operation: str, question: str) -> dict[str, Any]:
-    board = {"application/json": {"schema": {"type": "object"}}}
+    status = {"application/json": {"schema": {"type": "object"}}}
     return {
         "operationId": operation,
         "summary": question,
         "responses": {
-            "200": {"description": "Yes; the status board", "content": board},
-            "503": {"description": "No; the status board says why", "content": board},
+            "200": {"description": "Yes; the status of the instance", "content": status},
+            "503": {"description": "No; the status says why", "content": status},
         },
     }
 

@@ -7,26 +7,21 @@ connections share lives here: the plans of heads seen before, ids, the tick, the
 from __future__ import annotations
 
 import asyncio
-import gc
 import mmap
-import resource
-import signal
 import time
-from collections import Counter
 from dataclasses import dataclass, replace
-from itertools import compress
 
 import uvloop
 
-from twofold.logs import records as log
-from twofold.logs import writer
 from twofold.logs.console import say
+from twofold.logs.journal import AccessJournal
+from twofold.process import worker
 from twofold.server.config import Config
-from twofold.server.front import asgi, responses, route
+from twofold.server.front import asgi, request_counts, responses, route
 from twofold.server.front.api import create_app
 from twofold.server.front.dispatch import Dispatch, QueuePipes
 from twofold.server.front.embedding import SlotBackend
-from twofold.server.front.http1 import GONE, Connection
+from twofold.server.front.http1 import Connection
 from twofold.server.front.listeners import Listeners
 from twofold.server.front.route import RoutePlan, RouteRules
 from twofold.server.replica import slots
@@ -35,13 +30,8 @@ from twofold.wire import request_head
 from twofold.wire.head_memo import HeadMemo
 from twofold.wire.request_ids import RequestIds
 
-TICK = 0.05
+TICK_S = 0.05
 GRACE_TICKS = 4
-PIECE = 200  # journal entries made into log lines at a time: about half a millisecond
-GC_THRESHOLD = 20000  # the journal alone holds thousands of tuples for 100 ms
-
-# the access record, microseconds in the queue and in encoding, bytes of the body
-Entry = tuple[log.AccessRecord, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +54,13 @@ class Front:
         self.dispatch = Dispatch(
             place.memory, place.layout, place.number, place.lanes, place.config.replicas.predict_timeout
         )
-        self.counters = metrics.Counters(place.memory, place.number)
-        self.cells = self.counters.cells
+        counters = metrics.open_counters(place.memory, place.number)
+        self.access_journal = AccessJournal(
+            counters, metrics.ACCESS_DROPPED, request_counts.count, place.access_log,
+            place.config.log.deployment_id or "twofold",
+        )  # fmt: skip
+        self.cells = counters.cells
+        self.journal = self.access_journal.entries
         self.rules = RouteRules(place.layout.max_body, self.http.root_ocid)
         self.memo: HeadMemo[RoutePlan] = HeadMemo()
         self.plans = self.memo.plans
@@ -78,11 +73,8 @@ class Front:
         self.connection = b""  # the Connection field that drain puts on every answer
         self.now = 0.0  # the loop's clock as of the last tick: fine enough for timeouts
         self.wall_offset = time.time_ns() - time.monotonic_ns()
-        self.journal: list[Entry] = []
-        self.access = log.AccessLog(place.config.log.deployment_id or "twofold")
-        self.pipe = writer.PipeWriter(place.access_log) if place.access_log >= 0 else None
         self.app = create_app(SlotBackend(self.dispatch, self.ids), self.rules)
-        self._second = 0
+        self._wall_s = 0  # Unix time as of the last tick
 
     # ------------------------------------------------------------------ for connections
 
@@ -122,87 +114,57 @@ class Front:
         loop = asyncio.get_running_loop()
         self.now = loop.time()
         self.dispatch.tick()
-        self._flush()
-        wall = int(time.time())
-        if wall != self._second:
-            self._second = wall
-            self.answers.refresh(wall)
+        self._show()
+        wall_s = int(time.time())
+        if wall_s != self._wall_s:
+            self._wall_s = wall_s
+            self.answers.refresh(wall_s)
             self.wall_offset = time.time_ns() - time.monotonic_ns()
             for connection in list(self.connections):
                 connection.check(self.now)
 
-    def _flush(self) -> None:
-        """Turn the journal into counters and log lines, a piece at a time: requests go in between."""
-        piece, self.journal[:PIECE] = self.journal[:PIECE], ()
-        self._write_down(piece)
-        if self.journal:
-            asyncio.get_running_loop().call_soon(self._flush)
-            return
+    def _show(self) -> None:
+        """Write down what was counted since the last tick."""
         cells = self.cells
         cells[metrics.OPEN_CONNECTIONS] = len(self.connections)
         cells[metrics.REQUESTS_INSIDE] = self.dispatch.depth
         cells[metrics.REPLAYED] += self.dispatch.replayed
         self.dispatch.replayed = 0
-        self.counters.flush()
-
-    def _write_down(self, piece: list[Entry]) -> None:
-        _count(self.cells, piece)
-        if self.pipe is None or not piece:
-            return
-        lines = self.access.format([entry[0] for entry in piece])
-        self.cells[metrics.ACCESS_DROPPED] += self.pipe.write(lines)
-        if self.pipe.pending:
-            asyncio.get_running_loop().add_writer(self.pipe.fileno(), self._flush_pipe)
-
-    def _flush_pipe(self) -> None:
-        """The log writer has made room for lines that did not fit at once."""
-        assert self.pipe is not None
-        self.pipe.flush()
-        if not self.pipe.pending:
-            asyncio.get_running_loop().remove_writer(self.pipe.fileno())
+        self.access_journal.flush()
 
     # ------------------------------------------------------------------ life
 
     async def serve(self) -> None:
         """Accept until SIGTERM, then finish what is in hand."""
         loop = asyncio.get_running_loop()
-        stopping = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        stopping = worker.stop_event(loop)
         self.dispatch.start(loop)
         self.tick()
-        # What has been imported never becomes garbage; scanning it costs 10 ms at a time.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GC_THRESHOLD, 10, 100)
+        worker.settle_garbage_collector()
         listeners = self.place.listeners
         servers = [await loop.create_server(lambda: Connection(self), sock=listeners.port)]
         if listeners.local is not None:
             servers.append(await loop.create_unix_server(lambda: Connection(self), sock=listeners.local))
-        ticking = loop.create_task(self._tick_forever())
+        ticking = loop.create_task(worker.tick_forever(TICK_S, self.tick, _say_bug))
         await stopping.wait()
         if self.place.memory[slots.DRAINING]:  # otherwise it is only this front that ends
             listeners.deafen()
         self.draining, self.connection = True, b"connection: close\r\n"
-        await asyncio.sleep(TICK)  # who was about to connect still does
+        await asyncio.sleep(TICK_S)  # who was about to connect still does
         for server in servers:
             server.close()
         for _ in range(GRACE_TICKS):  # and may still ask
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(TICK_S)
         while self.connections:
             for connection in list(self.connections):
                 connection.check(self.now)
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(TICK_S)
         ticking.cancel()
-        self._write_down(self.journal)
-        self.counters.flush()
+        self.access_journal.close()
 
-    async def _tick_forever(self) -> None:
-        while True:
-            await asyncio.sleep(TICK)
-            try:
-                self.tick()
-            except Exception as error:  # without a tick there would be no deadlines, logs, counts, timeouts
-                say("error", f"a bug in the front's tick: {type(error).__name__}: {error}")
+
+def _say_bug(error: str) -> None:
+    say("error", f"a bug in the front's tick: {error}")
 
 
 def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
@@ -211,36 +173,8 @@ def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
     return address[:2] if address else None
 
 
-def _count(cells: list[int], batch: list[Entry]) -> None:
-    """Add a batch to the counters, column by column: that costs half of what a loop over rows does."""
-    if not batch:
-        return
-    records, queues, encodes, received = zip(*batch, strict=True)
-    _, _, statuses, predicts, _, sent, totals = zip(*records, strict=True)
-    cells[metrics.BYTES_IN] += sum(received)
-    cells[metrics.BYTES_OUT] += sum(sent)
-    for status, times in Counter(statuses).items():
-        gone = metrics.CLIENT_GONE if status == GONE else metrics.OTHER_STATUS
-        cells[metrics.STATUS_CELL.get(status, gone)] += times
-    if statuses.count(200) != len(statuses):  # durations are those of answers alone
-        good = [status == 200 for status in statuses]
-        queues, predicts, encodes, totals = (
-            tuple(compress(column, good)) for column in (queues, predicts, encodes, totals)
-        )
-    for start, column in (
-        (metrics.QUEUE, queues),
-        (metrics.PREDICT, predicts),
-        (metrics.ENCODE, encodes),
-        (metrics.TOTAL, totals),
-    ):
-        for bucket, times in Counter(map(int.bit_length, column)).items():
-            cells[start + bucket] += times
-        cells[start + metrics.SUM] += sum(column)
-
-
 def run(place: FrontContext) -> int:
     """Be a front until told to stop; the exit code."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    worker.raise_descriptor_limit()
     uvloop.run(Front(place).serve())
     return 0

@@ -11,7 +11,7 @@ outlives the processes; it is sparse, so room that nobody touched costs nothing.
     8192     mailboxes         MAX_REPLICAS x 128          that replica (the kernel, in readv)
     ...      replica words     MAX_REPLICAS x 64           that replica
     ...      counters          MAX_FRONTS x 16384          that front
-    ...      status board      2 x 65536                   supervisor
+    ...      instance status   2 x 65536                   supervisor
     ...      slots             fronts x slots_per_front    see below
 
     slot:  | header 256 | request body ... | answer ... |     each part starts on a page
@@ -47,21 +47,21 @@ QUARANTINE_CELL = struct.Struct("<16sQQ")  # digest, expiry (monotonic ns), zero
 MAILBOX_SIZE = 128
 REPLICA_WORDS_SIZE = 64
 COUNTERS_SIZE = 16384
-BOARD_SIZE = 65536
+STATUS_SIZE = 65536
 
 QUARANTINE_OFFSET = CONTROL_SIZE
 MAILBOX_OFFSET = 2 * PAGE
 REPLICA_WORDS_OFFSET = MAILBOX_OFFSET + MAX_REPLICAS * MAILBOX_SIZE
 COUNTERS_OFFSET = REPLICA_WORDS_OFFSET + MAX_REPLICAS * REPLICA_WORDS_SIZE
-BOARD_OFFSET = COUNTERS_OFFSET + MAX_FRONTS * COUNTERS_SIZE
-SLOTS_OFFSET = BOARD_OFFSET + 2 * BOARD_SIZE
+STATUS_OFFSET = COUNTERS_OFFSET + MAX_FRONTS * COUNTERS_SIZE
+SLOTS_OFFSET = STATUS_OFFSET + 2 * STATUS_SIZE
 
 # Control words: 32-bit, written by the supervisor, read by all.
 CONTROL = struct.Struct("<I")
 QUARANTINED = 0  # how many quarantine cells are in use; 0 lets fronts skip the hash
 READY_REPLICAS = 4
 DRAINING = 8
-BOARD_SEQUENCE = 12  # which half of the status board is whole: sequence % 2
+STATUS_SEQUENCE = 12  # which half of the instance status is whole: sequence % 2
 UNAVAILABLE = 16  # 1 when no replica is ready and none is about to be: fronts refuse at once
 
 # Replica words: 64-bit counters of one replica.

@@ -65,7 +65,7 @@ class ReplicaPool:
         self.fork_server_works = False  # it has reported at least once
         self.measured = False
         self.leaving = False
-        self.changed = True  # the status board is out of date
+        self.changed = True  # the published status is out of date
         self.unloadable = ""  # why the fork server could not load the model
         self.fallback = ""  # why preload did not stay as wanted
         self.memory_saved = 0  # bytes that replicas share instead of having a copy each

@@ -1,4 +1,4 @@
-"""What the supervisor tells the world about the instance: the status board, composed.
+"""The status of the instance, composed: what the supervisor publishes of itself and its replicas.
 
 Pure: reads the supervisor's and the pool's state, decides the instance's own state from it.
 """
@@ -20,7 +20,7 @@ MAX_SAMPLE = 4096  # bytes of a sample request that are shown to those who want 
 
 
 def shown(replica: Replica) -> str:
-    """A replica's state in the words of the board; one that waits for its first order is loading."""
+    """A replica's state in the words of the status; one that waits for its first order is loading."""
     if replica.state == State.ABSENT:
         return "dead" if replica.restarts else "loading"
     return "dead" if replica.state == State.LEAVING else str(replica.state)
@@ -54,7 +54,8 @@ def state(supervisor: Supervisor) -> str:
     return "degraded" if ready else "failed"
 
 
-def compose(supervisor: Supervisor) -> dict[str, Any]:
+def compose_status(supervisor: Supervisor) -> dict[str, Any]:
+    """What is published: see instance_status."""
     pool, config = supervisor.pool, supervisor.config
     return {
         "state": state(supervisor),

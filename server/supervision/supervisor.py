@@ -3,7 +3,7 @@
 No event loop, no framework: one poll(), and a turn for whatever woke it.  Signal handlers only write
 into a pipe.  It is the subreaper of all below it: every end arrives here, and all dies with it.
 
-    turn:  signals -> the dead -> reports of replicas -> replicas that hang or are due -> board
+    turn:  signals -> the dead -> reports of replicas -> replicas that hang or are due -> status
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from twofold.server.front.listeners import Listeners, listen
 from twofold.server.machine import capacity
 from twofold.server.replica import slots
 from twofold.server.supervision import channels
-from twofold.server.supervision import status as board
 from twofold.server.supervision.channels import Channels
 from twofold.server.supervision.fork_server import ForkServerSpec
 from twofold.server.supervision.quarantine import Quarantine
 from twofold.server.supervision.replica_pool import Announce, PoolContext, ReplicaPool
-from twofold.server.telemetry import metrics
+from twofold.server.supervision.status import choose_preload, compose_status, sample_facts, sample_text
+from twofold.server.telemetry import instance_status, metrics
 
 FRONT, LOG_WRITER = "front", "log_writer"  # roles, and reasons of twofold_replica_restarts_total
 RESTARTS = RestartPolicy(Backoff(first_s=0.4, most_s=10.0), healthy_s=10.0)
 TURN = 0.1  # seconds between looks at deadlines when nothing happens
-BOARD_EVERY = 1.0
+STATUS_EVERY_S = 1.0
 LEAVE_TIMEOUT = 2.0  # for replicas and the log writer, after the fronts have drained
 FAST_STOP = 0.5
 REOPEN_SIGNALS = (signal.SIGHUP, signal.SIGUSR1)
@@ -77,11 +77,11 @@ class Supervisor:
     sample_text: str = ""
     signals: SignalPipe = field(init=False)
     _reports: bytes = b""
-    _board_at: float = 0.0
+    _published_at: float = 0.0
 
     def run(self) -> ExitCode:
         self.signals = SignalPipe()
-        self.sample_text = board.sample_text(self.artifact.sample)
+        self.sample_text = sample_text(self.artifact.sample)
         self.pool.step_availability()
         self._make_children()
         try:
@@ -155,7 +155,7 @@ class Supervisor:
             url=self.listeners.url if self.listeners else "",
             replicas=self.pool.ready_count(),
             seconds=time.time() - self.started,
-            **board.sample_facts(self.artifact, self.sample_text),
+            **sample_facts(self.artifact, self.sample_text),
         )
 
     # ------------------------------------------------------------------ our own children
@@ -190,7 +190,7 @@ class Supervisor:
         pipes.close_writers()  # ours, or it would wait for its own end
         if self.listeners is not None:
             self.listeners.close()  # or the kernel would take connections after the fronts have left
-        counters = metrics.Counters(pipes.memory, metrics.LOG_WRITER)
+        counters = metrics.open_counters(pipes.memory, metrics.LOG_WRITER)
         cell = {"access": metrics.ACCESS_DROPPED, "predict": metrics.PREDICT_DROPPED}
 
         def dropped(stream: str, lines: int) -> None:
@@ -233,13 +233,13 @@ class Supervisor:
             if child.due(now):
                 self._start(child, now)
 
-    # ------------------------------------------------------------------ the board
+    # ------------------------------------------------------------------ the published status
 
     def _publish(self, now: float) -> None:
-        if self.pool.changed or now - self._board_at > BOARD_EVERY:
-            self.pool.changed, self._board_at = False, now
+        if self.pool.changed or now - self._published_at > STATUS_EVERY_S:
+            self.pool.changed, self._published_at = False, now
             self.pool.supplies.quarantine.expire(int(now * 1e9))
-            metrics.write_board(self.channels.memory, board.compose(self))
+            instance_status.publish(self.channels.memory, compose_status(self))
 
     # ------------------------------------------------------------------ the end
 
@@ -304,7 +304,7 @@ def run(
     plan = capacity.plan(config.replicas, capacity.cores(), capacity.visible_gpus(os.environ))
     fronts = config.http.fronts or max(1, plan.replicas // 8)
     pipes = channels.lay(config, 1 if embedder else fronts, plan.replicas + config.replicas.spare)
-    why, preload = board.choose_preload(config, plan, artifact)
+    why, preload = choose_preload(config, plan, artifact)
     facts = _facts(config, environment, artifact, preload, plan.threads)
     keep = Quarantine(
         pipes.memory,

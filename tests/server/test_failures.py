@@ -463,9 +463,9 @@ def test_sigkill_of_the_supervisor_leaves_nothing(two: Instance) -> None:
 
 def test_a_warm_spare_makes_a_crash_a_switch(lab: Path, tmp_path: Path) -> None:
     with serve(lab, tmp_path / "run", "--replicas", "1", "--spare", "1") as instance:
-        board = instance.health()["replicas"]
-        assert sorted(replica["state"] for replica in board) == ["ready", "spare"]
-        spare = next(replica["pid"] for replica in board if replica["state"] == "spare")
+        replicas = instance.health()["replicas"]
+        assert sorted(replica["state"] for replica in replicas) == ["ready", "spare"]
+        spare = next(replica["pid"] for replica in replicas if replica["state"] == "spare")
         (lab / "slow-load").write_text("3")
         started = time.monotonic()
         answer = instance.predict({"do": "once", "then": "kill", "name": "spare"})

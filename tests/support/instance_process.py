@@ -65,8 +65,8 @@ class Instance:
         return self.call("/predict", json.dumps(value).encode(), timeout)
 
     def health(self) -> dict[str, Any]:
-        board: dict[str, Any] = self.call("/health").json()
-        return board
+        status: dict[str, Any] = self.call("/health").json()
+        return status
 
     def replica_pids(self) -> list[int]:
         return [replica["pid"] for replica in self.health()["replicas"] if replica["pid"]]

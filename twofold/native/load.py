@@ -26,11 +26,13 @@ GROUP = "twofold.hot"  # mypyc puts what the compiled modules share into GROUP__
 HOT = {
     "twofold.wire": ("chunked", "head_memo", "refusal", "request_ids"),
     "twofold.reactor": ("reactor", "transport"),
-    "twofold.logs": ("records",),
-    "twofold.loadbalancer": ("shared_memory",),
+    "twofold.logs": ("journal", "records"),
+    "twofold.shm": ("json_page",),
+    "twofold.telemetry": ("counters", "histograms"),
+    "twofold.loadbalancer": ("request_counts", "shared_memory"),
     "twofold.loadbalancer.proxy": (
-        "admission", "client", "connection_limit", "downstream", "exchange", "journal", "paced_writer",
-        "process", "response", "router", "services", "timeouts", "upload", "upstream", "upstream_pool",
+        "admission", "client", "connection_limit", "downstream", "exchange", "paced_writer", "process",
+        "response", "router", "services", "timeouts", "upload", "upstream", "upstream_pool",
     ),
     "twofold.loadbalancer.http": ("error_responses", "request_plan", "response_head"),
     "twofold.loadbalancer.balancing": ("candidates", "instance", "retry_budget", "selection", "wait_queue"),

@@ -40,9 +40,9 @@ def test_what_the_admin_sets_outlives_the_controller_but_not_a_change_of_setting
 ) -> None:
     first = limits(bucket, 10)
     first.set(25)
-    heir = limits(bucket, 10, before=first.board())
+    heir = limits(bucket, 10, before=first.published())
     assert (heir.mbps, heir.rate) == (25, 25_000_000)
-    assert limits(bucket, 12, before=heir.board()).rate == 12_000_000
+    assert limits(bucket, 12, before=heir.published()).rate == 12_000_000
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_a_raised_one_stays_raised_with_the_next_controller(bucket: SharedBucket
     load(made, range(1, 70), 1.0)
     raised = made.rate
     assert raised > 10_000_000
-    heir = limits(bucket, 10, 20, before=made.board())
+    heir = limits(bucket, 10, 20, before=made.published())
     assert heir.rate == raised
     load(heir, range(1, 400), 1.0)
     assert heir.rate == 20_000_000
-    assert limits(bucket, 10, 0, before=heir.board()).rate == 10_000_000
+    assert limits(bucket, 10, 0, before=heir.published()).rate == 10_000_000
 
 
 def test_without_a_maximum_nothing_is_raised(bucket: SharedBucket) -> None:

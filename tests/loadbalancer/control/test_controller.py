@@ -1,4 +1,4 @@
-"""The controller as a process: what it puts on the board, and that nothing is lost when it is killed."""
+"""The controller as a process: what it publishes, and that nothing is lost when it is killed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def instances() -> Iterator[Instances]:
     made.close()
 
 
-def test_the_first_board_knows_who_is_well(tmp_path: Path, instances: Instances) -> None:
+def test_the_first_table_knows_who_is_well(tmp_path: Path, instances: Instances) -> None:
     good, dead = instances.make(workers=3), instances.make()
     instances.kill(dead)
     with overseen(tmp_path, upstream=[good.url, dead.url], bandwidth_mbps="12") as controller:
@@ -62,7 +62,7 @@ def test_the_first_board_knows_who_is_well(tmp_path: Path, instances: Instances)
         assert entries[good.url]["state"] == "up" and entries[good.url]["workers"] == 3
         assert entries[good.url]["since_ns"] == 0, "no slow start at the beginning of the pool"
         assert entries[dead.url]["state"] == "down"
-        assert shared_memory.Board(controller.shared).read()["limits"]["mbps"] == 12
+        assert shared_memory.endpoint_table(controller.shared).read()["limits"]["mbps"] == 12
         assert controller.state()["bandwidth"]["mbps"] == 12
         assert controller.end() == 0
         assert not controller.socket.exists()
@@ -126,12 +126,12 @@ def test_a_killed_controller_is_followed_by_one_that_knows_everything(
         assert controller.call("POST", f"/instances/{drained.url}/drain")[0] == 202
         expected = {named.url: "up", added.url: "up", drained.url: "drain"}
         eventually(lambda: controller.states() == expected, "what the admin wants", 3)
-        sequence = controller.board.sequence
+        sequence = controller.table.sequence
         controller.end(signal.SIGKILL)
-        assert controller.states() == expected, "proxies go on with the last board"
+        assert controller.states() == expected, "proxies go on with the last table"
         file.write_text("all of this\nis rubbish\n")
         controller.start()
-        assert controller.board.sequence > sequence and controller.states() == expected
+        assert controller.table.sequence > sequence and controller.states() == expected
         assert controller.state()["bandwidth"]["mbps"] == 33
         assert controller.entries()[named.url]["since_ns"] == 0, "nobody starts slowly for it"
         file.write_text(f"{removed.url}\n{named.url}\n{drained.url}\n")
@@ -139,11 +139,11 @@ def test_a_killed_controller_is_followed_by_one_that_knows_everything(
         assert controller.states() == expected, "what was removed stays away"
 
 
-def test_a_board_that_cannot_be_read_is_replaced(tmp_path: Path, instances: Instances) -> None:
+def test_a_table_that_cannot_be_read_is_replaced(tmp_path: Path, instances: Instances) -> None:
     one = instances.make()
     with overseen(tmp_path, upstream=[one.url]) as controller:
         controller.end(signal.SIGKILL)
-        controller.board.publish({"instances": [{"name": one.url}], "limits": 7})
+        controller.table.publish({"instances": [{"name": one.url}], "limits": 7})
         controller.start()
         assert controller.said("the settings hold") and controller.states() == {one.url: "up"}
 

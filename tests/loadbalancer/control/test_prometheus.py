@@ -12,8 +12,10 @@ from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.control import prometheus, status_view
 from twofold.loadbalancer.control.sliding_window import SlidingWindow, read
 from twofold.loadbalancer.endpoint_record import EndpointRecord
+from twofold.telemetry.histograms import observe
 
 SECOND = 1_000_000_000
+PREFIX = "twofold_balance_"
 A, B = "http://127.0.0.1:9001", "unix:/run/b.sock"
 
 
@@ -147,14 +149,11 @@ def test_metrics(shared: mmap) -> None:
     )
     proxy.instance(0, {shared_memory.LATENCY_US: 2500, shared_memory.BROKEN: 4})
     for waited in (1000, 3000, 200_000_000_000):
-        proxy.cells[shared_memory.THROTTLE + waited.bit_length()] += 1
-        proxy.set(
-            shared_memory.THROTTLE + shared_memory.SUM,
-            proxy.cells[shared_memory.THROTTLE + shared_memory.SUM] + waited,
-        )
+        observe(proxy.cells, shared_memory.THROTTLE, waited)
+    proxy.counters.flush()
     text = prometheus.exposition(FACTS, recent, read(shared, {A: 0, B: 1}, 11 * SECOND))
-    found = {name: value for name, value in metrics(text).items() if name[0].startswith(prometheus.PREFIX)}
-    found = {(name[0].removeprefix(prometheus.PREFIX), *name[1:]): value for name, value in found.items()}
+    found = {name: value for name, value in metrics(text).items() if name[0].startswith(PREFIX)}
+    found = {(name[0].removeprefix(PREFIX), *name[1:]): value for name, value in found.items()}
     expected = {
         ("requests_total", "200"): 40, ("requests_total", "429"): 5,
         ("refused_total", "bandwidth"): 5, ("refused_total", "unauthorised"): 0,

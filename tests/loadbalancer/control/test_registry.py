@@ -139,10 +139,10 @@ def test_the_pool_has_an_end(registry: Registry, capfd: pytest.CaptureFixture[st
     assert capfd.readouterr().err.count("is left out: a pool has at most 256 instances") == 2
     with pytest.raises(ValueError, match="at most 256"):
         registry.add(A)
-    shared_memory.Board(registry._shared).publish(registry.board())  # and it fits
+    shared_memory.endpoint_table(registry._shared).publish(registry.published())  # and it fits
 
 
-def test_a_pool_of_the_longest_names_fits_on_the_board(registry: Registry) -> None:
+def test_a_pool_of_the_longest_names_fits_into_the_table(registry: Registry) -> None:
     stem = ".".join(["n" * 63] * 3 + ["n" * 57])
     many = {}
     for number in range(shared_memory.MAX_INSTANCES):
@@ -152,7 +152,7 @@ def test_a_pool_of_the_longest_names_fits_on_the_board(registry: Registry) -> No
     for endpoint in registry.endpoints.values():
         endpoint.verdict.why = "\\" * MAX_WHY
         endpoint.verdict.local = "@twofold-" + "0" * 36
-    shared_memory.Board(registry._shared).publish(registry.board())
+    shared_memory.endpoint_table(registry._shared).publish(registry.published())
 
 
 @pytest.mark.parametrize("text", ["ftp://host", "dns+http://models:9001", "", "http://", "models", ":9001"])
@@ -168,7 +168,7 @@ def test_an_instance_may_be_added_by_what_drain_and_remove_know_it_by(registry: 
 # ---------------------------------------------------------------------- the next controller
 
 
-def test_everything_is_on_the_board(registry: Registry) -> None:
+def test_everything_is_in_the_table(registry: Registry) -> None:
     registry.reconcile(wanted(A, B, C, source="dns"))
     registry.add("unix:/run/model.sock").verdict.hear(Health(True, workers=2))
     registry.find(A).drained = True
@@ -176,9 +176,9 @@ def test_everything_is_on_the_board(registry: Registry) -> None:
     registry.remove(registry.find(C))
     registry.reconcile(wanted(A, B, C, source="dns"))
     heir = Registry(registry._shared)
-    board = json.loads(json.dumps(registry.board()))
-    heir.inherit(board["instances"], board["removed"])
-    assert heir.board() == registry.board()
+    table = json.loads(json.dumps(registry.published()))
+    heir.inherit(table["instances"], table["removed"])
+    assert heir.published() == registry.published()
     assert heir.removed == {C}
     heir.reconcile(wanted(A, B, C, source="dns"))
     assert states(heir) == {A: "drain", B: "down", C: "drain", "unix:/run/model.sock": "up"}
@@ -193,9 +193,9 @@ def test_a_line_of_another_version_suffices() -> None:
         from_json({"name": A})
 
 
-def test_a_board_that_makes_no_sense_is_refused(registry: Registry) -> None:
+def test_a_table_that_makes_no_sense_is_refused(registry: Registry) -> None:
     registry.reconcile(wanted(A, B))
-    entries = registry.board()["instances"]
+    entries = registry.published()["instances"]
     entries[0]["cell"] = entries[1]["cell"]
     with pytest.raises(KeyError):
         Registry(registry._shared).inherit(entries, ())

@@ -18,6 +18,7 @@ from twofold.loadbalancer.control.sliding_window import (
     percentile,
     read,
 )
+from twofold.telemetry import histograms
 
 HALF = 500_000_000
 MEGABYTE = 1_000_000
@@ -34,13 +35,13 @@ def reading(at: int, **counts: int) -> Reading:
 
 
 def test_nothing_has_no_percentile() -> None:
-    assert percentile([0] * shared_memory.BUCKETS, 0.99) is None
+    assert percentile([0] * histograms.BUCKETS, 0.99) is None
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 10_000_000), min_size=1, max_size=300), st.sampled_from([0.5, 0.9, 0.99]))
 def test_a_percentile_is_in_the_bucket_of_the_true_one(durations: list[int], share: float) -> None:
-    counts = [0] * shared_memory.BUCKETS
+    counts = [0] * histograms.BUCKETS
     for each in durations:
         counts[each.bit_length()] += 1
     true = sorted(durations)[max(0, -(-len(durations) * share // 1).__int__() - 1)]
@@ -50,7 +51,7 @@ def test_a_percentile_is_in_the_bucket_of_the_true_one(durations: list[int], sha
 
 
 def test_within_a_bucket_it_is_interpolated() -> None:
-    dice, counts = random.Random(7), [0] * shared_memory.BUCKETS
+    dice, counts = random.Random(7), [0] * histograms.BUCKETS
     for _ in range(10_000):
         counts[dice.randrange(512, 1024).bit_length()] += 1
     assert percentile(counts, 0.5) == pytest.approx(768, rel=0.01)

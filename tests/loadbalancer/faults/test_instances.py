@@ -94,7 +94,7 @@ def test_22_an_instance_is_cut_off_from_the_network(tmp_path: Path) -> None:
                 way.partition()
                 await asyncio.sleep(1.5)
                 asked = stage.lb.cell(stage.url, shared_memory.REQUESTS)
-                await eventually(lambda: stage.lb.state(stage.url) == "down", stage.lb.board, 2.5)
+                await eventually(lambda: stage.lb.state(stage.url) == "down", stage.lb.table, 2.5)
                 assert stage.lb.cell(stage.url, shared_memory.REQUESTS) == asked, (
                     "still in rotation after 1.5 s"
                 )

@@ -79,8 +79,8 @@ def test_a_tick_that_fails_is_said_and_followed_by_others(tmp_path: Path) -> Non
     async def scenario() -> None:
         async with scene(tmp_path, "--head-timeout", "1") as stage:
             lb = stage.lb
-            board = shared_memory.Board(lb.look())
-            board.publish({**board.read(), "instances": [{"name": "no instance is described like this"}]})
+            table = shared_memory.endpoint_table(lb.look())
+            table.publish({**table.read(), "instances": [{"name": "no instance is described like this"}]})
             await eventually(lambda: "bug in the proxy's tick: KeyError" in lb.printed(), lb.printed)
             assert (await once(lb.port, post())).status == 200
             await eventually(lambda: lb.total(0) == 1, "it is counted")

@@ -12,6 +12,7 @@ from tests.support.loadbalancer.http_clients import Caller, get, once, post
 from tests.support.loadbalancer.running_balancer import act
 from tests.support.loadbalancer.scripted_instance import Exchange, Origin, answer, echo, saying, served
 from twofold.loadbalancer import shared_memory
+from twofold.telemetry import histograms
 
 SIZE = 20_000_000  # more than the kernel takes
 
@@ -38,8 +39,8 @@ def test_bytes_and_what_waited_for_bandwidth(tmp_path: Path) -> None:
             assert lb.total(shared_memory.BYTES_IN) == 2 * len(asked)
             assert 300_000 < lb.total(shared_memory.BYTES_OUT) < 301_500
             # 65,536 bytes are there from the start; the rest takes 0.8 us a byte.
-            assert 150_000 <= lb.total(shared_memory.THROTTLE + shared_memory.SUM) <= 400_000
-            assert lb.total(shared_memory.QUEUE + shared_memory.SUM) == 0
+            assert 150_000 <= lb.total(shared_memory.THROTTLE + histograms.SUM) <= 400_000
+            assert lb.total(shared_memory.QUEUE + histograms.SUM) == 0
 
     act(scenario())
 
@@ -54,8 +55,8 @@ def test_the_next_request_of_a_pipeline_finds_the_credit_of_the_last_one(tmp_pat
             for _ in range(10):
                 assert (await caller.answer()).status == 200
             await eventually(lambda: lb.total(0) == 11, "the tick goes on")
-            assert sum(lb.total(shared_memory.QUEUE + bucket) for bucket in range(shared_memory.BUCKETS)) == 0
-            assert lb.total(shared_memory.QUEUE + shared_memory.SUM) == 0
+            assert sum(lb.total(shared_memory.QUEUE + bucket) for bucket in range(histograms.BUCKETS)) == 0
+            assert lb.total(shared_memory.QUEUE + histograms.SUM) == 0
             assert "bug" not in lb.printed()
 
     act(scenario())
@@ -80,7 +81,7 @@ def test_what_the_instance_needed_is_noted_whichever_way_its_answer_takes(tmp_pa
             await eventually(lambda: len(lb.access()) == 6, "six lines")
             spent = [line["data"]["modelLatency"] for line in lb.access()]
             assert all(20 <= one <= 200 for one in spent), spent
-            assert lb.total(shared_memory.UPSTREAM + shared_memory.SUM) >= 120_000
+            assert lb.total(shared_memory.UPSTREAM + histograms.SUM) >= 120_000
 
     act(scenario())
 
@@ -109,7 +110,7 @@ def test_a_large_answer_behind_a_small_one_that_waited_is_read_no_faster_than_it
             async with Caller(lb.port) as caller:
                 for _ in range(40):  # 64 KiB are there at first; then they wait
                     assert (await caller.ask(post())).status == 200
-                assert lb.total(shared_memory.THROTTLE + shared_memory.SUM) > 0
+                assert lb.total(shared_memory.THROTTLE + histograms.SUM) > 0
                 caller.send(post(target=b"/large"))
                 await asyncio.sleep(1.5)
                 assert 0 < sent < 20_000_000  # what kernels hold, at most
@@ -176,9 +177,9 @@ def test_what_waited_for_an_instance(tmp_path: Path) -> None:
             made = await asyncio.gather(*(once(lb.port, post()) for _ in range(3)))
             assert all(one.status == 200 for one in made)
             await eventually(lambda: lb.total(0) == 3, "three requests answered 200")
-            waits = [lb.total(shared_memory.QUEUE + bucket) for bucket in range(shared_memory.BUCKETS)]
+            waits = [lb.total(shared_memory.QUEUE + bucket) for bucket in range(histograms.BUCKETS)]
             assert sum(waits) == 2 and sum(waits[16:]) == 2  # 33 ms and more
-            assert 200_000 <= lb.total(shared_memory.QUEUE + shared_memory.SUM) <= 900_000
+            assert 200_000 <= lb.total(shared_memory.QUEUE + histograms.SUM) <= 900_000
 
     act(scenario())
 

@@ -27,6 +27,7 @@ from twofold.server.front.api import create_app
 from twofold.server.front.route import RouteRules
 from twofold.server.replica import frame
 from twofold.server.telemetry import metrics
+from twofold.telemetry.prometheus import CONTENT_TYPE
 from twofold.wire import request_head
 from twofold.wire.refusal import error_body
 
@@ -51,7 +52,7 @@ class Pretended:
     hold: bool = False
     cancelled: bool = False
 
-    def board(self) -> dict[str, Any]:
+    def instance_status(self) -> dict[str, Any]:
         return {
             "state": self.state, "artifact": "iris <b>", "python": "3.11", "environment": "default",
             "replicas": [{"index": 0, "state": "backoff", "reason": "out of memory"}], "restarts": {},
@@ -186,7 +187,7 @@ def test_health_is_the_real_state(
 
 def test_metrics_are_for_prometheus(client: Client) -> None:
     answer = client.get("/metrics")
-    assert answer.headers["content-type"] == metrics.CONTENT_TYPE
+    assert answer.headers["content-type"] == CONTENT_TYPE
     families = {family.name: family for family in text_string_to_metric_families(answer.text)}
     assert families["twofold_requests"].samples[0].value == 7
     assert families["twofold_queue_depth"].samples[0].value == 3
@@ -211,7 +212,7 @@ def test_the_docs_page_needs_nothing_from_anywhere(client: Client) -> None:
 
 
 def test_a_bug_is_told_in_the_contracts_words(backend: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "board", lambda: 1 / 0)
+    monkeypatch.setattr(backend, "instance_status", lambda: 1 / 0)
 
     async def exchange() -> httpx.Response:
         transport = httpx.ASGITransport(app=create_app(backend, RULES), raise_app_exceptions=False)

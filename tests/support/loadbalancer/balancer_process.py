@@ -24,6 +24,7 @@ from typing import Any
 from tests.support.instance_process import alive, descendants, free_port, kill
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.bandwidth.lease import SharedBucket
+from twofold.telemetry.counters import totals
 
 ROOT = Path(__file__).parents[3]
 START_TIMEOUT = 20.0
@@ -78,20 +79,20 @@ class Balancer:
         return self.shared
 
     def total(self, cell: int) -> int:
-        return shared_memory.totals(self.look())[cell]
+        return totals(shared_memory.read_counters(self.look()))[cell]
 
-    def board(self) -> dict[str, Any]:
-        return shared_memory.Board(self.look()).read()
+    def table(self) -> dict[str, Any]:
+        return shared_memory.endpoint_table(self.look()).read()
 
     def state(self, url: str) -> str:
         """What the controller says of an instance: up, down or drain; "" when it does not know it."""
         return next(
-            (str(one["state"]) for one in self.board().get("instances", ()) if one["name"] == url), ""
+            (str(one["state"]) for one in self.table().get("instances", ()) if one["name"] == url), ""
         )
 
     def cell(self, url: str, word: int) -> int:
         """What the proxies counted of an instance, added up."""
-        number = next(one["cell"] for one in self.board()["instances"] if one["name"] == url)
+        number = next(one["cell"] for one in self.table()["instances"] if one["name"] == url)
         shared = self.look()
         return sum(
             int(shared_memory.cell(shared, proxy, number)[word]) for proxy in range(shared_memory.MAX_PROXIES)
@@ -106,7 +107,7 @@ class Balancer:
 
     def outstanding(self) -> int:
         return sum(
-            self.cell(one["name"], shared_memory.OUTSTANDING) for one in self.board().get("instances", ())
+            self.cell(one["name"], shared_memory.OUTSTANDING) for one in self.table().get("instances", ())
         )
 
     # ------------------------------------------------------------------ its processes
@@ -163,18 +164,18 @@ class Balancer:
         await eventually(lambda: not self._unsettled(), lambda: str(self._unsettled()), seconds)
 
     def _unsettled(self) -> dict[str, int]:
-        totals = shared_memory.totals(self.look())
+        counted = totals(shared_memory.read_counters(self.look()))
         counts = {
-            "inside": totals[shared_memory.INSIDE],
-            "waiting": totals[shared_memory.WAITING],
-            "throttled": totals[shared_memory.THROTTLED],
-            "clients": totals[shared_memory.OPEN_CONNECTIONS],
+            "inside": counted[shared_memory.INSIDE],
+            "waiting": counted[shared_memory.WAITING],
+            "throttled": counted[shared_memory.THROTTLED],
+            "clients": counted[shared_memory.OPEN_CONNECTIONS],
             "outstanding": self.outstanding(),
         }
         now = {pid: _open_fds(pid) for pid in self.spare_fds if alive(pid)}
         if now and len(now) == len(self.spare_fds):
             surplus = sum(now.values()) - sum(self.spare_fds.values())
-            counts["descriptors"] = surplus - totals[shared_memory.UPSTREAM_OPEN]
+            counts["descriptors"] = surplus - counted[shared_memory.UPSTREAM_OPEN]
         return {name: count for name, count in counts.items() if count}
 
 

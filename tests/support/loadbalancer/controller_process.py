@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from twofold.loadbalancer import shared_memory
+from twofold.telemetry import histograms
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 10.0
@@ -40,7 +41,7 @@ class PretendedProxy:
     def __init__(self, shared: mmap, number: int = 0) -> None:
         self.shared = shared
         self.number = number
-        self.counters = shared_memory.Counters(shared, number)
+        self.counters = shared_memory.open_counters(shared, number)
         self.cells = self.counters.cells
         self.set(shared_memory.ACCEPTED, 1)
 
@@ -53,7 +54,7 @@ class PretendedProxy:
         cells[shared_memory.BYTES_IN] += many * sizes[0]
         cells[shared_memory.BYTES_OUT] += many * sizes[1]
         cells[shared_memory.LATENCY + us.bit_length()] += many
-        cells[shared_memory.LATENCY + shared_memory.SUM] += many * us
+        cells[shared_memory.LATENCY + histograms.SUM] += many * us
         self.counters.flush()
 
     def set(self, cell: int, value: int) -> None:
@@ -75,7 +76,7 @@ class Overseen:
         self.socket = Path(str(self.options["admin_socket"]))
         self.memory_fd = shared_memory.create()
         self.shared = shared_memory.attach(self.memory_fd)
-        self.board = shared_memory.Board(self.shared)
+        self.table = shared_memory.endpoint_table(self.shared)
         self.status = socket.create_server(("127.0.0.1", 0))
         self.log = folder / "controller.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -139,8 +140,8 @@ class Overseen:
         return state
 
     def entries(self) -> dict[str, dict[str, Any]]:
-        """The instances on the board."""
-        return {entry["name"]: entry for entry in self.board.read().get("instances", ())}
+        """The instances in the endpoint table."""
+        return {entry["name"]: entry for entry in self.table.read().get("instances", ())}
 
     def states(self) -> dict[str, str]:
         return {name: entry["state"] for name, entry in self.entries().items()}

@@ -101,7 +101,7 @@ class Outcome:
 
 
 class Simulation:
-    """One proxy before `servers`, named "0", "1", ... on its board."""
+    """One proxy before `servers`, named "0", "1", ... in its endpoint table."""
 
     way = WAY
     deadline = 0.5  # of a request that hangs

@@ -80,9 +80,9 @@ def proxy(place: ProxyContext) -> int:
 
 def controller(place: ControllerContext) -> int:
     shared = shared_memory.attach(place.memory_fd)
-    board = shared_memory.Board(shared)
-    board.publish({"instances": [{"cell": n} for n, _ in enumerate(place.config.pool.upstream)]})
-    if board.sequence == 1:  # the first of them all
+    table = shared_memory.endpoint_table(shared)
+    table.publish({"instances": [{"cell": n} for n, _ in enumerate(place.config.pool.upstream)]})
+    if table.sequence == 1:  # the first of them all
         rate = int(place.config.bandwidth.bandwidth_mbps * 1e6)
         BUCKET.pack_into(shared, shared_memory.BUCKET_OFFSET, rate, LEVEL, 1)
     elif BUCKET.unpack_from(shared, shared_memory.BUCKET_OFFSET)[1] == LEVEL:

@@ -1,0 +1,1 @@
+"""What one process publishes to the others in shared memory."""

@@ -1,0 +1,1 @@
+"""What processes count: counters and histograms in shared memory, and how Prometheus is told."""
