@@ -32,7 +32,7 @@ from twofold.wire.request_head import RequestHead
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-SKEW = 300  # seconds that clocks may differ (OCI: "Maximum Allowed Client Clock Skew")
+SKEW_S = 300  # seconds that clocks may differ (OCI: "Maximum Allowed Client Clock Skew")
 MIN_BITS = 2048
 SCHEME = b"signature"
 NEVER = math.inf
@@ -61,7 +61,7 @@ class Signature(NamedTuple):
 
 class SignatureVerdict(NamedTuple):
     genuine: bool
-    until: float  # Unix time until when it stays so
+    until_unix_s: float  # Unix time until when it stays so
 
 
 FORGED = SignatureVerdict(False, NEVER)
@@ -96,8 +96,8 @@ class Keys:
             )
         return cls(keys)
 
-    def judge(self, head: RequestHead, now: float) -> SignatureVerdict:
-        """`now` is Unix time in seconds."""
+    def judge(self, head: RequestHead, now_unix_s: float) -> SignatureVerdict:
+        """`now_unix_s` is Unix time in seconds."""
         signature = read_authorization(head)
         if signature is None or not _covers(signature, head):
             return FORGED
@@ -107,11 +107,11 @@ class Keys:
         # An unknown keyId takes as long as a known one: which there are is nobody's business.
         key = self._keys.get(signature.key_id)
         genuine = _verifies(key or self._decoy, signature.value, message)
-        if key is None or not genuine or now >= date + SKEW:
+        if key is None or not genuine or now_unix_s >= date + SKEW_S:
             return FORGED
-        if now < date - SKEW:
-            return SignatureVerdict(False, date - SKEW)  # signed in the future; its time will come
-        return SignatureVerdict(True, date + SKEW)
+        if now_unix_s < date - SKEW_S:
+            return SignatureVerdict(False, date - SKEW_S)  # signed in the future; its time will come
+        return SignatureVerdict(True, date + SKEW_S)
 
 
 def read_authorization(head: RequestHead) -> Signature | None:

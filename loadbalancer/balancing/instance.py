@@ -208,7 +208,7 @@ class Instance:
         block[shared_memory.FIVEXX] = self.failures[Failure.ANSWER]
         block[shared_memory.CONNECT_ERRORS] = self.failures[Failure.CONNECT] + self.failures[Failure.REFUSED]
         block[shared_memory.LATENCY_US] = int(self.latency_us)
-        block[shared_memory.EJECTED_UNTIL] = record.until if record.out else 0
+        block[shared_memory.EJECTED_UNTIL] = record.until_ns if record.out else 0
         block[shared_memory.EJECTIONS] = record.ejections
         block[shared_memory.RETRIES] = self.retries
         block[shared_memory.CREDITS] = self.credits

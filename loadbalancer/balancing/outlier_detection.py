@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 SECOND = 1_000_000_000
-EJECTION = 5 * SECOND  # times how often in a row
-LONGEST = 60 * SECOND
+EJECTION_NS = 5 * SECOND  # times how often in a row
+LONGEST_NS = 60 * SECOND
 FORGIVEN = 60 * SECOND  # so long without an ejection: the next one counts as the first
 MOST_EJECTED_PERCENT = 50
 
@@ -39,12 +39,12 @@ COMMON = 2  # failures in a row at which one of the others counts as failing too
 class OutlierRecord:
     """What is held against one instance."""
 
-    __slots__ = ("count", "ejections", "on_trial", "out", "rows", "unreachable", "until")
+    __slots__ = ("count", "ejections", "on_trial", "out", "rows", "unreachable", "until_ns")
 
     def __init__(self) -> None:
         self.rows = [0] * len(Failure)  # failures since the last success, by kind
         self.out = False
-        self.until = 0  # when the last ejection ends, or would have ended
+        self.until_ns = 0  # when the last ejection ends, or would have ended
         self.count = 0  # ejections in a row
         self.ejections = 0  # ever
         self.on_trial = False
@@ -56,19 +56,19 @@ class OutlierRecord:
         self.rows[failure] += 1
         return self.on_trial or self.rows[failure] >= THRESHOLD[failure]
 
-    def eject(self, now: int, unreachable: bool) -> None:
-        if now - self.until > FORGIVEN:
+    def eject(self, now_ns: int, unreachable: bool) -> None:
+        if now_ns - self.until_ns > FORGIVEN:
             self.count = 0
         self.count += 1
         self.ejections += 1
-        self.until = now + min(EJECTION * self.count, LONGEST)
+        self.until_ns = now_ns + min(EJECTION_NS * self.count, LONGEST_NS)
         self.out = True
         self.on_trial = False
         self.unreachable = unreachable
 
-    def expire(self, now: int) -> bool:
+    def expire(self, now_ns: int) -> bool:
         """Let it stand trial when its time is over; True if that happened now."""
-        if not self.out or now < self.until:
+        if not self.out or now_ns < self.until_ns:
             return False
         self.out = False
         self.on_trial = True

@@ -21,25 +21,25 @@ FLOOR = 3  # attempts in any window, however few the requests
 class RetryBudget:
     __slots__ = ("_old_requests", "_old_retries", "_slot", "_window", "requests", "retries")
 
-    def __init__(self, now: int) -> None:
+    def __init__(self, now_ns: int) -> None:
         self.requests = 0  # in the slot that is open
         self.retries = 0
-        self._slot = now // SLOT
+        self._slot = now_ns // SLOT
         self._window: deque[tuple[int, int, int]] = deque()  # closed slots: number, requests, retries
         self._old_requests = self._old_retries = 0  # what the window adds up to
 
-    def take(self, now: int) -> bool:
+    def take(self, now_ns: int) -> bool:
         """Whether one more attempt may be made; it is counted if so."""
-        self.tick(now)
+        self.tick(now_ns)
         requests, retries = self.requests + self._old_requests, self.retries + self._old_retries
         if retries >= FLOOR and (retries + 1) * 100 > requests * PERCENT:
             return False
         self.retries += 1
         return True
 
-    def tick(self, now: int) -> None:
+    def tick(self, now_ns: int) -> None:
         """Close the slot when its second is over, and forget what is older than the window."""
-        slot = now // SLOT
+        slot = now_ns // SLOT
         if slot == self._slot:
             return
         self._window.append((self._slot, self.requests, self.retries))

@@ -17,17 +17,17 @@ class Autoscale:
         self.maximum = maximum
         self.rate = minimum
         self._step = max(1, (maximum - minimum) // STEPS)
-        self._busy_since: int | None = None
-        self._idle_since: int | None = None
+        self._busy_since_ns: int | None = None
+        self._idle_since_ns: int | None = None
 
-    def hear(self, now: int, utilisation: float) -> int:
+    def hear(self, now_ns: int, utilisation: float) -> int:
         """How much of the present rate was used of late, 0 to 1; the rate from now on."""
-        self._busy_since = (self._busy_since or now) if utilisation > BUSY else None
-        self._idle_since = (self._idle_since or now) if utilisation < IDLE else None
-        if self._busy_since is not None and now - self._busy_since >= BUSY_NS:
+        self._busy_since_ns = (self._busy_since_ns or now_ns) if utilisation > BUSY else None
+        self._idle_since_ns = (self._idle_since_ns or now_ns) if utilisation < IDLE else None
+        if self._busy_since_ns is not None and now_ns - self._busy_since_ns >= BUSY_NS:
             self.rate = min(self.maximum, self.rate + self._step)
-            self._busy_since = now
-        elif self._idle_since is not None and now - self._idle_since >= IDLE_NS:
+            self._busy_since_ns = now_ns
+        elif self._idle_since_ns is not None and now_ns - self._idle_since_ns >= IDLE_NS:
             self.rate = max(self.minimum, self.rate - self._step)
-            self._idle_since = now
+            self._idle_since_ns = now_ns
         return self.rate

@@ -33,12 +33,12 @@ def quantum(rate: int) -> int:
 class Ticket:
     """Something that waits; `go` is to be called once, when it is paid for, unless it was cancelled."""
 
-    __slots__ = ("answer", "deficit", "go", "since", "size", "waits")
+    __slots__ = ("answer", "deficit", "go", "since_ns", "size", "waits")
 
-    def __init__(self, size: int, go: Callable[[], None] | None, since: int, answer: bool = False) -> None:
+    def __init__(self, size: int, go: Callable[[], None] | None, since_ns: int, answer: bool = False) -> None:
         self.size = size  # bytes
         self.go = go
-        self.since = since  # ns
+        self.since_ns = since_ns  # ns
         self.answer = answer  # or a part of one
         self.deficit = 0
         self.waits = True  # neither paid nor cancelled

@@ -29,13 +29,13 @@ class FairShare:
     `elsewhere`: bytes that wait at the others; `flows`: how many flows they belong to.
     """
 
-    __slots__ = ("_flows", "_left", "_mine", "_rivals", "_table", "elsewhere", "flows")
+    __slots__ = ("_flows", "_left_ns", "_mine", "_rivals", "_table", "elsewhere", "flows")
 
     def __init__(self, shared: mmap.mmap, number: int | None) -> None:
         self._table: memoryview | None = None
         self._mine = 0
         self._flows = 0
-        self._left = 0  # when the last flow stopped waiting, if its place is kept
+        self._left_ns = 0  # when the last flow stopped waiting, if its place is kept
         self._rivals: list[int] = []  # where the words of others begin that have flows waiting
         self.elsewhere = self.flows = 0
         if number is not None:
@@ -49,7 +49,7 @@ class FairShare:
             self._table.release()
             self._table = None
 
-    def publish(self, now: int, flows: int, queued: int) -> None:
+    def publish(self, now_ns: int, flows: int, queued: int) -> None:
         """So many flows wait here, with so many bytes; hear about the others."""
         table = self._table
         if table is None:
@@ -58,7 +58,7 @@ class FairShare:
         self._rivals = [
             start
             for start in range(0, len(words), _WORDS)
-            if words[start + _FLOWS] and start != self._mine and now - words[start + _STAMP] < FRESH_NS
+            if words[start + _FLOWS] and start != self._mine and now_ns - words[start + _STAMP] < FRESH_NS
         ]
         self.elsewhere = sum(words[start + _QUEUED] for start in self._rivals)
         self.flows = sum(words[start + _FLOWS] for start in self._rivals)
@@ -67,12 +67,12 @@ class FairShare:
             table[self._mine + _HAD] = min(words[start + _HAD] for start in self._rivals)
         table[self._mine + _QUEUED] = queued
         if flows:
-            self._flows, self._left = flows, 0
-            table[self._mine + _STAMP], table[self._mine + _FLOWS] = now, flows
-        elif self._flows and not self._left:
-            self._left = now
-            table[self._mine + _STAMP] = now - FRESH_NS + LINGER_NS
-        elif now - self._left >= LINGER_NS:
+            self._flows, self._left_ns = flows, 0
+            table[self._mine + _STAMP], table[self._mine + _FLOWS] = now_ns, flows
+        elif self._flows and not self._left_ns:
+            self._left_ns = now_ns
+            table[self._mine + _STAMP] = now_ns - FRESH_NS + LINGER_NS
+        elif now_ns - self._left_ns >= LINGER_NS:
             self._flows = table[self._mine + _FLOWS] = 0
 
     def took(self, bits: int) -> None:
@@ -80,7 +80,7 @@ class FairShare:
         if self._table is not None and self._flows:
             self._table[self._mine + _HAD] += bits // self._flows
 
-    def waits(self, now: int, bits: int) -> bool:
+    def waits(self, now_ns: int, bits: int) -> bool:
         """Whether flows elsewhere come before the next one here, which wants `bits`."""
         table = self._table
         if table is None or not self._rivals or not self._flows:
@@ -88,6 +88,6 @@ class FairShare:
         behind = [
             table[start + _HAD]
             for start in self._rivals
-            if table[start + _FLOWS] and now - table[start + _STAMP] < FRESH_NS
+            if table[start + _FLOWS] and now_ns - table[start + _STAMP] < FRESH_NS
         ]
         return bool(behind) and table[self._mine + _HAD] > min(behind) + bits

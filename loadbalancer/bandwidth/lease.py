@@ -62,12 +62,12 @@ class SharedBucket:
             bucket = TokenBucket(*_WORDS.unpack_from(self.shared, shared_memory.BUCKET_OFFSET))
             yield bucket
             _WORDS.pack_into(
-                self.shared, shared_memory.BUCKET_OFFSET, bucket.rate, bucket.level, bucket.stamp
+                self.shared, shared_memory.BUCKET_OFFSET, bucket.rate, bucket.level, bucket.stamp_ns
             )
         finally:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, _WORDS.size, shared_memory.BUCKET_OFFSET)
 
-    def exchange(self, now: int, back: int, wanted: int) -> tuple[TokenBucket, int]:
+    def exchange(self, now_ns: int, back: int, wanted: int) -> tuple[TokenBucket, int]:
         """Give `back` bits (below zero: into debt), take up to `wanted`; the bucket then, and the bits.
 
         The same as with open(), at half the cost.
@@ -75,11 +75,11 @@ class SharedBucket:
         fcntl.lockf(self._fd, fcntl.LOCK_EX, _WORDS.size, shared_memory.BUCKET_OFFSET)
         try:
             bucket = TokenBucket(*_WORDS.unpack_from(self.shared, shared_memory.BUCKET_OFFSET))
-            bucket.refill(now)
+            bucket.refill(now_ns)
             bucket.give(back)
-            taken = bucket.take(now, wanted) if wanted else 0
+            taken = bucket.take(now_ns, wanted) if wanted else 0
             _WORDS.pack_into(
-                self.shared, shared_memory.BUCKET_OFFSET, bucket.rate, bucket.level, bucket.stamp
+                self.shared, shared_memory.BUCKET_OFFSET, bucket.rate, bucket.level, bucket.stamp_ns
             )
         finally:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, _WORDS.size, shared_memory.BUCKET_OFFSET)
@@ -92,13 +92,13 @@ class SharedBucket:
 
     def set_rate(self, rate: int) -> None:
         """Live: every proxy uses it at its next lease or tick."""
-        now = self.clock()
+        now_ns = self.clock()
         with self.open() as bucket:
-            if bucket.stamp:
-                bucket.set_rate(now, rate)
+            if bucket.stamp_ns:
+                bucket.set_rate(now_ns, rate)
             else:
-                fresh = TokenBucket.full(rate, now)
-                bucket.rate, bucket.level, bucket.stamp = fresh.rate, fresh.level, fresh.stamp
+                fresh = TokenBucket.full(rate, now_ns)
+                bucket.rate, bucket.level, bucket.stamp_ns = fresh.rate, fresh.level, fresh.stamp_ns
 
 
 class Lease:
@@ -107,7 +107,7 @@ class Lease:
     `number`: which proxy it is; without one, it takes no turns with others.
     """
 
-    __slots__ = ("_bits", "_bucket", "_level", "_looked", "allowance", "debt", "rate", "share")
+    __slots__ = ("_bits", "_bucket", "_level", "_looked_ns", "allowance", "debt", "rate", "share")
 
     def __init__(
         self, bucket: SharedBucket, bits: Callable[[int], int] = http_bits, number: int | None = None
@@ -119,7 +119,7 @@ class Lease:
         self.rate = bucket.rate
         self.debt = 0  # of the bucket, in bits, as of the last visit
         self._level = 0  # likewise, in nanobits
-        self._looked = bucket.clock()
+        self._looked_ns = bucket.clock()
 
     def spend(self, nbytes: int) -> bool:
         """Whether so much may pass now; it is paid for if so."""
@@ -148,36 +148,36 @@ class Lease:
             return 0
         bits = nbytes << 3 if self._bits is None else self._bits(nbytes)
         lacking = (min(bits, depth(self.rate)) - self.allowance) * NANO - self._level
-        now = self._bucket.clock()
-        if self.share.waits(now, bits):  # until others have taken their turns
+        now_ns = self._bucket.clock()
+        if self.share.waits(now_ns, bits):  # until others have taken their turns
             lacking = max(lacking, bits * NANO)
-        return max(0, -(-lacking // self.rate) - (now - self._looked))
+        return max(0, -(-lacking // self.rate) - (now_ns - self._looked_ns))
 
     def settle(self, flows: int = 0, queued: int = 0) -> None:
         """Give back what was leased, unless it is saved for one of the flows that wait; repay.
 
         `queued`: bytes of those flows.
         """
-        now = self._bucket.clock()
-        self.share.publish(now, flows, queued)
+        now_ns = self._bucket.clock()
+        self.share.publish(now_ns, flows, queued)
         back = 0 if flows and self.allowance > 0 else self.allowance
-        self._visit(now, back, 0)
+        self._visit(now_ns, back, 0)
         self.allowance -= back
 
     def _renew(self, bits: int) -> bool:
         """A new lease, for `bits` at least; whether they may pass."""
-        now, wanted = self._bucket.clock(), 0
-        if not self.share.waits(now, bits):
+        now_ns, wanted = self._bucket.clock(), 0
+        if not self.share.waits(now_ns, bits):
             wanted = max(bits, self.rate * LEASE_NS // NANO)
-        self.allowance = self._visit(now, self.allowance, wanted)
+        self.allowance = self._visit(now_ns, self.allowance, wanted)
         if not self.rate:
             self.allowance = bits  # there is no limit any more
         # What is larger than the bucket passes when the bucket is full, and leaves it in debt.
         return self.allowance >= min(bits, depth(self.rate))
 
-    def _visit(self, now: int, back: int, wanted: int) -> int:
-        bucket, taken = self._bucket.exchange(now, back, wanted)
-        self.rate, self._level, self._looked = bucket.rate, bucket.level, now
+    def _visit(self, now_ns: int, back: int, wanted: int) -> int:
+        bucket, taken = self._bucket.exchange(now_ns, back, wanted)
+        self.rate, self._level, self._looked_ns = bucket.rate, bucket.level, now_ns
         self.debt = max(0, -(bucket.level // NANO))
         self.share.took(taken - back)
         return taken

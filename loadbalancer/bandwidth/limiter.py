@@ -16,7 +16,7 @@ from time import monotonic_ns
 from twofold.loadbalancer.bandwidth.fair_queue import FairQueue, Ticket, quantum
 from twofold.loadbalancer.bandwidth.lease import Lease
 
-LONGEST_SLEEP = 0.02  # seconds: a live edit is felt within it
+LONGEST_SLEEP_S = 0.02  # seconds: a live edit is felt within it
 MOST_QUANTUM = 65536
 UNLIMITED = 1 << 60  # bytes; more than pass between two ticks
 KEEP = 0.98  # of what was counted, from tick to tick: it is of the last second or so
@@ -33,13 +33,13 @@ class BandwidthLimiter:
     def __init__(
         self,
         meter: Lease,
-        budget: float,
+        budget_s: float,
         clock: Callable[[], int] = monotonic_ns,
         waited: Callable[[int], None] = lambda microseconds: None,
     ) -> None:
         self._meter = meter
         self._fair_queue = FairQueue()
-        self._budget = budget
+        self._budget_s = budget_s
         self._waited = waited  # is told the microseconds of each ticket that is paid
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
@@ -112,8 +112,8 @@ class BandwidthLimiter:
             ahead += ahead
         flows = max(1, len(self._fair_queue) + rivals.flows)
         ahead = min(ahead, flows * max(own, self.quantum))
-        delay = (meter.debt + 8 * (ahead + own)) / meter.rate
-        return math.ceil(delay) if delay > self._budget else 0
+        delay_s = (meter.debt + 8 * (ahead + own)) / meter.rate
+        return math.ceil(delay_s) if delay_s > self._budget_s else 0
 
     def _ahead(self) -> int:
         """Bytes: what waits here, and what will follow it."""
@@ -138,9 +138,9 @@ class BandwidthLimiter:
             self._timer.cancel()  # it may not be the one that calls
             self._timer = None
         paid = self._fair_queue.serve(self._meter.spend if self._limited else _free)
-        now = self._clock()
+        now_ns = self._clock()
         for ticket in paid:
-            self._waited((now - ticket.since) // 1000)
+            self._waited((now_ns - ticket.since_ns) // 1000)
             if ticket.answer:
                 self._answers += ticket.size
             else:
@@ -149,7 +149,7 @@ class BandwidthLimiter:
         if self._fair_queue.queued:
             self._sleep()
         else:
-            self._meter.share.publish(now, 0, 0)
+            self._meter.share.publish(now_ns, 0, 0)
         for ticket in paid:
             if ticket.go is not None:
                 ticket.go()
@@ -159,8 +159,8 @@ class BandwidthLimiter:
         if self._timer is not None:
             self._timer.cancel()
         self._meter.share.publish(self._clock(), len(self._fair_queue), self._ahead())
-        delay = self._meter.delay_ns(self._fair_queue.next_size) / 1e9
-        self._timer = self._loop.call_later(min(delay, LONGEST_SLEEP), self._serve)
+        delay_s = self._meter.delay_ns(self._fair_queue.next_size) / 1e9
+        self._timer = self._loop.call_later(min(delay_s, LONGEST_SLEEP_S), self._serve)
 
 
 def _free(nbytes: int) -> bool:

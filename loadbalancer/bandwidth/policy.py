@@ -26,13 +26,13 @@ class BandwidthPolicy:
         self._configured = [settings.bandwidth_mbps, settings.maximum_bandwidth_mbps]
         self._autoscale: Autoscale | None = None
         self.mbps, self.maximum = self._configured
-        now = self._bucket.rate
+        current = self._bucket.rate
         if before.get("configured") == self._configured:
             self.mbps, self.maximum = float(before["mbps"]), float(before["maximum"])
         else:
-            now = 0
+            current = 0
         low, high = int(self.mbps * MEGABIT), int(max(self.mbps, self.maximum) * MEGABIT)
-        self._apply(min(max(now, low), high))
+        self._apply(min(max(current, low), high))
 
     def _apply(self, rate: int) -> None:
         self._bucket.set_rate(rate)
@@ -57,11 +57,11 @@ class BandwidthPolicy:
         upto = f", up to {maximum:g} Mbps under load" if maximum else ""
         say("info", f"bandwidth is {mbps:g} Mbps now{upto}" if mbps else "bandwidth is unlimited now")
 
-    def hear(self, now: int, utilisation: float) -> None:
+    def hear(self, now_ns: int, utilisation: float) -> None:
         """So much of the present rate was used of late."""
         if self._autoscale is None:
             return
-        before, rate = self.rate, self._autoscale.hear(now, utilisation)
+        before, rate = self.rate, self._autoscale.hear(now_ns, utilisation)
         if rate != before:
             self._bucket.set_rate(rate)
             say("info", f"bandwidth is {'raised' if rate > before else 'lowered'} to {rate / MEGABIT:g} Mbps")

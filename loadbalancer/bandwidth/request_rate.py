@@ -1,6 +1,6 @@
 """Requests per second, and what one caller may take: the generic cell rate algorithm (ITU-T I.371).
 
-Pure; the clock is an argument (monotonic ns).  All that is kept of a caller is one time, `due`: when
+Pure; the clock is an argument (monotonic ns).  All that is kept of a caller is one time, `due_ns`: when
 the caller will have earned what it has used.  It may run ahead of the clock by the tolerance, which
 is the burst.
 """
@@ -17,26 +17,26 @@ BURST_SECONDS = 1.0  # of its rate that a caller may use at once
 class Gcra:
     """One account; `rate` in units per second. What a unit is, is the user's matter."""
 
-    __slots__ = ("_due", "_per_unit", "_tolerance")
+    __slots__ = ("_due_ns", "_per_unit", "_tolerance_ns")
 
     def __init__(self, rate: float, burst: float = BURST_SECONDS) -> None:
         self._per_unit = SECOND / rate
-        self._tolerance = max(int(burst * SECOND), int(self._per_unit))
-        self._due = 0.0
+        self._tolerance_ns = max(int(burst * SECOND), int(self._per_unit))
+        self._due_ns = 0.0
 
-    def take(self, now: int, units: float = 1.0) -> int:
+    def take(self, now_ns: int, units: float = 1.0) -> int:
         """0 if `units` are granted, otherwise the ns after which they would be."""
-        due = max(self._due, now) + units * self._per_unit
-        ahead = due - now
+        due_ns = max(self._due_ns, now_ns) + units * self._per_unit
+        ahead_ns = due_ns - now_ns
         # Whoever owes nothing may take anything once: it is earned back before the next one.
-        if ahead > self._tolerance and self._due > now:
-            return int(ahead - self._tolerance)
-        self._due = due
+        if ahead_ns > self._tolerance_ns and self._due_ns > now_ns:
+            return int(ahead_ns - self._tolerance_ns)
+        self._due_ns = due_ns
         return 0
 
-    def charge(self, now: int, units: float) -> None:
+    def charge(self, now_ns: int, units: float) -> None:
         """What has been taken without asking."""
-        self._due = max(self._due, now) + units * self._per_unit
+        self._due_ns = max(self._due_ns, now_ns) + units * self._per_unit
 
 
 class CallerRates:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 PROGRAM = "twofold balance-ctl"
-PATIENCE = 10.0  # seconds with the controller
-LOOK = 0.2  # seconds between looks at what was asked for
-HANDOVER = 1.0  # seconds in which nobody may answer: between two controllers, and before the first
+PATIENCE_S = 10.0  # seconds with the controller
+LOOK_S = 0.2  # seconds between looks at what was asked for
+HANDOVER_S = 1.0  # seconds in which nobody may answer: between two controllers, and before the first
 COLUMNS = ("instance", "state", "in hand", "requests/s", "share", "latency", "failures")
 
 SOCKET = typer.Option(
@@ -57,11 +57,11 @@ app = typer.Typer(
 
 class _Connection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=PATIENCE)
+        super().__init__("localhost", timeout=PATIENCE_S)
         self._path = path
 
     def connect(self) -> None:
-        until = time.monotonic() + HANDOVER
+        until = time.monotonic() + HANDOVER_S
         while True:
             self.sock = socket.socket(socket.AF_UNIX)
             self.sock.settimeout(self.timeout)
@@ -72,7 +72,7 @@ class _Connection(http.client.HTTPConnection):
                 self.sock.close()
                 if time.monotonic() > until:
                     raise
-                time.sleep(LOOK / 4)
+                time.sleep(LOOK_S / 4)
 
 
 class AdminClient:
@@ -181,8 +181,8 @@ def reload(socket: str = SOCKET) -> None:
     admin = AdminClient(socket)
     before = admin.state()
     admin.call("POST", "/reload")
-    for _ in range(int(PATIENCE / LOOK)):
-        time.sleep(LOOK)
+    for _ in range(int(PATIENCE_S / LOOK_S)):
+        time.sleep(LOOK_S)
         try:
             now = admin.state()
         except AddressError:  # between two controllers
@@ -193,7 +193,7 @@ def reload(socket: str = SOCKET) -> None:
         if now["reloads_refused"] != before["reloads_refused"]:
             raise ConfigError(f"not reloaded, and nothing has changed: {now['reloads_refused']['why']}")
     why = "it waits until the generation before has drained"
-    raise ConfigError(f"not reloaded within {PATIENCE:g} s; until then nothing changes", why)
+    raise ConfigError(f"not reloaded within {PATIENCE_S:g} s; until then nothing changes", why)
 
 
 def _until(admin: AdminClient, one: dict[str, Any], seconds: float, done: Callable[[Any], bool]) -> None:
@@ -201,7 +201,7 @@ def _until(admin: AdminClient, one: dict[str, Any], seconds: float, done: Callab
     name, until = one["name"], time.monotonic() + seconds
     now: dict[str, Any] | None = one
     while not done(now) and time.monotonic() < until:
-        time.sleep(LOOK)
+        time.sleep(LOOK_S)
         now = next((each for each in admin.call("GET", "/instances") if each["name"] == name), None)
     print(_sentence(now) if now else f"{name} has left; it may be stopped")
     if seconds and not done(now):

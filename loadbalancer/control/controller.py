@@ -138,7 +138,7 @@ class Controller:
 
     async def _watch_file(self, file: WatchedFile) -> None:
         while True:
-            await asyncio.sleep(file.pause)
+            await asyncio.sleep(file.pause_s)
             if file.look():
                 self._reconcile()
 

@@ -21,9 +21,9 @@ from twofold.net import address
 from twofold.net.address import Address, Target
 
 FORMS = "http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT"
-INTERVAL = 0.5
-SETTLED = 0.1  # seconds since its last change, after which a file is not being written any more
-PATIENCE = 5.0  # seconds with a resolver
+INTERVAL_S = 0.5
+SETTLED_S = 0.1  # seconds since its last change, after which a file is not being written any more
+PATIENCE_S = 5.0  # seconds with a resolver
 
 
 def parse_file(text: str, place: str) -> list[Target]:
@@ -72,18 +72,18 @@ class WatchedFile:
         self._missed = False
         self.upstreams = list(known)
         self.read = False  # at least once
-        self.pause = INTERVAL  # seconds until the next look
+        self.pause_s = INTERVAL_S  # seconds until the next look
 
     def look(self) -> bool:
         """True when what it names has changed. A bad, an empty or a missing file changes nothing."""
         try:
             facts = self._path.stat()
             stamp = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
-            self.pause = INTERVAL
+            self.pause_s = INTERVAL_S
             if stamp == self._stamp:
                 return False
-            if self._stamp is not None and abs(time.time() - facts.st_mtime) < SETTLED:
-                self.pause = SETTLED  # half of it may not be written yet
+            if self._stamp is not None and abs(time.time() - facts.st_mtime) < SETTLED_S:
+                self.pause_s = SETTLED_S  # half of it may not be written yet
                 return False
             self._stamp = stamp
             found = parse_file(self._path.read_text("utf-8"), str(self._path))
@@ -126,7 +126,7 @@ class Names:
         """True when it stands for others now. While the resolver fails, the last answer holds."""
         wanted, loop = upstream.address, asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(PATIENCE_S):
                 infos = await loop.getaddrinfo(wanted.host, wanted.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:  # TimeoutError is an OSError
             if upstream.name not in self._failing:

@@ -78,16 +78,16 @@ class Probe:
     """How instances are asked."""
 
     path: str
-    timeout: float  # seconds
+    timeout_s: float  # seconds
     line: str = "off"  # the PROXY protocol that they expect every connection to begin with
 
     async def put(self, where: Address) -> Health:
         """Never raises but for cancellation."""
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout(self.timeout_s):
                 status, body = await self._get(where)
         except TimeoutError:
-            return Health(False, f"no answer within {self.timeout:g} s")
+            return Health(False, f"no answer within {self.timeout_s:g} s")
         except ConnectionRefusedError:
             return Health(False, "refuses connections")
         except (OSError, ValueError) as error:

@@ -86,7 +86,7 @@ def _instances(facts: StatusFacts, reading: Reading) -> Iterator[Metric]:
     rows = [(one, reading.instances.get(one.name, UNSEEN)) for one in facts.endpoints]
     states, failures = [], []
     for endpoint, sight in rows:
-        present = shown_state(endpoint, sight, reading.at)
+        present = shown_state(endpoint, sight, reading.at_ns)
         states += [((endpoint.name, each), float(present == each)) for each in STATES]
         failures += [((endpoint.name, kind), sight.words[cell]) for kind, cell in FAILURES.items()]
     yield FAMILIES.gauges("instance_state", "1 for the state that it is in", ("instance", "state"), states)

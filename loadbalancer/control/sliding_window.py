@@ -15,7 +15,7 @@ from twofold.loadbalancer import shared_memory
 from twofold.telemetry import histograms
 from twofold.telemetry.counters import totals
 
-STEP = 0.5  # seconds between readings
+STEP_S = 0.5  # seconds between readings
 POINTS = 120  # of the history
 WINDOW = 20  # readings over which percentiles, shares and utilisation are taken: 10 s
 BRIEF = 4  # readings over which rates are taken
@@ -33,12 +33,12 @@ class Sight:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    at: int
+    at_ns: int
     cells: list[int]  # counters of all proxies, added up
     instances: dict[str, Sight]
 
 
-def read(shared: mmap.mmap, cells: Mapping[str, int], now: int) -> Reading:
+def read(shared: mmap.mmap, cells: Mapping[str, int], now_ns: int) -> Reading:
     """What proxies have shown so far, of themselves and of the instances, which have these cells."""
     blocks = shared_memory.read_counters(shared)
     known = next(iter(cells.values()), 0)
@@ -48,7 +48,9 @@ def read(shared: mmap.mmap, cells: Mapping[str, int], now: int) -> Reading:
         for proxy, block in enumerate(blocks)
         if block[shared_memory.ACCEPTED] or shared_memory.cell(shared, proxy, known)[shared_memory.CREDITS]
     ]
-    return Reading(now, totals(blocks), {name: _sight(shared, active, cell) for name, cell in cells.items()})
+    return Reading(
+        now_ns, totals(blocks), {name: _sight(shared, active, cell) for name, cell in cells.items()}
+    )
 
 
 def _sight(shared: mmap.mmap, proxies: list[int], instance: int) -> Sight:
@@ -110,7 +112,7 @@ class SlidingWindow:
         self.readings.append(reading)
 
     def _add(self, last: Reading, reading: Reading, limit: float) -> None:
-        seconds = max(reading.at - last.at, 1) / 1e9
+        seconds = max(reading.at_ns - last.at_ns, 1) / 1e9
         new = grown(last.cells, reading.cells)
         mbits = 8 / MEGABIT / seconds
         recent = grown(self.readings[max(0, len(self.readings) - BRIEF)].cells, reading.cells)
@@ -145,7 +147,7 @@ class SlidingWindow:
         if len(self.readings) < 2:
             return None
         first, last = self.readings[max(0, len(self.readings) - 1 - readings)], self.readings[-1]
-        return max(last.at - first.at, 1) / 1e9, first, last
+        return max(last.at_ns - first.at_ns, 1) / 1e9, first, last
 
     def mbps(self) -> tuple[float, float]:
         """(received, sent), on average over a moment."""

@@ -59,10 +59,10 @@ class StatusSource:
             self.recent.hear(reading, self._limits.rate)
             # What waits for bandwidth is counted when it has ended, so a queue means that all of it is used.
             throttled = reading.cells[shared_memory.THROTTLED] > 0
-            self._limits.hear(reading.at, 1.0 if throttled else self.recent.utilisation())
+            self._limits.hear(reading.at_ns, 1.0 if throttled else self.recent.utilisation())
             self.sampled.set()
             self.sampled.clear()
-            await asyncio.sleep(sliding_window.STEP)
+            await asyncio.sleep(sliding_window.STEP_S)
 
     def _reading(self) -> sliding_window.Reading:
         cells = {name: endpoint.cell for name, endpoint in self._registry.endpoints.items()}

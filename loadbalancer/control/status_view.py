@@ -139,18 +139,18 @@ def instances(
     for endpoint in endpoints:
         name = endpoint.name
         late = _Late(seconds, grew.get(name, UNSEEN.words), served)
-        shown.append(_instance(endpoint, reading.instances.get(name, UNSEEN), late, reading.at))
+        shown.append(_instance(endpoint, reading.instances.get(name, UNSEEN), late, reading.at_ns))
     return shown
 
 
-def _instance(endpoint: EndpointRecord, now: Sight, late: _Late, at: int) -> dict[str, Any]:
+def _instance(endpoint: EndpointRecord, now: Sight, late: _Late, at_ns: int) -> dict[str, Any]:
     served = late.words[shared_memory.REQUESTS]
     known = now.words[shared_memory.REQUESTS] > 0  # or its latency is a guess of the proxies
     latency_us = late.words[shared_memory.LATENCY_SUM_US] / served if served else now.latency_us * known
     failed = sum(late.words[cell] for cell in FAILURES.values())
     return {
         "name": endpoint.name,
-        "state": shown_state(endpoint, now, at),
+        "state": shown_state(endpoint, now, at_ns),
         "why": endpoint.why,
         "source": endpoint.source,
         "workers": endpoint.workers,
@@ -164,7 +164,7 @@ def _instance(endpoint: EndpointRecord, now: Sight, late: _Late, at: int) -> dic
         "failed_per_second": round(failed / late.seconds, 2),
         "retries": now.words[shared_memory.RETRIES],
         "ejections": now.words[shared_memory.EJECTIONS],
-        "ejected_s": round(max(0, now.ejected_until - at) / 1e9, 1),
+        "ejected_s": round(max(0, now.ejected_until - at_ns) / 1e9, 1),
     }
 
 

@@ -101,7 +101,7 @@ class Router(Owner):
             exchange = self.waiting.pop()
             if exchange is not None:
                 # The next request of a pipeline may be younger than `now_ns`.
-                observe(self._cells, shared_memory.QUEUE, max(0, now_ns - self.waiting.since) // 1000)
+                observe(self._cells, shared_memory.QUEUE, max(0, now_ns - self.waiting.since_ns) // 1000)
                 self._hand(exchange, instance, now_ns)
 
     def forget(self, exchange: Exchange) -> None:

@@ -11,14 +11,14 @@ import signal
 from dataclasses import dataclass
 
 CHECK = "--check"  # the option by which a program says what it would do, and does not
-PATIENCE = 60.0  # seconds
+PATIENCE_S = 60.0  # seconds
 MAX_TEXT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadCheck:
     pid: int
-    until: float
+    until_s: float
     output: int  # memfds, so that nobody has to read while it runs
     complaints: int
 
@@ -36,7 +36,7 @@ class ReloadCheck:
         os.kill(self.pid, signal.SIGKILL)
 
 
-def begin(command: list[str], now: float) -> ReloadCheck:
+def begin(command: list[str], now_s: float) -> ReloadCheck:
     """Run `command` with the option that makes it a check. Raises OSError."""
     output, complaints = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("output", "complaints"))
     actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, complaints, 2)]
@@ -46,7 +46,7 @@ def begin(command: list[str], now: float) -> ReloadCheck:
         os.close(output)
         os.close(complaints)
         raise
-    return ReloadCheck(pid, now + PATIENCE, output, complaints)
+    return ReloadCheck(pid, now_s + PATIENCE_S, output, complaints)
 
 
 def _text(fd: int) -> str:

@@ -42,12 +42,12 @@ from twofold.process.watchdog import Watchdog
 
 LOG_WRITER, CONTROLLER, PROXY = "log_writer", "controller", "proxy"  # roles
 RESTARTS = RestartPolicy(Backoff(first_s=0.2, most_s=10.0), healthy_s=1.0, reports=True)
-TURN = 0.1  # seconds between looks at deadlines when nothing happens
-CONTROLLER_FIRST = 3.0  # seconds that the first proxies wait for an endpoint table
-START_PATIENCE = 20.0  # seconds, after which a generation that does not accept may be given up
-LEAVE_PATIENCE = 2.0  # for the controller and the log writer
-DRAIN_MARGIN = 1.0  # for a proxy, beyond its own patience
-FAST_STOP = 0.5
+TURN_S = 0.1  # seconds between looks at deadlines when nothing happens
+CONTROLLER_FIRST_S = 3.0  # seconds that the first proxies wait for an endpoint table
+START_PATIENCE_S = 20.0  # seconds, after which a generation that does not accept may be given up
+LEAVE_PATIENCE_S = 2.0  # for the controller and the log writer
+DRAIN_MARGIN_S = 1.0  # for a proxy, beyond its own patience
+FAST_STOP_S = 0.5
 BEATS = range(shared_memory.MAX_PROXIES, shared_memory.HEARTBEATS)  # of the log writer and the controller
 MAX_FAILURES = 5  # of one child, before anything was ever served
 
@@ -58,7 +58,7 @@ Announce = Callable[[str, str], object]  # level, message
 class GenerationProgress:
     """How far this generation has come."""
 
-    began: float
+    began_s: float
     first: bool  # nothing was served before it
     settled: bool = False  # it accepts
     again: bool = False  # a reload is wanted
@@ -106,24 +106,24 @@ class Supervisor:
         reports = {child.ready_fd: child for child in self.children if child.ready_fd >= 0}
         for fd in (self.signals.fd, *reports):
             ready.register(fd, select.POLLIN)
-        for fd, _ in ready.poll(TURN * 1000):
+        for fd, _ in ready.poll(TURN_S * 1000):
             if fd in reports:
                 reports[fd].hear()
             else:
                 self._handle(self.signals.read())
-        now = time.monotonic()
+        now_s = time.monotonic()
         for pid, status in reap():
-            self._ended(pid, status, now)
+            self._ended(pid, status, now_s)
         for child in self.children:
-            if child.leave_by_s and now > child.leave_by_s:
+            if child.leave_by_s and now_s > child.leave_by_s:
                 child.send(signal.SIGKILL)
-        self._end_silent(now)
-        if self.reload_check is not None and now > self.reload_check.until:
+        self._end_silent(now_s)
+        if self.reload_check is not None and now_s > self.reload_check.until_s:
             self.reload_check.stop()
         if self.progress.stopping:
-            self._step_down(now)
+            self._step_down(now_s)
         else:
-            self._step(now)
+            self._step(now_s)
 
     def _end_silent(self, now_s: float) -> None:
         for alarm in self.watchdog.look(now_s):
@@ -144,22 +144,22 @@ class Supervisor:
                     if child.role == LOG_WRITER:
                         child.send(signal.SIGUSR1)
 
-    def _step(self, now: float) -> None:
+    def _step(self, now_s: float) -> None:
         if not self.progress.settled and all(child.ready for child in self._own(PROXY)):
-            self._settle(now)
-        patience = self.resources.config.timeouts.drain_timeout + DRAIN_MARGIN
+            self._settle(now_s)
+        patience_s = self.resources.config.timeouts.drain_timeout + DRAIN_MARGIN_S
         for child in self.children:
             if not child.retired:
-                if child.due(now) and self._may_start(child, now):
-                    self._start(child, now)
+                if child.due(now_s) and self._may_start(child, now_s):
+                    self._start(child, now_s)
             elif child.role == LOG_WRITER:
-                child.leave(signal.SIGUSR2, now, LEAVE_PATIENCE)
+                child.leave(signal.SIGUSR2, now_s, LEAVE_PATIENCE_S)
             elif child.role == CONTROLLER:
-                child.leave(signal.SIGTERM, now, LEAVE_PATIENCE)
+                child.leave(signal.SIGTERM, now_s, LEAVE_PATIENCE_S)
             elif self.progress.settled:
-                child.leave(signal.SIGTERM, now, patience)
-        if self.progress.again and self.reload_check is None and self._may_reload(now):
-            self._rehearse(now)
+                child.leave(signal.SIGTERM, now_s, patience_s)
+        if self.progress.again and self.reload_check is None and self._may_reload(now_s):
+            self._rehearse(now_s)
 
     # ------------------------------------------------------------------ the generation
 
@@ -177,23 +177,23 @@ class Supervisor:
             self.children.append(_child(self.resources, role, beat=beat))
         self.children += [_child(self.resources, PROXY, number) for number in numbers]
 
-    def _may_start(self, child: Child, now: float) -> bool:
+    def _may_start(self, child: Child, now_s: float) -> bool:
         if child.role != PROXY:
             return not any(other.retired and other.role == child.role for other in self.children)
         # A proxy without an endpoint table answers 503; until there is one, connections wait in the kernel.
         controller, progress = self._own(CONTROLLER)[0], self.progress
-        waited = controller.ready or controller.failures > 0 or now - progress.began > CONTROLLER_FIRST
+        waited = controller.ready or controller.failures > 0 or now_s - progress.began_s > CONTROLLER_FIRST_S
         return progress.settled or waited
 
-    def _start(self, child: Child, now: float) -> None:
+    def _start(self, child: Child, now_s: float) -> None:
         try:
-            child.start(now)
+            child.start(now_s)
             self.watchdog.watch(child.beat, child.pid)
         except OSError as error:
-            child.failed(now, child.failures + 1)
+            child.failed(now_s, child.failures + 1)
             self.announce("error", f"cannot start {child.name}: {error.strerror}; trying again")
 
-    def _settle(self, now: float) -> None:
+    def _settle(self, now_s: float) -> None:
         """It accepts: from now on its settings hold, and nobody listens elsewhere."""
         self.progress.settled = True
         self.resources.sockets.release(keep=self.resources.texts())
@@ -201,9 +201,9 @@ class Supervisor:
         if self.progress.first:
             self.announce("info", f"{what}; try: {self.resources.example()}")
         else:
-            self.announce("info", f"reloaded in {now - self.progress.began:.1f} s: {what}")
+            self.announce("info", f"reloaded in {now_s - self.progress.began_s:.1f} s: {what}")
 
-    def _ended(self, pid: int, status: int, now: float) -> None:
+    def _ended(self, pid: int, status: int, now_s: float) -> None:
         if self.reload_check is not None and self.reload_check.pid == pid:
             self._rehearsed(status)
             return
@@ -213,7 +213,7 @@ class Supervisor:
         if child.role == PROXY:
             shared_memory.forget_gauges(self.resources.shared, child.number)
         self.watchdog.forget(child.beat)
-        child.ended(now)
+        child.ended(now_s)
         if child.retired:
             self.children.remove(child)
         elif not self.progress.stopping:
@@ -234,16 +234,18 @@ class Supervisor:
 
     # ------------------------------------------------------------------ reload
 
-    def _may_reload(self, now: float) -> bool:
+    def _may_reload(self, now_s: float) -> bool:
         progress = self.progress
         if progress.settled:
             return not any(child.retired for child in self.children)
-        return now - progress.began > START_PATIENCE or any(child.failures > 1 for child in self._own(PROXY))
+        return now_s - progress.began_s > START_PATIENCE_S or any(
+            child.failures > 1 for child in self._own(PROXY)
+        )
 
-    def _rehearse(self, now: float) -> None:
+    def _rehearse(self, now_s: float) -> None:
         self.progress.again = False
         try:
-            self.reload_check = reload_check.begin(self.command, now)
+            self.reload_check = reload_check.begin(self.command, now_s)
         except OSError as error:
             self._refuse(f"cannot run {self.command[0]}: {error.strerror}")
 
@@ -278,7 +280,7 @@ class Supervisor:
             for child in self.children:
                 if not child.retired and child.role != LOG_WRITER and not child.ready:
                     # It may have begun to accept just now: so it is asked, and given little time.
-                    child.leave(signal.SIGTERM, time.monotonic(), LEAVE_PATIENCE)
+                    child.leave(signal.SIGTERM, time.monotonic(), LEAVE_PATIENCE_S)
             error = self._handover(settings).execute(self.command)
             self.resources.sockets.release(keep=self.resources.texts())
             self._refuse(f"cannot run {self.command[0]}: {error.strerror}")
@@ -318,7 +320,7 @@ class Supervisor:
             if not progress.fast:
                 self.announce("info", "stopping: requests in flight may finish; a second signal ends them")
 
-    def _step_down(self, now: float) -> None:
+    def _step_down(self, now_s: float) -> None:
         """First the proxies leave, then the controller, then the log writer."""
         self.children = [child for child in self.children if child.pid]
         alive = {child.role for child in self.children}
@@ -326,14 +328,14 @@ class Supervisor:
             if self.progress.fast and child.role != LOG_WRITER:
                 child.send(signal.SIGKILL)
             elif child.role == PROXY:
-                patience = self.resources.config.timeouts.drain_timeout + DRAIN_MARGIN
-                child.leave(signal.SIGTERM, now, patience)
+                patience_s = self.resources.config.timeouts.drain_timeout + DRAIN_MARGIN_S
+                child.leave(signal.SIGTERM, now_s, patience_s)
             elif child.role == CONTROLLER and PROXY not in alive:
-                child.leave(signal.SIGTERM, now, LEAVE_PATIENCE)
+                child.leave(signal.SIGTERM, now_s, LEAVE_PATIENCE_S)
             elif child.role == LOG_WRITER and alive == {LOG_WRITER}:
                 # It leaves when its inputs end; a signal of ours would only wake it.
                 self.resources.close_writers()
-                child.leave(signal.SIGCONT, now, FAST_STOP if self.progress.fast else LEAVE_PATIENCE)
+                child.leave(signal.SIGCONT, now_s, FAST_STOP_S if self.progress.fast else LEAVE_PATIENCE_S)
         if not self.children and not self.progress.failed:
             self.announce("info", "stopped")
 

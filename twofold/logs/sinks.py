@@ -19,7 +19,7 @@ from twofold.logs.console import say
 MODE = 0o640  # of a log file
 MAX_LINE = 1024 * 1024  # bytes; a longer line is dropped before it comes here
 PIPE_BUF = 4096  # what a pipe or socket that polls writable takes without blocking
-PATIENCE = 1.0  # seconds that a reader of stdout may take before it counts as stuck
+PATIENCE_S = 1.0  # seconds that a reader of stdout may take before it counts as stuck
 
 
 def file_of(folder: str, stream: str) -> Path:
@@ -204,7 +204,7 @@ class StdoutSink:
         view = memoryview(data)
         sent = 0
         while sent < len(data):
-            if not self._poll.poll(0 if self._stuck else int(PATIENCE * 1000)):
+            if not self._poll.poll(0 if self._stuck else int(PATIENCE_S * 1000)):
                 self._stuck = True
                 return sent, "its reader is stuck"
             try:

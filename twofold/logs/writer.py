@@ -36,7 +36,7 @@ PIPE_SIZE = 1024 * 1024  # bytes; the most that an ordinary user may ask for
 BACKLOG = 4 * 1024 * 1024  # bytes that a writer holds back while the log writer is late
 STREAMS = ("access", "predict")
 BEAT_MS = 1000  # at most, between two signs of life
-MID_LINE = 1000  # milliseconds that a writer may need for the second half of a line
+MID_LINE_MS = 1000  # milliseconds that a writer may need for the second half of a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,7 @@ class LogWriter:
         for fd, (_, lines) in self._inputs.items():
             poll = select.poll()
             poll.register(fd, select.POLLIN)
-            while lines.inside and poll.poll(MID_LINE) and self._take(fd, 1):
+            while lines.inside and poll.poll(MID_LINE_MS) and self._take(fd, 1):
                 pass
 
     def _take(self, fd: int, most: int = CHUNK) -> bool:

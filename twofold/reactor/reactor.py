@@ -27,7 +27,7 @@ MOST_ACCEPTED = 64
 READ_SIZE: Final = 65536  # bytes; a buffer of more than 128 KiB would be mapped and unmapped for each read
 # What is missing here when a connection cannot be accepted. It waits in the kernel for so long.
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-PAUSE = 0.1  # seconds
+PAUSE_S = 0.1  # seconds
 
 Read = tuple[Transport, bytes]
 
@@ -190,7 +190,7 @@ class Reactor:
                 if error.errno not in EXHAUSTED:  # of that connection: it has left, or its network is gone
                     continue
                 self.loop.remove_reader(listener.fileno())
-                self.loop.call_later(PAUSE, self._listen_on, listener, made)
+                self.loop.call_later(PAUSE_S, self._listen_on, listener, made)
                 return
             sock.setblocking(False)
             Transport(self, sock, made())

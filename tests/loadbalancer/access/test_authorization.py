@@ -21,7 +21,7 @@ from tests.support.loadbalancer.signed_requests import (
 from twofold.errors import ConfigError
 from twofold.loadbalancer.access import identity
 from twofold.loadbalancer.access.authorization import NEVER, Authorization, body_refusal
-from twofold.loadbalancer.access.oci_signature import SKEW
+from twofold.loadbalancer.access.oci_signature import SKEW_S
 from twofold.loadbalancer.config import AccessSettings, Config, ListenSettings
 from twofold.loadbalancer.http.error_responses import NOT_FOUND
 from twofold.wire.request_head import REASONS, RequestHead, parse_head
@@ -97,9 +97,9 @@ def test_a_token(tokens: str, fields: list[str], good: bool) -> None:
 def test_a_signature(keys: str) -> None:
     chosen, lines = guard(signature_keys=keys), unsigned()
     head = read([*lines, authorization(parameters(lines, WHOLE))])
-    assert chosen.refusal(head, NOW) == (None, NOW + SKEW)
-    assert chosen.refusal(head, NOW + SKEW) == (NOT_FOUND, NEVER)
-    assert chosen.refusal(head, NOW - 1000) == (NOT_FOUND, NOW - SKEW)
+    assert chosen.refusal(head, NOW) == (None, NOW + SKEW_S)
+    assert chosen.refusal(head, NOW + SKEW_S) == (NOT_FOUND, NEVER)
+    assert chosen.refusal(head, NOW - 1000) == (NOT_FOUND, NOW - SKEW_S)
     assert chosen.refusal(read(lines), NOW) == (NOT_FOUND, NEVER)
 
 
@@ -116,7 +116,7 @@ def test_either_of_the_two_will_do(tokens: str, keys: str) -> None:
     chosen, lines = guard(bearer_token_file=tokens, signature_keys=keys), unsigned()
     head = read([*lines, authorization(parameters(lines, WHOLE))])
     bearing = read([*lines, "Authorization: Bearer old/token+1~_"])
-    assert chosen.refusal(head, NOW) == (None, NOW + SKEW) and chosen.digest(head)
+    assert chosen.refusal(head, NOW) == (None, NOW + SKEW_S) and chosen.digest(head)
     assert chosen.refusal(bearing, NOW) == (None, NEVER) and chosen.digest(bearing) is None
     assert chosen.refusal(read(lines), NOW) == (NOT_FOUND, NEVER)
 

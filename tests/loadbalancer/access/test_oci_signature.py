@@ -26,12 +26,12 @@ from tests.support.loadbalancer.signed_requests import (
     unsigned,
 )
 from twofold.errors import ConfigError
-from twofold.loadbalancer.access.oci_signature import NEVER, SKEW, Keys, SignatureVerdict, body_digest
+from twofold.loadbalancer.access.oci_signature import NEVER, SKEW_S, Keys, SignatureVerdict, body_digest
 from twofold.wire.request_head import parse_head
 
 SIGNED = Path(__file__).parent / "signed"  # by oci.signer.Signer of oci 2.189.0
 SIGNED_AT = 1795415747
-GENUINE = SignatureVerdict(True, NOW + SKEW)
+GENUINE = SignatureVerdict(True, NOW + SKEW_S)
 FORGED = SignatureVerdict(False, NEVER)
 KEYS = Keys({"me": KEY.public_key()})
 
@@ -40,7 +40,7 @@ KEYS = Keys({"me": KEY.public_key()})
 def test_what_oracles_sdk_signed(name: str) -> None:
     raw = (SIGNED / f"{name}.head").read_bytes()
     keys = Keys.read(SIGNED / "keys.txt")
-    assert keys.judge(parse_head(raw), SIGNED_AT) == SignatureVerdict(True, SIGNED_AT + SKEW)
+    assert keys.judge(parse_head(raw), SIGNED_AT) == SignatureVerdict(True, SIGNED_AT + SKEW_S)
     digest = hashlib.sha256(BODY).digest() if name == "post" else None
     assert body_digest(parse_head(raw)) == digest
     for place in (raw.index(b" /") + 2, raw.index(b"lb.example"), raw.index(b"date: ") + 12):
@@ -52,7 +52,7 @@ def test_what_oracles_sdk_signed(name: str) -> None:
 def test_a_genuine_request() -> None:
     assert KEYS.judge(signed(unsigned()), NOW) == GENUINE
     assert KEYS.judge(signed(unsigned(method="GET"), BODILESS), NOW) == GENUINE
-    assert KEYS.judge(signed(unsigned(method="GET"), (*BODILESS[::-1],)), NOW + SKEW - 1) == GENUINE
+    assert KEYS.judge(signed(unsigned(method="GET"), (*BODILESS[::-1],)), NOW + SKEW_S - 1) == GENUINE
     assert KEYS.judge(signed([*unsigned(), "Opc-Request-Id: a"], (*WHOLE, "opc-request-id")), NOW) == GENUINE
 
 
@@ -99,11 +99,11 @@ def test_a_body_of_any_method_must_be_signed() -> None:
 
 def test_time_decides() -> None:
     head = signed(unsigned())
-    assert KEYS.judge(head, NOW + SKEW) == FORGED
-    assert KEYS.judge(head, NOW - SKEW) == GENUINE
-    early = KEYS.judge(head, NOW - SKEW - 1)
-    assert early == SignatureVerdict(False, NOW - SKEW)
-    assert KEYS.judge(head, early.until) == GENUINE
+    assert KEYS.judge(head, NOW + SKEW_S) == FORGED
+    assert KEYS.judge(head, NOW - SKEW_S) == GENUINE
+    early = KEYS.judge(head, NOW - SKEW_S - 1)
+    assert early == SignatureVerdict(False, NOW - SKEW_S)
+    assert KEYS.judge(head, early.until_unix_s) == GENUINE
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_its_figures_in_shared_memory() -> None:
     assert seen[shared_memory.TIMEOUTS] == one.failures[Failure.LATE]
     assert seen[shared_memory.CONNECT_ERRORS] == one.failures[Failure.CONNECT] + one.failures[Failure.REFUSED]
     assert seen[shared_memory.LATENCY_US] == 1234 and seen[shared_memory.LATENCY_SUM_US] == 99_000
-    assert seen[shared_memory.EJECTED_UNTIL] == one.outliers.until and seen[shared_memory.EJECTIONS] == 1
+    assert seen[shared_memory.EJECTED_UNTIL] == one.outliers.until_ns and seen[shared_memory.EJECTIONS] == 1
     assert seen[shared_memory.RETRIES] == 6 and seen[shared_memory.CREDITS] == 8
     one.outliers.acquit()
     one.show(words)

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from twofold.loadbalancer.balancing.outlier_detection import (
-    EJECTION,
+    EJECTION_NS,
     FORGIVEN,
-    LONGEST,
+    LONGEST_NS,
     SECOND,
     Failure,
     OutlierRecord,
@@ -46,23 +46,23 @@ def test_each_ejection_is_longer_up_to_a_minute() -> None:
     record, now, lengths = OutlierRecord(), 100 * SECOND, []
     for _ in range(14):
         record.eject(now, False)
-        lengths.append(record.until - now)
-        assert not record.expire(record.until - 1)
-        now = record.until
+        lengths.append(record.until_ns - now)
+        assert not record.expire(record.until_ns - 1)
+        now = record.until_ns
         assert record.expire(now) and not record.expire(now)
         assert record.condemns(Failure.ANSWER)  # on trial one failure is enough
-    assert lengths == [min(EJECTION * count, LONGEST) for count in range(1, 15)]
+    assert lengths == [min(EJECTION_NS * count, LONGEST_NS) for count in range(1, 15)]
 
 
 def test_a_minute_of_good_conduct_is_a_fresh_start() -> None:
     record = OutlierRecord()
     record.eject(0, False)
-    record.expire(record.until)
+    record.expire(record.until_ns)
     assert record.acquit() and not record.on_trial
-    record.eject(record.until + FORGIVEN, False)
+    record.eject(record.until_ns + FORGIVEN, False)
     assert record.count == 2
     record.acquit()
-    record.eject(record.until + FORGIVEN + 1, False)
+    record.eject(record.until_ns + FORGIVEN + 1, False)
     assert record.count == 1 and record.ejections == 3
 
 

@@ -156,7 +156,7 @@ def test_five_5xx_in_a_row_eject_for_five_seconds_then_one_request_tries() -> No
     now = ticks(made, now, 0.2)
     assert take(made) is bad and made.candidates.choose() is None  # one at a time
     made.finished(bad, now, 400, 500)
-    assert bad.outliers.until == now + 10 * SECOND
+    assert bad.outliers.until_ns == now + 10 * SECOND
     now = ticks(made, now, 10.1)
     assert take(made) is bad
     made.finished(bad, now, 400, 200)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twofold.loadbalancer.balancing.wait_queue import SECOND, WaitQueue
+from twofold.loadbalancer.balancing.wait_queue import SECOND_NS, WaitQueue
 
 MS = 1_000_000
 FAR = 1 << 60
 
 
-def queue(count: int = 10, size: int = 1000, wait: int = SECOND) -> WaitQueue[str]:
-    return WaitQueue(count, size, wait)
+def queue(count: int = 10, size: int = 1000, wait_ns: int = SECOND_NS) -> WaitQueue[str]:
+    return WaitQueue(count, size, wait_ns)
 
 
 def test_first_in_first_out() -> None:
@@ -37,7 +37,7 @@ def test_bounded_by_count_and_bytes() -> None:
 
 
 def test_nobody_waits_longer_than_the_limit_or_its_deadline() -> None:
-    waiting = queue(wait=100 * MS)
+    waiting = queue(wait_ns=100 * MS)
     waiting.push("patient", 1, 0, FAR)
     waiting.push("hasty", 1, 0, 30 * MS)
     waiting.push("later", 1, 50 * MS, FAR)
@@ -76,7 +76,7 @@ def test_what_would_be_served_too_late_is_refused_at_once() -> None:
 
 
 def test_retry_after_follows_the_drain_rate() -> None:
-    waiting = queue(count=10_000, size=1 << 20, wait=10 * SECOND)
+    waiting = queue(count=10_000, size=1 << 20, wait_ns=10 * SECOND_NS)
     assert waiting.retry_after() == 1
     now = drained(waiting, per_tick=2, ticks=50)
     for number in range(245):
@@ -101,7 +101,7 @@ def test_a_pool_that_halts_for_a_moment_is_no_reason_to_refuse() -> None:
 
 def test_an_old_drain_rate_refuses_nobody() -> None:
     """When everything hung, nothing drained; the next queue must not suffer for it."""
-    waiting = queue(wait=100 * MS)
+    waiting = queue(wait_ns=100 * MS)
     waiting.push("a", 1, 0, FAR)
     waiting.push("b", 1, 0, FAR)
     waiting.tick(0)
@@ -156,7 +156,7 @@ def test_agrees_with_a_plain_list(steps: list[tuple[str, int]]) -> None:
 
 def test_a_long_queue_costs_no_more() -> None:
     """Cancelling from the middle and taking from the front of 50 000 must not search."""
-    waiting: WaitQueue[int] = WaitQueue(100_000, 1 << 40, SECOND)
+    waiting: WaitQueue[int] = WaitQueue(100_000, 1 << 40, SECOND_NS)
     for number in range(50_000):
         waiting.push(number, 1, 0, FAR)
     begin = time.perf_counter()

@@ -117,7 +117,7 @@ def test_a_visit_to_the_bucket_is_as_good_as_opening_it(shared: tuple[int, mmap.
     seen, taken = bucket.exchange(clock.now, -1000, 10**9)
     assert taken == depth(1_000_000) - 1000 and seen.level == 0
     with bucket.open() as again:
-        assert (again.rate, again.level, again.stamp) == (seen.rate, seen.level, seen.stamp)
+        assert (again.rate, again.level, again.stamp_ns) == (seen.rate, seen.level, seen.stamp_ns)
 
 
 def test_an_unlimited_rate_is_felt_at_the_next_lease_and_costs_nothing(shared: tuple[int, mmap.mmap]) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from twofold.errors import ConfigError
 from twofold.loadbalancer.control.discovery import (
-    INTERVAL,
-    SETTLED,
+    INTERVAL_S,
+    SETTLED_S,
     Discovery,
     Names,
     WatchedFile,
@@ -101,9 +101,9 @@ def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
     file = WatchedFile(str(path))
     assert file.look()
     write(path, f"{A}\nhttp://127.0.0.1:900", age=0)
-    assert not file.look() and file.pause == SETTLED
-    write(path, f"{A}\n{B}\nhttp://127.0.0.1:9003", age=2 * SETTLED)
-    assert file.look() and file.pause == INTERVAL and len(file.upstreams) == 3
+    assert not file.look() and file.pause_s == SETTLED_S
+    write(path, f"{A}\n{B}\nhttp://127.0.0.1:9003", age=2 * SETTLED_S)
+    assert file.look() and file.pause_s == INTERVAL_S and len(file.upstreams) == 3
 
 
 @pytest.mark.parametrize("bad", ["http://a\nrubbish", "", "\n# all gone\n", "\udcff"])
@@ -192,7 +192,7 @@ def test_a_name_stands_for_the_addresses_of_one_family(monkeypatch: pytest.Monke
 def test_while_the_resolver_fails_its_last_answer_holds(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("twofold.loadbalancer.control.discovery.PATIENCE", 0.02)
+    monkeypatch.setattr("twofold.loadbalancer.control.discovery.PATIENCE_S", 0.02)
     asyncio.run(fail_in_turn(Resolver(monkeypatch), capfd))
 
 

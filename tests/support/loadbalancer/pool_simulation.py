@@ -110,7 +110,7 @@ class Simulation:
         self.servers = servers
         self.outcome = Outcome(chosen={str(number): 0 for number in range(len(servers))})
         self.pool = InstancePool(settings or SelectionSettings(), random.Random(seed), START)
-        self.waiting: WaitQueue[Request] = WaitQueue(count=1 << 20, wait=60 * NS)
+        self.waiting: WaitQueue[Request] = WaitQueue(count=1 << 20, wait_ns=60 * NS)
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._order = count()
