@@ -56,8 +56,8 @@ class _EmbeddedCall:
     ) -> None:
         payload = b""
         if outcome < frame.RETRY:
-            payload = bytes(self.dispatch.answer(slot, size))
-            self.dispatch.release(slot, max(size, self.size))
+            payload = bytes(self.dispatch.table.answer(slot, size))
+            self.dispatch.table.release(slot, max(size, self.size))
         if not self.done.done():
             self.done.set_result((outcome, payload, responses.timing(queue_us, predict_us, encode_us)))
 
@@ -78,12 +78,12 @@ class SlotBackend:
 
     async def predict(self, body: bytes, kind: int, request_id: bytes) -> PredictResponse:
         """One predict. `request_id` is the caller's group, or empty."""
-        dispatch, minted = self.dispatch, self.ids.mint(request_id)
-        slot = dispatch.take()
+        dispatch, table, minted = self.dispatch, self.dispatch.table, self.ids.mint(request_id)
+        slot = table.take()
         if slot is None:
             retry = ((b"retry-after", b"%d" % dispatch.retry_after()),)
-            return _refused(DOWN if dispatch.unavailable else BUSY, minted, responses.NO_TIMING, retry)
-        dispatch.body(slot, len(body))[:] = body
+            return _refused(DOWN if table.unavailable else BUSY, minted, responses.NO_TIMING, retry)
+        table.body(slot, len(body))[:] = body
         waiting = _EmbeddedCall(dispatch, len(body))
         dispatch.submit(waiting, slot, len(body), kind, minted)
         try:
@@ -131,7 +131,7 @@ async def open_backend(config: Config) -> AsyncIterator[SlotBackend]:
             yield backend
         finally:
             ticking.cancel()
-            loop.remove_reader(backend.dispatch.lanes.completions)
+            loop.remove_reader(backend.dispatch.pipes.completions)
     finally:
         ours.close()  # the instance sees the end of the socket and stops in order
         await asyncio.to_thread(process.wait)

@@ -19,9 +19,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from twofold.server.front import dispatch, responses, route
+from twofold.server.front import responses, route
 from twofold.server.front.outcomes import BUSY, DOWN, failure
 from twofold.server.front.route import RoutePlan
+from twofold.server.front.slot_table import LARGE_BYTES
 from twofold.server.replica import frame
 from twofold.wire import request_head
 from twofold.wire.refusal import LATE_BODY, LATE_HEAD, Refusal, try_later
@@ -49,13 +50,14 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "advancing", "dispatch", "due", "expected", "front", "full", "partial", "paused", "plan",
         "progress", "raw", "request_id", "searched", "sending", "since", "sink", "slot", "started", "state",
-        "task", "transport",
+        "table", "task", "transport",
     )  # fmt: skip
 
     def __init__(self, front: Front) -> None:
         # The life of the connection
         self.front = front
         self.dispatch = front.dispatch
+        self.table = front.dispatch.table
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
         # Reading
         self.state = IDLE
@@ -91,10 +93,10 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """The hot path: a whole predict request in one read, with the head of the last one."""
         if nbytes == self.expected and self.state == IDLE and RECEIVE.startswith(self.raw):
-            slot = self.dispatch.take()
+            slot = self.table.take()
             if slot is not None:
                 chosen = self.plan
-                self.dispatch.body(slot, chosen.length)[:] = RECEIVE_VIEW[nbytes - chosen.length : nbytes]
+                self.table.body(slot, chosen.length)[:] = RECEIVE_VIEW[nbytes - chosen.length : nbytes]
                 self._submit(chosen, slot)
                 return
         if self.state == IDLE:
@@ -170,7 +172,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self.state, self.since = SMALL, self.front.now
             if chosen.head.expect_continue and have < chosen.length:
-                if chosen.lane == route.EXPRESS and not self.dispatch.admits():
+                if chosen.lane == route.EXPRESS and not self.table.admits():
                     self._refuse_busy(unread=True)
                     return
                 self.transport.write(responses.CONTINUE)
@@ -178,12 +180,12 @@ class Connection(asyncio.BufferedProtocol):
                 self._read_small()
 
     def _receive_into_slot(self, chosen: RoutePlan) -> None:
-        slot = self.dispatch.take_large()
+        slot = self.table.take_large()
         if slot is None:
             self._refuse_busy(unread=True)
             return
         have = self.partial or bytearray()
-        body = self.dispatch.body(slot, chosen.length)
+        body = self.table.body(slot, chosen.length)
         body[: len(have)] = have
         self.slot, self.sink, self.partial = slot, body[len(have) :], None
         self.state, self.since = BODY, self.front.now
@@ -202,11 +204,11 @@ class Connection(asyncio.BufferedProtocol):
             self.state = TASK
             self.task = self.front.run_application(self, chosen, body)
             return True
-        slot = self.dispatch.take()
+        slot = self.table.take()
         if slot is None:
             self._refuse_busy(unread=False)
         else:
-            self.dispatch.body(slot, len(body))[:] = body
+            self.table.body(slot, len(body))[:] = body
             self._submit(chosen, slot)
         return True
 
@@ -230,9 +232,9 @@ class Connection(asyncio.BufferedProtocol):
         if size > SMALL_ANSWER:
             self._send_from_slot(slot, size, connection, (queue_us, predict_us, encode_us))
             return
-        dispatch = self.dispatch
-        start = dispatch.answers_offset + slot * dispatch.stride
-        body = dispatch.memory[start : start + size]
+        table = self.table
+        start = table.answers_offset + slot * table.stride
+        body = table.memory[start : start + size]
         if connection:
             spent = (queue_us, predict_us, encode_us)
             data = front.answers.head(spent, self.request_id, connection, size) + body
@@ -240,13 +242,13 @@ class Connection(asyncio.BufferedProtocol):
             data = front.answers.whole(queue_us, predict_us, encode_us, self.request_id, body)
         self._note(200, len(data), queue_us, predict_us, encode_us)
         self.transport.write(data)
-        dispatch.release(slot, size if size > chosen.length else chosen.length)
+        table.release(slot, size if size > chosen.length else chosen.length)
         self._finish(chosen.close or front.draining)
 
     def _fail(self, slot: int, size: int, outcome: int, spent: tuple[int, int, int]) -> None:
-        refusal = failure(outcome, bytes(self.dispatch.answer(slot, size)))
+        refusal = failure(outcome, bytes(self.table.answer(slot, size)))
         if outcome < frame.RETRY:
-            self.dispatch.release(slot, self.plan.length)
+            self.table.release(slot, self.plan.length)
         if self.state != WAITING:
             return  # the client left between the verdict and its delivery
         connection = self.front.connection or self.plan.connection
@@ -271,7 +273,7 @@ class Connection(asyncio.BufferedProtocol):
         self.state, self.since, self.sending, self.progress = SENDING, self.front.now, slot, -1
         self.due = self.since + self.front.http.body_timeout + size / MIN_BODY_RATE
         self.transport.write(head)
-        self.transport.write(self.dispatch.answer(slot, size))
+        self.transport.write(self.table.answer(slot, size))
         if not self.full:
             self.resume_writing()
 
@@ -293,11 +295,11 @@ class Connection(asyncio.BufferedProtocol):
     def _give_back(self) -> None:
         """The slot that was sent from, if it was one."""
         if self.sending >= 0:
-            self.dispatch.release(self.sending, dispatch.FAT + 1)
+            self.table.release(self.sending, LARGE_BYTES + 1)
             self.sending = -1
 
     def _refuse_busy(self, unread: bool) -> None:
-        refusal = DOWN if self.dispatch.unavailable else BUSY
+        refusal = DOWN if self.table.unavailable else BUSY
         later = try_later(refusal.status, refusal.code, refusal.message, self.dispatch.retry_after())
         self._refuse(later, self.plan.close or unread)
 
@@ -359,7 +361,7 @@ class Connection(asyncio.BufferedProtocol):
             self.dispatch.cancel(self, self.slot)
             self._note(GONE, 0, 0, 0, 0)
         elif state == BODY:
-            self.dispatch.release(self.slot, self.plan.length)
+            self.table.release(self.slot, self.plan.length)
         elif state == SENDING:
             self._give_back()
         elif state == TASK and self.task is not None:
@@ -391,7 +393,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _time_out(self) -> None:
         if self.state == BODY:
-            self.dispatch.release(self.slot, self.plan.length)
+            self.table.release(self.slot, self.plan.length)
             self.slot = -1
         elif self.state == HEAD:
             self.plan = self.front.no_plan

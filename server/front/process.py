@@ -42,7 +42,7 @@ class FrontContext:
     listeners: Listeners
     memory: mmap.mmap
     layout: slots.Layout
-    lanes: QueuePipes
+    queue_pipes: QueuePipes
     access_log: int  # fd of the log writer's pipe, or -1
     config: Config
 
@@ -52,7 +52,7 @@ class Front:
         self.place = place
         self.http = place.config.http
         self.dispatch = Dispatch(
-            place.memory, place.layout, place.number, place.lanes, place.config.replicas.predict_timeout
+            place.memory, place.layout, place.number, place.queue_pipes, place.config.replicas.predict_timeout
         )
         counters = metrics.open_counters(place.memory, place.number)
         self.access_journal = AccessJournal(
@@ -127,7 +127,7 @@ class Front:
         """Write down what was counted since the last tick."""
         cells = self.cells
         cells[metrics.OPEN_CONNECTIONS] = len(self.connections)
-        cells[metrics.REQUESTS_INSIDE] = self.dispatch.depth
+        cells[metrics.REQUESTS_INSIDE] = self.dispatch.table.in_use
         cells[metrics.REPLAYED] += self.dispatch.replayed
         self.dispatch.replayed = 0
         self.access_journal.flush()

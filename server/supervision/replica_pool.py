@@ -144,10 +144,10 @@ class ReplicaPool:
         """When the request in hand should be answered (monotonic seconds); 0 if there is none."""
         memory, mailbox = self.channels.memory, self._mailbox(replica)
         for cell in range(mailbox, mailbox + slots.MAILBOX_SIZE, frame.DESCRIPTOR_SIZE):
-            slot, life, _, kind, _, flag = frame.DESCRIPTOR.unpack_from(memory, cell)
+            slot, generation, _, kind, _, flag = frame.DESCRIPTOR.unpack_from(memory, cell)
             if kind and flag != frame.HANDLED:
                 header = slots.SLOT_HEADER.unpack_from(memory, self.channels.layout.slot(slot))
-                return header[4] / 1e9 if header[0] == life else 0.0
+                return header[4] / 1e9 if header[0] == generation else 0.0
         return 0.0
 
     # ------------------------------------------------------------------ reports
@@ -290,24 +290,24 @@ class ReplicaPool:
         memory[mailbox : mailbox + slots.MAILBOX_SIZE] = EMPTY_MAILBOX
         guilty = next((cell for cell in held if cell[5] != frame.HANDLED), held[-1] if held else None)
         for cell in held:
-            slot, life, size, kind, attempt, _ = cell
+            slot, generation, size, kind, attempt, _ = cell
             outcome = frame.RETRY
             if cell is guilty:
-                outcome = self._judge(slot, life, size, attempt, hung, now)
+                outcome = self._judge(slot, generation, size, attempt, hung, now)
                 attempt += 1
             completion = frame.COMPLETION.pack(
-                slot, life, size, outcome, attempt, replica.index, kind, 0, 0, 0
+                slot, generation, size, outcome, attempt, replica.index, 0, 0, 0, kind
             )
             os.write(self._completions[slot // self.channels.layout.slots_per_front], completion)
 
-    def _judge(self, slot: int, life: int, size: int, attempt: int, hung: bool, now: float) -> int:
+    def _judge(self, slot: int, generation: int, size: int, attempt: int, hung: bool, now: float) -> int:
         """RETRY or REFUSED for the request that a replica died on."""
         base = self.channels.layout.slot(slot)
         if hung or self.settings.replay == "never":
             return frame.REFUSED
         if attempt == 0:
             return frame.RETRY
-        if slots.SLOT_HEADER.unpack_from(self.channels.memory, base)[0] == life:
+        if slots.SLOT_HEADER.unpack_from(self.channels.memory, base)[0] == generation:
             start = base + slots.SLOT_HEADER_SIZE
             kept = self.supplies.quarantine.add(self.channels.memory[start : start + size], int(now * 1e9))
             self._note(f"a request killed two replicas and is quarantined; {kept}")

@@ -179,7 +179,7 @@ class Supervisor:
                 listeners=self.listeners,
                 memory=pipes.memory,
                 layout=pipes.layout,
-                lanes=QueuePipes(pipes.queue.write, pipes.completions[number].read),
+                queue_pipes=QueuePipes(pipes.queue.write, pipes.completions[number].read),
                 access_log=pipes.access_logs[number].write if self.config.log.access_log else -1,
                 config=self.config,
             )

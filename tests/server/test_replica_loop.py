@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.dispatch_harness import Heard, Turns, laid, lanes
+from tests.support.dispatch_harness import Heard, Turns, laid, queue_pipes
 from twofold.errors import ExitCode
 from twofold.server.config import Config, ReplicaSettings
 from twofold.server.front.dispatch import EXPIRED, Dispatch
@@ -86,10 +86,10 @@ class Desk:
 
     def submit(self, body: bytes | dict[str, Any], kind: int = frame.JSON) -> Heard:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        slot = self.dispatch.take()
+        slot = self.dispatch.table.take()
         assert slot is not None
         caller = Heard(self.dispatch, slot=slot)
-        self.dispatch.body(slot, len(raw))[:] = raw
+        self.dispatch.table.body(slot, len(raw))[:] = raw
         self.dispatch.submit(caller, slot, len(raw), kind, b"request-1")
         return caller
 
@@ -125,7 +125,7 @@ class Desk:
         return [(cell[0], *cell[3:]) for cell in frame.DESCRIPTOR.iter_unpack(raw) if cell[3]]
 
     def all_free(self) -> bool:
-        return sorted(self.dispatch.free) == list(range(SLOTS))
+        return sorted(self.dispatch.table.free) == list(range(SLOTS))
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def open_desk(tmp_path: Path, replicas: int = 1, timeout: float = 60.0) -> Itera
     artifact.mkdir(exist_ok=True)
     (artifact / "score.py").write_text(SCORE)
     with laid(SLOTS, 65536, 65536, replicas=replicas) as pipes:
-        desk = Desk(pipes, artifact, Dispatch(pipes.memory, pipes.layout, 0, lanes(pipes), timeout))
+        desk = Desk(pipes, artifact, Dispatch(pipes.memory, pipes.layout, 0, queue_pipes(pipes), timeout))
         desk.turns.start(desk.dispatch)
         yield desk
 
@@ -243,12 +243,12 @@ def test_what_nobody_waits_for_is_skipped(lone: Lone) -> None:
     assert blocker.said == [(frame.ANSWERED, b"10")] and not left.said and late.outcomes == [EXPIRED]
 
 
-def test_records_of_another_life_are_dropped(lone: Lone) -> None:
+def test_records_of_another_generation_are_dropped(lone: Lone) -> None:
     desk = lone.desk
-    stale = frame.DESCRIPTOR.pack(desk.dispatch.free[-1], 4_000_000_000, 7, frame.JSON, 0, 0)
+    stale = frame.DESCRIPTOR.pack(desk.dispatch.table.free[-1], 4_000_000_000, 7, frame.JSON, 0, 0)
     os.write(desk.pipes.queue.write, stale)
     assert desk.answer({"n": 6}) == (frame.ANSWERED, b"60")
-    assert desk.all_free() and len(desk.dispatch.free) == SLOTS
+    assert desk.all_free() and len(desk.dispatch.table.free) == SLOTS
 
 
 def test_sigterm_finishes_what_is_in_hand_and_takes_nothing_more(lone: Lone) -> None:
@@ -398,7 +398,7 @@ def test_random_kills_lose_nothing_and_answer_nothing_twice(tmp_path: Path, seed
         kills, kill_at, end = 0, time.monotonic() + 0.1, time.monotonic() + 1.5
         while waiting or time.monotonic() < end:
             waiting = [caller for caller in waiting if not caller.said]
-            while desk.dispatch.admits() and time.monotonic() < end:
+            while desk.dispatch.table.admits() and time.monotonic() < end:
                 body: dict[str, Any] = {"n": len(asked)}
                 if chance.random() < 0.01:
                     body.update(do="sleep", seconds=0.003)
