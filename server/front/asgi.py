@@ -56,7 +56,8 @@ class AsgiOutcome:
     """What became of it: for the log, and whether the connection may go on."""
 
     status: int
-    sent: int  # bytes, heads included
+    sent: int  # bytes, the head included
+    body: int  # bytes of the body as the application gave it, before chunking
     close: bool
 
 
@@ -84,7 +85,7 @@ async def serve(
         if not response.complete:
             response.fail()
         say("error", f"{call.head.method} {call.head.path}: {_place(error)}{type(error).__name__}: {error}")
-    return AsgiOutcome(response.status, response.sent, response.close)
+    return AsgiOutcome(response.status, response.sent, response.body, response.close)
 
 
 def build_scope(call: AsgiRequest) -> dict[str, Any]:
@@ -127,6 +128,7 @@ class _Response:
         self._bodiless = False
         self.status = 0
         self.sent = 0
+        self.body = 0
         self.close = call.close or not call.head.keep_alive
         self.complete = False
 
@@ -194,7 +196,8 @@ class _Response:
             if len(part) > self._framed or (last and len(part) < self._framed):
                 raise BrokenApplication("the body is not as long as its content-length")
             self._framed -= len(part)
-        elif self._chunked:
+        self.body += len(part)
+        if self._chunked:
             part = (b"%x\r\n%b\r\n" % (len(part), part) if part else b"") + (b"0\r\n\r\n" if last else b"")
         if head or part:
             self.sent += len(head) + len(part)

@@ -17,7 +17,7 @@ from twofold.logs.console import say
 from twofold.logs.journal import AccessJournal
 from twofold.process import worker
 from twofold.server.config import Config
-from twofold.server.front import asgi, request_counts, responses, route
+from twofold.server.front import asgi, request_counts, responses, route, timeouts
 from twofold.server.front.api import create_app
 from twofold.server.front.dispatch import Dispatch, QueuePipes
 from twofold.server.front.embedding import SlotBackend
@@ -71,8 +71,8 @@ class Front:
         self.connections: set[Connection] = set()
         self.draining = False
         self.connection = b""  # the Connection field that drain puts on every answer
-        self.now = 0.0  # the loop's clock as of the last tick: fine enough for timeouts
-        self.wall_offset = time.time_ns() - time.monotonic_ns()
+        self.now_s = 0.0  # the loop's clock as of the last tick: fine enough for timeouts
+        self.wall_offset_ns = time.time_ns() - time.monotonic_ns()
         self.app = create_app(SlotBackend(self.dispatch, self.ids), self.rules)
         self._wall_s = 0  # Unix time as of the last tick
 
@@ -100,28 +100,28 @@ class Front:
         call = asgi.AsgiRequest(
             head=chosen.head,
             body=body,
-            request_id=connection.request_id,
+            request_id=connection.exchange.request_id,
             client=_address(transport, "peername"),
             server=_address(transport, "sockname"),
             close=chosen.close or self.draining,
         )
         outcome = await asgi.serve(self.app, call, transport.write)
-        connection.finish_task(outcome.status, outcome.sent, outcome.close)
+        connection.finish_task(outcome)
 
     # ------------------------------------------------------------------ the tick
 
     def tick(self) -> None:
         loop = asyncio.get_running_loop()
-        self.now = loop.time()
+        self.now_s = loop.time()
         self.dispatch.tick()
         self._show()
         wall_s = int(time.time())
         if wall_s != self._wall_s:
             self._wall_s = wall_s
             self.answers.refresh(wall_s)
-            self.wall_offset = time.time_ns() - time.monotonic_ns()
+            self.wall_offset_ns = time.time_ns() - time.monotonic_ns()
             for connection in list(self.connections):
-                connection.check(self.now)
+                timeouts.check(connection, self.now_s)
 
     def _show(self) -> None:
         """Write down what was counted since the last tick."""
@@ -157,7 +157,7 @@ class Front:
             await asyncio.sleep(TICK_S)
         while self.connections:
             for connection in list(self.connections):
-                connection.check(self.now)
+                timeouts.check(connection, self.now_s)
             await asyncio.sleep(TICK_S)
         ticking.cancel()
         self.access_journal.close()
