@@ -115,7 +115,6 @@ def _hash(inline: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()}'"
 
 
-OCID = {"name": "ocid", "in": "path", "required": True, "schema": {"type": "string"}}
 COMPONENTS = {
     "schemas": {
         "Error": {
