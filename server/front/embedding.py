@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from json import loads
-from typing import Any
 
 from twofold.errors import TwofoldError
 from twofold.logs.console import say
@@ -27,6 +26,7 @@ from twofold.server.front.dispatch import Dispatch, QueuePipes
 from twofold.server.front.outcomes import BUSY, DOWN, failure
 from twofold.server.replica import frame, slots
 from twofold.server.telemetry import instance_status, metrics
+from twofold.server.telemetry.instance_status import InstanceStatus
 from twofold.wire.refusal import Refusal
 from twofold.wire.request_ids import RequestIds
 
@@ -69,7 +69,7 @@ class SlotBackend:
         self.dispatch = dispatch
         self.ids = ids
 
-    def instance_status(self) -> dict[str, Any]:
+    def instance_status(self) -> InstanceStatus:
         return instance_status.read(self.dispatch.memory)
 
     def metrics_snapshot(self) -> metrics.Snapshot:

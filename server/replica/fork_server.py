@@ -2,8 +2,9 @@
 
 Standard library only, Python 3.7 to 3.14.  It talks to the supervisor through two inherited fds:
 
-    control   supervisor -> fork server   a JSON line for each replica wanted
-    reports   everybody -> supervisor a JSON line (<= PIPE_BUF, so lines never mix) for each event
+    control   supervisor -> fork server               a JSON line for each replica wanted
+    reports   fork server and replicas -> supervisor  a JSON line (<= PIPE_BUF, so lines never mix) for
+                                                      each event: see server/supervision/reports.py
 
 A replica is forked twice: the process between exits at once, and the kernel hands the replica to
 the nearest subreaper, which is the supervisor.  So the supervisor reaps every replica itself and
@@ -47,11 +48,11 @@ def main() -> None:
         try:
             fork_replica(inherited, order, preloaded)
         except OSError as error:  # EAGAIN: the process table or a limit is full
-            inherited.report("unborn", replica=order["replica"], error=str(error))
+            inherited.report("not_forked", replica=order["replica"], error=str(error))
 
 
 def preload(inherited: Inherited) -> model.Model | None:
-    started = time.monotonic()
+    started_s = time.monotonic()
     loaded = None
     failed: list[Any] = []
     if inherited.preload == "imports":
@@ -62,9 +63,8 @@ def preload(inherited: Inherited) -> model.Model | None:
         "fork_server",
         pid=os.getpid(),
         python="%d.%d.%d" % sys.version_info[:3],
-        seconds=time.monotonic() - started,
+        preload_s=time.monotonic() - started_s,
         failed=failed,
-        threads=len(os.listdir("/proc/self/task")),
     )
     return loaded
 
@@ -81,7 +81,7 @@ def fork_replica(inherited: Inherited, order: dict[str, Any], preloaded: model.M
         else:
             inherited.report("forked", replica=order["replica"], pid=pid)
     except OSError as error:
-        inherited.report("unborn", replica=order["replica"], error=str(error))
+        inherited.report("not_forked", replica=order["replica"], error=str(error))
     except BaseException:
         traceback.print_exc()
     finally:

@@ -20,8 +20,8 @@ DESCRIPTOR = struct.Struct("<IIIBBH")
 FLAG_OFFSET = 14
 HANDLED = 1  # set in the mailbox by the replica: answered, and its completion about to be written
 # slot, generation, length of the answer in bytes (in RETRY and REFUSED: of the body), outcome, attempt,
-# replica, microseconds in the queue, in predict and in encoding the answer, and a word that is reserved:
-# zero, but for RETRY, which carries the kind of the request there
+# replica, microseconds in the queue, in predict and in encoding the answer, and a reserved word: zero from
+# a replica; the supervisor puts the kind of the request there, which is needed to offer it again
 COMPLETION = struct.Struct("<IIIBBHIIII")
 
 DESCRIPTOR_SIZE = DESCRIPTOR.size

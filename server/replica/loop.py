@@ -258,24 +258,22 @@ def _drop_counter(inherited: Inherited, index: int) -> Any:
 
 def load(inherited: Inherited, index: int, preloaded: model.Model | None) -> model.Model | None:
     """Load the model, try it where a sample is at hand, and report; None if it failed."""
-    started = time.monotonic()
+    started_s = time.monotonic()
     inherited.report("loading", replica=index, pid=os.getpid())
     try:
         loaded = preloaded or model.Model.load(inherited.artifact)
-        tried = try_sample(inherited.sample, loaded)
+        try_sample(inherited.sample, loaded)
     except model.LoadFailure as failure:
         inherited.report("failed", replica=index, stage=failure.stage, error=str(failure))
         return None
     except BaseException as error:
         inherited.report("failed", replica=index, stage="sample", error=model.users_traceback(error))
         return None
-    inherited.report("ready", replica=index, pid=os.getpid(), seconds=time.monotonic() - started, tried=tried)
+    inherited.report("ready", replica=index, pid=os.getpid(), load_s=time.monotonic() - started_s)
     return loaded
 
 
-def try_sample(path: str, loaded: model.Model) -> bool:
+def try_sample(path: str, loaded: model.Model) -> None:
     """One real predict() before any caller's: it warms the model up and proves the fork."""
-    if not path:
-        return False
-    codec.select()[1](loaded.predict(codec.read_sample(path)))
-    return True
+    if path:
+        codec.select()[1](loaded.predict(codec.read_sample(path)))

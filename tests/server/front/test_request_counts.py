@@ -9,7 +9,7 @@ from twofold.telemetry.histograms import SUM
 
 
 def entry(status: int, spent_us: int = 0) -> Entry:
-    """With `spent_us` in predict(), twice that in all, a byte of body for each us, and an answer's body of 60."""
+    """With `spent_us` in predict(), twice that in all, a byte of body for each us, and 60 bytes of answer."""
     record = (0, b"POST /predict 1.1", status, spent_us, b"id", 100, 2 * spent_us)
     return record, 7, 3, spent_us, 60
 
