@@ -243,7 +243,7 @@ async def refuse(request: Request, error: Exception) -> Response:
 
 
 async def fail(request: Request, error: Exception) -> Response:
-    """A bug of ours, in the contract's words; whoever serves us logs it."""
+    """A bug in twofold, in the contract's words; the server around logs it."""
     return _json(500, {"code": "InternalServerError", "message": "the server failed; its log says why"})
 
 

@@ -1,4 +1,4 @@
-"""One request through an ASGI application, over a connection of ours: bytes out, no sockets.
+"""One request through an ASGI application, over a connection of a front: bytes out, no sockets.
 
 Pure of I/O: what should be sent goes to `write`, and `drained` is awaited before more is produced.
 The body was read before, whole; it is small on every route that comes here.
@@ -40,7 +40,7 @@ _OURS = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"content
 
 @dataclass(frozen=True, slots=True)
 class AsgiRequest:
-    """One request, and who sent it to whom."""
+    """One request, and the addresses of its two ends."""
 
     head: RequestHead
     body: bytes
@@ -165,7 +165,7 @@ class _Response:
 
     def _start(self, status: int, fields: Any) -> None:
         if not 200 <= status <= 599:
-            raise BrokenApplication(f"{status} is no final status")
+            raise BrokenApplication(f"{status} is not a final status")
         length: int | None = None
         lines = [STATUS_LINES[status]]
         present = set()

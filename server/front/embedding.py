@@ -1,7 +1,7 @@
-"""predict for callers that are not our own connections: the ASGI application and its embedders.
+"""predict for callers that are not connections of a front: the ASGI application and its embedders.
 
 `SlotBackend` hands requests to a dispatch and awaits the answer; it is what the application of a
-front uses.  `open_backend` is for an application under somebody else's server (uvicorn, say): it
+front uses.  `open_backend` is for an application under another server (uvicorn, say): it
 starts an instance without fronts and becomes its one front, over fds that the instance sends.
 """
 

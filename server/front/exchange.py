@@ -52,7 +52,7 @@ class HttpExchange:
         """The body lies in `slot`: hand it in."""
         plan = self.plan
         self.slot = slot
-        if not self.request_id:  # a head that was recognised has not begun
+        if not self.request_id:  # begin() is skipped for a head that repeats the last one
             self.request_id = self.front.ids.mint(plan.head.request_id)
         self.started_ns = self.dispatch.submit(self, slot, plan.length, plan.kind, self.request_id)
 

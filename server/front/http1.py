@@ -1,4 +1,4 @@
-"""One client connection: bytes in, requests begun, answers out, in order.
+"""One client connection: bytes in, requests on their way, answers out, in order.
 
 Touches its transport and the slots of its front; the front owns everything that connections share.
 A connection works on one request at a time, its `exchange`, so pipelined requests are answered in

@@ -111,6 +111,7 @@ class Front:
     # ------------------------------------------------------------------ the tick
 
     def tick(self) -> None:
+        """Every TICK_S: deadlines, counts, and once a second the date and the connections that are late."""
         loop = asyncio.get_running_loop()
         self.now_s = loop.time()
         self.dispatch.tick()
@@ -132,10 +133,10 @@ class Front:
         self.dispatch.replayed = 0
         self.access_journal.flush()
 
-    # ------------------------------------------------------------------ life
+    # ------------------------------------------------------------------ from start to end
 
     async def serve(self) -> None:
-        """Accept until SIGTERM, then finish what is in hand."""
+        """Accept until SIGTERM, then finish the requests that have begun."""
         loop = asyncio.get_running_loop()
         stopping = worker.stop_event(loop)
         self.dispatch.start(loop)
@@ -148,12 +149,12 @@ class Front:
         ticking = loop.create_task(worker.tick_forever(TICK_S, self.tick, _say_bug))
         await stopping.wait()
         if self.place.memory[slots.DRAINING]:  # otherwise it is only this front that ends
-            listeners.deafen()
-        self.draining, self.connection = True, b"connection: close\r\n"
-        await asyncio.sleep(TICK_S)  # who was about to connect still does
+            listeners.stop_connecting()
+        self.draining, self.connection = True, responses.CLOSE
+        await asyncio.sleep(TICK_S)  # a client whose SYN has arrived still connects
         for server in servers:
             server.close()
-        for _ in range(GRACE_TICKS):  # and may still ask
+        for _ in range(GRACE_TICKS):  # and may still send a request
             await asyncio.sleep(TICK_S)
         while self.connections:
             for connection in list(self.connections):

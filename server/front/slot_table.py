@@ -22,7 +22,7 @@ from twofold.server.replica.slots import SLOTS_OFFSET
 LARGE_BYTES = 65536  # a slot that held more than this gives its pages back when it idles
 LARGE_IDLE_NS = 1_000_000_000
 LARGE_PER_TICK = 4  # giving back 10 MB takes 1.5 ms of the loop's time
-ABANDONED_NS = 2_000_000_000  # a replica that holds a request so long past its deadline is dead
+ABANDONED_NS = 2_000_000_000  # past its deadline; a replica that still holds it was killed before
 GENERATION_MASK = 0xFFFFFFFF
 BODIES_OFFSET = SLOTS_OFFSET + slots.SLOT_HEADER_SIZE
 

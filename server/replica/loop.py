@@ -35,7 +35,7 @@ ADOPTION_TIMEOUT_S = 10.0  # for the subreaper to become the parent
 
 
 class StopServing(Exception):
-    """SIGTERM arrived while no request was in hand."""
+    """SIGTERM arrived while the replica held no request."""
 
 
 class AnswerTooLarge(Exception):

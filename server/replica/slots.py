@@ -1,4 +1,4 @@
-"""The shared memory of one instance: where everything lies, and who may write it.
+"""The shared memory of one instance: where everything lies, and which process may write it.
 
 House rules of this file: standard library only, Python 3.7 and up.
 

@@ -1,4 +1,4 @@
-"""What the supervisor announces: a class for each event, and the signature of those who show them.
+"""What the supervisor announces: a class for each event, and the type of what shows them.
 
 Pure.  `server.cli.display` shows events to a person, `server.embedded` to the log of another server.
 """

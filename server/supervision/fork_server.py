@@ -121,7 +121,7 @@ class ForkServer:
             self.process = ForkServerProcess(self._channels, self.spec)
 
     def order(self, index: int, spare: bool, variables: Mapping[str, str]) -> bool:
-        """Ask for a replica; False when there is no process that could fork it."""
+        """Ask for a replica; False when no process is there to fork it."""
         return self.process is not None and self.process.order(index, spare, variables)
 
     def preload_failed(self, report: PreloadFailedReport) -> None:

@@ -22,7 +22,7 @@ class Incidents:
         self._announce(event)
 
     def note(self, message: str) -> None:
-        """Announce it, and keep it for those who ask later."""
+        """Announce the message, and keep it for the status of the instance."""
         self.messages.append(message)
         del self.messages[:-KEPT_NOTES]
         self.announce(Note(message))

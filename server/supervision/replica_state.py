@@ -50,7 +50,7 @@ class Replica:
     pid: int = 0
     since_s: float = 0.0  # when it took its present state
     restarts: int = 0
-    failures: int = 0  # deaths in a row without a useful life between
+    failures: int = 0  # ends in a row, none of them after a useful time
     retry_at_s: float = 0.0
     reason: str = ""  # of its last end
     cause: str = ""  # why the supervisor is ending it

@@ -86,7 +86,7 @@ KINDS: dict[str, type[Report]] = {
 
 
 def parse(line: bytes) -> Report:
-    """Raises ValueError for a line that is no report."""
+    """The report on one line. Raises ValueError for a line that is not a report."""
     try:
         facts = json.loads(line)
         return KINDS[facts.pop("event")](**facts)
