@@ -32,6 +32,7 @@ def announce(event: Event) -> None:
 
 
 def main() -> int:
+    """Serve until the other server ends; the exit code."""
     embedder = socket.socket(fileno=int(sys.argv[1]))
     settings = config.CATALOGUE.from_json(os.environ.pop("TWOFOLD_EMBEDDER_CONFIG"))
     try:

@@ -197,7 +197,10 @@ async def about(request: Request) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """200 if the probe's question is answered with yes, else 503; the status of the instance says why."""
+    """200 if the probe's question is answered with yes, else 503; the body says why.
+
+    Raises HTTPException (404) for a probe that does not exist.
+    """
     probe = request.path_params.get("probe", "ready")
     if probe not in PROBES:
         raise HTTPException(404)

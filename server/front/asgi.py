@@ -140,6 +140,7 @@ class _Response:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
+        """Raises BrokenApplication, into the application, for a message that is not allowed now."""
         kind = message["type"]
         if kind == "http.response.start" and not self.status:
             self._start(message["status"], message.get("headers", ()))

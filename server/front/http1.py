@@ -102,6 +102,7 @@ class Connection(asyncio.BufferedProtocol):
     # ------------------------------------------------------------------ reading
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        """What the next read may fill."""
         return self.sink
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -309,6 +310,7 @@ class Connection(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left, or the connection was closed: give back what the request has taken."""
         state, self.state = self.state, CLOSED
         if state == WAITING:
             self.exchange.cancel()

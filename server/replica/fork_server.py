@@ -31,6 +31,7 @@ from .inherited import EXIT_LOAD_FAILED, Inherited
 
 
 def main() -> None:
+    """Be a fork server until the supervisor closes its end of the control socket."""
     inherited = Inherited(json.loads(sys.argv[2]))
     prctl.die_with_parent(inherited.supervisor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -52,6 +53,7 @@ def main() -> None:
 
 
 def preload(inherited: Inherited) -> model.Model | None:
+    """Preload as told, and report it; the model if it was loaded. Raises model.LoadFailure."""
     started_s = time.monotonic()
     loaded = None
     failed: list[Any] = []
@@ -70,6 +72,7 @@ def preload(inherited: Inherited) -> model.Model | None:
 
 
 def fork_replica(inherited: Inherited, order: dict[str, Any], preloaded: model.Model | None) -> None:
+    """Fork a replica by way of a process that ends at once, and report it. Raises OSError."""
     between = os.fork()
     if between:
         os.waitpid(between, 0)

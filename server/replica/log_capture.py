@@ -85,6 +85,7 @@ class LineStream(io.TextIOBase):
         return self._number
 
     def write(self, text: str) -> int:
+        """Send whole lines, and keep what has not ended. Raises TypeError for bytes, as text streams do."""
         if not isinstance(text, str):
             raise TypeError("write() argument must be str, not %s" % type(text).__name__)
         *lines, held = (self._begun() + text).split("\n")

@@ -66,6 +66,7 @@ class ReplicaLoop:
         log_capture.follow(self.memory)
 
     def terminate(self, signum: int, stack: Any) -> None:
+        """Handle SIGTERM: raises StopServing, in the midst of readv(), where no request is held."""
         self.stopping = True
         if self.memory[self.mailbox : self.mailbox + slots.MAILBOX_SIZE] == NOTHING:
             raise StopServing

@@ -118,7 +118,7 @@ def enter(artifact: str) -> str:
 
 
 def import_score(artifact: str, counter: _Counter) -> Any:
-    """The module `score`, executed; `counter` learns of a load_model() that is called meanwhile."""
+    """The module `score`, executed; `counter` counts calls of load_model() meanwhile; raises LoadFailure."""
     path = os.path.join(artifact, "score.py")
     spec = importlib.util.spec_from_file_location("score", path)
     if spec is None or spec.loader is None or not os.path.isfile(path):
