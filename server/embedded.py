@@ -1,4 +1,4 @@
-"""`python -m server.embedder FD`: an instance without fronts, for an application under another server.
+"""`python -m twofold.server.embedded FD`: an instance without fronts, for another server's application.
 
 The process that embeds us holds the other end of the socket FD: it receives the channels there, and
 its end is our sign to stop.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from typing import Any
 
 from twofold.errors import ConfigError, TwofoldError
 from twofold.logs.console import say
@@ -18,19 +17,22 @@ from twofold.server.artifact import artifact
 from twofold.server.environment import environment
 from twofold.server.machine.capacity import many
 from twofold.server.supervision import supervisor
+from twofold.server.supervision.events import Event, InstanceReady, Note, ReplicaChanged
 from twofold.server.validation import check
 
 
-def announce(event: str, **facts: Any) -> None:
-    if event == "note":
-        say("info", facts["message"])
-    elif event == "ready":
-        say("info", f"{many(facts['replicas'], 'replica')} ready in {facts['seconds']:.2f} s")
-    elif facts.get("state") == "dead":
-        say("warning", f"replica {facts['index']} dead: {facts['reason']}")
+def announce(event: Event) -> None:
+    """Show the events that matter to the operator of the server around."""
+    if isinstance(event, Note):
+        say("info", event.message)
+    elif isinstance(event, InstanceReady):
+        say("info", f"{many(event.replicas, 'replica')} ready in {event.start_s:.2f} s")
+    elif isinstance(event, ReplicaChanged) and event.state == "dead":
+        say("warning", f"replica {event.index} dead: {event.reason}")
 
 
 def main() -> int:
+    """Serve until the other server ends; the exit code."""
     embedder = socket.socket(fileno=int(sys.argv[1]))
     settings = config.CATALOGUE.from_json(os.environ.pop("TWOFOLD_EMBEDDER_CONFIG"))
     try:
@@ -39,7 +41,7 @@ def main() -> int:
                 "no artifact is named", "set it to a folder or zip with score.py", "TWOFOLD_ARTIFACT"
             )
         opened = artifact.opened(settings.artifact, settings.cache_folder(), settings.replicas.sample)
-        check.require(opened, lambda message: announce("note", message=message))
+        check.require(opened, lambda message: announce(Note(message)))
         prepared = environment.prepare(opened.runtime, settings.environment, lambda what, done, total: None)
         return int(supervisor.run(settings, prepared, opened, announce, embedder))
     except TwofoldError as error:

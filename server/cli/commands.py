@@ -86,12 +86,13 @@ def serve(settings: config.Config) -> int:
     from twofold.server.artifact import artifact
     from twofold.server.environment import environment
     from twofold.server.supervision import supervisor
+    from twofold.server.supervision.events import Note
     from twofold.server.validation import check as checking
 
     announce = display.Announcer(display.stderr())
     try:
         opened = artifact.opened(settings.artifact, settings.cache_folder(), settings.replicas.sample)
-        checking.require(opened, lambda message: announce("note", message=message))
+        checking.require(opened, lambda message: announce(Note(message)))
         prepared = environment.prepare(opened.runtime, settings.environment, announce.unpacking)
         return supervisor.run(settings, prepared, opened, announce)
     finally:

@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 from urllib.parse import urlsplit
 
 from twofold.errors import TRACEBACK, ExitCode, TwofoldError, raised
 from twofold.logs.console import say
 from twofold.server.machine.capacity import many
+from twofold.server.supervision.events import (
+    Event,
+    ForkServerStarted,
+    InstanceReady,
+    Note,
+    ReplicaChanged,
+    Stopping,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +34,8 @@ if TYPE_CHECKING:
     from twofold.server.artifact.diagnostics import Diagnostic
 
 STYLES = {"ok": "green", "note": "dim", "warning": "yellow", "error": "bold red"}
-LEVELS = {"dead": "warning"}
+LEVELS = {"dead": "warning"}  # of a replica's state
+REPLICA_STYLES = {"loading": "dim", "ready": "green", "spare": "green", "dead": "bold red"}
 PLAIN_STEPS = 4  # lines about one unpacking where no bar can be drawn
 SHORT_WORK = 1_000_000  # bytes that take no time worth a line
 MAX_INLINE = 200  # characters of a request that are shown in a command
@@ -35,13 +44,13 @@ MARGIN = " " * (WIDTH + 10)  # of what stands below a diagnostic's first line
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
-def replica_line(facts: Mapping[str, Any]) -> str:
+def replica_line(event: ReplicaChanged) -> str:
     """One replica's change of state."""
-    text = f"replica {facts['index']} {facts['state']}"
-    if facts["state"] in ("ready", "spare"):
-        return f"{text}: loaded in {facts['seconds']:.2f} s, {facts['memory_mb']:.0f} MB"
-    reason = str(TwofoldError(facts.get("reason", "")))  # of a traceback, what was raised
-    again = facts["state"] == "loading"  # it has been said when the last one died
+    text = f"replica {event.index} {event.state}"
+    if event.state in ("ready", "spare"):
+        return f"{text}: loaded in {event.load_s:.2f} s, {event.memory_mb:.0f} MB"
+    reason = str(TwofoldError(event.reason))  # of a traceback, what was raised
+    again = event.state == "loading"  # it has been said when the last one died
     return f"{text}: {reason}" if reason and not again else text
 
 
@@ -62,57 +71,58 @@ def curl(url: str, sample: str, text: str = "") -> str:
     return f"curl -H 'content-type: {kind}' --data-binary {data} {target}"
 
 
-def ready_line(facts: Mapping[str, Any]) -> str:
+def ready_line(event: InstanceReady) -> str:
     """Where it serves, or for an instance inside another server, that it does."""
-    what = f"{many(facts['replicas'], 'replica')} ready in {facts['seconds']:.2f} s"
-    if not urlsplit(facts["url"]).hostname:
+    what = f"{many(event.replicas, 'replica')} ready in {event.start_s:.2f} s"
+    if not urlsplit(event.url).hostname:
         return what
-    return f"serving at {facts['url']} ({what}); try: {_example(facts)}"
+    return f"serving at {event.url} ({what}); try: {_example(event)}"
 
 
-def _example(facts: Mapping[str, Any]) -> str:
-    return curl(facts["url"], facts.get("sample", ""), facts.get("sample_text", ""))
+def _example(event: InstanceReady) -> str:
+    return curl(event.url, event.sample, event.sample_text)
 
 
-def sentence(event: str, facts: Mapping[str, Any]) -> str:
+def sentence(event: Event) -> str:
     """The event in words; empty when it is not worth a line."""
-    if event == "replica":
-        return replica_line(facts)
-    if event == "ready":
-        return ready_line(facts)
-    if event in ("stopping", "stopped") and not facts["served"]:
+    if isinstance(event, ReplicaChanged):
+        return replica_line(event)
+    if isinstance(event, InstanceReady):
+        return ready_line(event)
+    if isinstance(event, ForkServerStarted):
+        return f"model's interpreter: Python {event.python}"
+    if isinstance(event, Note):
+        return event.message
+    if not event.served:
         # What did not start does not stop either, and the reason follows.
-        return "" if facts["failed"] else event
-    return {
-        "fork_server": f"model's interpreter: Python {facts.get('python')}",
-        "note": str(facts.get("message", "")),
-        "stopping": "stopping: requests in flight may finish; a second signal ends them",
-        "stopped": "stopped",
-    }.get(event, "")
+        return "" if event.failed else "stopping" if isinstance(event, Stopping) else "stopped"
+    if isinstance(event, Stopping):
+        return "stopping: requests in flight may finish; a second signal ends them"
+    return "stopped"
 
 
 class Announcer:
-    """Takes the supervisor's events: `announce(event, **facts)`."""
+    """Shows the supervisor's events, and how an unpacking goes on."""
 
     def __init__(self, stream: TextIO) -> None:
         self.console: Console | None = _console(stream) if stream.isatty() else None
         self.bar: tuple[Progress, TaskID] | None = None
         self.step = -1
 
-    def __call__(self, event: str, **facts: Any) -> None:
-        if event == "unpacking":
-            self.unpacking(facts["what"], facts["done"], facts["total"])
-            return
+    def __call__(self, event: Event) -> None:
         self.close()
-        text = sentence(event, facts)
+        text = sentence(event)
         if not text:
             return
+        state = event.state if isinstance(event, ReplicaChanged) else ""
         if self.console is None:
-            say(LEVELS.get(str(facts.get("state")), "info"), text)
-            return
-        self._draw(event, text, facts)
-        if event == "ready":
+            say(LEVELS.get(state, "info"), text)
+        elif isinstance(event, InstanceReady):
+            self._draw_ready(self.console, event)
             self.console = None  # from now on nothing may block
+        else:
+            style = REPLICA_STYLES.get(state, "") if state else "dim"
+            self.console.print(text, style=style, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the terminal whole, whatever comes next."""
@@ -137,18 +147,11 @@ class Announcer:
         if total and done >= total:
             self.close()
 
-    def _draw(self, event: str, text: str, facts: Mapping[str, Any]) -> None:
-        assert self.console is not None
-        style = {"loading": "dim", "ready": "green", "spare": "green", "dead": "bold red"}.get(
-            str(facts.get("state")), "" if event == "replica" else "dim"
-        )
-        if event == "ready":
-            self.console.print(f"serving at {facts['url']}", style="bold green", end="  ")
-            self.console.print(f"{facts['replicas']} ready in {facts['seconds']:.2f} s", style="dim")
-            # Not wrapped: it is there to be copied.
-            self.console.print(_example(facts), soft_wrap=True)
-        else:
-            self.console.print(text, style=style, soft_wrap=True)
+    def _draw_ready(self, console: Console, event: InstanceReady) -> None:
+        console.print(f"serving at {event.url}", style="bold green", end="  ")
+        console.print(f"{event.replicas} ready in {event.start_s:.2f} s", style="dim")
+        # Not wrapped: it is there to be copied.
+        console.print(_example(event), soft_wrap=True)
 
 
 def verdicts(stream: TextIO) -> Callable[[Diagnostic], None]:

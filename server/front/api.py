@@ -30,7 +30,7 @@ from twofold.server.front import pages, responses, route
 from twofold.server.front.asgi import EXTENSION
 from twofold.server.front.route import RouteRules
 from twofold.server.telemetry import metrics
-from twofold.server.telemetry.instance_status import is_ready
+from twofold.server.telemetry.instance_status import InstanceStatus, is_ready
 from twofold.wire.refusal import Refusal
 from twofold.wire.request_head import RequestHead
 from twofold.wire.request_ids import RequestIds
@@ -58,7 +58,7 @@ class Answer(Protocol):
 class Backend(Protocol):
     """The instance, as far as this application needs it."""
 
-    def instance_status(self) -> dict[str, Any]:
+    def instance_status(self) -> InstanceStatus:
         """The status of the instance, as its supervisor published it."""
 
     def metrics_snapshot(self) -> metrics.Snapshot:
@@ -197,7 +197,10 @@ async def about(request: Request) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """200 if the probe's question is answered with yes, else 503; the status of the instance says why."""
+    """200 if the probe's question is answered with yes, else 503; the body says why.
+
+    Raises HTTPException (404) for a probe that does not exist.
+    """
     probe = request.path_params.get("probe", "ready")
     if probe not in PROBES:
         raise HTTPException(404)
@@ -216,7 +219,7 @@ async def show_metrics(request: Request) -> Response:
     return await asyncio.to_thread(_exposition, backend.metrics_snapshot(), backend.instance_status())
 
 
-def _exposition(counted: metrics.Snapshot, shown: Mapping[str, Any]) -> Response:
+def _exposition(counted: metrics.Snapshot, shown: InstanceStatus) -> Response:
     from twofold.server.telemetry import prometheus
     from twofold.telemetry.prometheus import CONTENT_TYPE
 
@@ -243,7 +246,7 @@ async def refuse(request: Request, error: Exception) -> Response:
 
 
 async def fail(request: Request, error: Exception) -> Response:
-    """A bug of ours, in the contract's words; whoever serves us logs it."""
+    """A bug in twofold, in the contract's words; the server around logs it."""
     return _json(500, {"code": "InternalServerError", "message": "the server failed; its log says why"})
 
 

@@ -1,4 +1,4 @@
-"""One request through an ASGI application, over a connection of ours: bytes out, no sockets.
+"""One request through an ASGI application, over a connection of a front: bytes out, no sockets.
 
 Pure of I/O: what should be sent goes to `write`, and `drained` is awaited before more is produced.
 The body was read before, whole; it is small on every route that comes here.
@@ -40,7 +40,7 @@ _OURS = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"content
 
 @dataclass(frozen=True, slots=True)
 class AsgiRequest:
-    """One request, and who sent it to whom."""
+    """One request, and the addresses of its two ends."""
 
     head: RequestHead
     body: bytes
@@ -56,7 +56,8 @@ class AsgiOutcome:
     """What became of it: for the log, and whether the connection may go on."""
 
     status: int
-    sent: int  # bytes, heads included
+    sent: int  # bytes, the head included
+    body: int  # bytes of the body as the application gave it, before chunking
     close: bool
 
 
@@ -84,7 +85,7 @@ async def serve(
         if not response.complete:
             response.fail()
         say("error", f"{call.head.method} {call.head.path}: {_place(error)}{type(error).__name__}: {error}")
-    return AsgiOutcome(response.status, response.sent, response.close)
+    return AsgiOutcome(response.status, response.sent, response.body, response.close)
 
 
 def build_scope(call: AsgiRequest) -> dict[str, Any]:
@@ -127,6 +128,7 @@ class _Response:
         self._bodiless = False
         self.status = 0
         self.sent = 0
+        self.body = 0
         self.close = call.close or not call.head.keep_alive
         self.complete = False
 
@@ -138,6 +140,7 @@ class _Response:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
+        """Raises BrokenApplication, into the application, for a message that is not allowed now."""
         kind = message["type"]
         if kind == "http.response.start" and not self.status:
             self._start(message["status"], message.get("headers", ()))
@@ -163,7 +166,7 @@ class _Response:
 
     def _start(self, status: int, fields: Any) -> None:
         if not 200 <= status <= 599:
-            raise BrokenApplication(f"{status} is no final status")
+            raise BrokenApplication(f"{status} is not a final status")
         length: int | None = None
         lines = [STATUS_LINES[status]]
         present = set()
@@ -194,7 +197,8 @@ class _Response:
             if len(part) > self._framed or (last and len(part) < self._framed):
                 raise BrokenApplication("the body is not as long as its content-length")
             self._framed -= len(part)
-        elif self._chunked:
+        self.body += len(part)
+        if self._chunked:
             part = (b"%x\r\n%b\r\n" % (len(part), part) if part else b"") + (b"0\r\n\r\n" if last else b"")
         if head or part:
             self.sent += len(head) + len(part)

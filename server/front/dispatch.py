@@ -1,16 +1,17 @@
-"""One front's slots, from the hand-in of a request to its answer.
+"""One front's requests, from the hand-in to the answer.
 
-Touches the shared memory, the request queue and this front's completion pipe; knows nothing of
-HTTP.  Whoever hands in a request is a `Caller` and hears of it exactly once.
+Touches the slots, the request queue and this front's completion pipe; knows nothing of HTTP.
 
-    take() -> slot           fill its body, then
-    submit(caller, slot)     descriptor into the outbox; one write per loop turn
+    table.take() -> slot      fill table.body(slot, size), then
+    submit(caller, slot, ..)  descriptor into the outbox; one write per loop turn
     ... a replica works ...
-    caller.answered(answer)  then release(slot), as soon as the answer is copied or sent
+    caller.answered(slot, size, outcome, queue_us, predict_us, encode_us)
+    table.release(slot)       by the caller, once the answer is copied or sent
 
-A slot is reused only after its completion (or news of its replica's death) has come back, even
-when its caller was answered at the deadline or has left: until then some replica may still write
-into it.  At that word the slot's life number rises, so that records of the old life fall on deaf ears.
+A caller that has not left is told of its outcome exactly once.  A slot is reused only after its
+completion, or the news of its replica's death, has come back, even when its caller was answered at
+the deadline or has left: until then a replica may still write into it.  Then the slot's generation
+is incremented, and records of the old generation are ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import mmap
 import os
 import sys
 import termios
-import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,21 +29,18 @@ from functools import partial
 from time import monotonic_ns
 from typing import Protocol
 
+from twofold.server.front.slot_table import GENERATION_MASK, LARGE_BYTES, SlotTable
 from twofold.server.replica import frame, slots
 from twofold.server.replica.slots import SLOTS_OFFSET
 
 # Outcomes that only the front itself reports; they follow those of server.replica.frame.
 EXPIRED = 32  # the deadline passed before an answer came
-QUARANTINED = 33  # this body killed replicas a moment ago
+QUARANTINED = 33  # this body killed two replicas a moment ago
 
 READ_SIZE = 2048 * frame.COMPLETION_SIZE
 WRITE_SIZE = 4096 // frame.DESCRIPTOR_SIZE  # descriptors in one atomic write
-FAT = 65536  # a slot that held more than this gives its pages back when it idles
-FAT_IDLE_NS = 1_000_000_000
-FAT_PER_TICK = 4  # handing back 10 MB takes 1.5 ms of the loop's time
-ORPHAN_NS = 2_000_000_000  # a replica that holds a request past its deadline is dead by then
-LIFE_MASK = 0xFFFFFFFF
-BODIES_OFFSET = SLOTS_OFFSET + slots.SLOT_HEADER_SIZE
+RATE_NS = 500_000_000  # between two measurements of the completion rate
+MAX_RETRY_AFTER_S = 60
 
 _pack_header = slots.SLOT_HEADER_AND_ID.pack_into
 _pack_descriptor = frame.DESCRIPTOR.pack
@@ -55,12 +52,16 @@ def _not_started(callback: Callable[[], None]) -> None:
 
 
 class Caller(Protocol):
-    """Whoever waits for an answer."""
+    """One request's side that takes the answer."""
 
     def answered(
         self, slot: int, size: int, outcome: int, queue_us: int, predict_us: int, encode_us: int
     ) -> None:
-        """The outcome, once. With EXPIRED, REFUSED, QUARANTINED the slot is not the caller's any more."""
+        """The outcome, once, with the size of what the replica left in the slot and microseconds.
+
+        The slot is the caller's to release if `outcome` < frame.RETRY; otherwise it is free already, and
+        there is nothing in it for the caller.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,214 +73,143 @@ class QueuePipes:
 
 
 class Dispatch:
+    """Hands the requests of front number `front` in; each has `timeout_s` until its answer."""
+
     def __init__(
-        self, memory: mmap.mmap, layout: slots.Layout, front: int, lanes: QueuePipes, timeout: float
+        self, memory: mmap.mmap, layout: slots.Layout, front: int, pipes: QueuePipes, timeout_s: float
     ) -> None:
         self.memory = memory
-        self.view = memoryview(memory)
         self.layout = layout
-        self.lanes = lanes
-        self.timeout_ns = int(timeout * 1e9)
-        self.first = front * layout.slots_per_front
-        self.pending: dict[int, Caller] = {}  # in the order of hand-in, hence of deadlines
+        self.pipes = pipes
+        self.table = SlotTable(memory, layout, front)
+        self.generations = self.table.generations
+        self.stride = layout.stride
+        # Slot -> caller, in the order of hand-in.  That is the order of deadlines, as tick() needs it, for
+        # as long as every request has the same timeout.
+        self.pending: dict[int, Caller] = {}
+        self.timeout_ns = int(timeout_s * 1e9)
         self.outbox: list[bytes] = []
-        self.fat: dict[int, int] = {}
         self.completed = 0
         self.replayed = 0
         self.rate = 0.0  # completions per second, smoothed
-        self._rated = (time.monotonic(), 0)
-        self.stride = layout.stride
-        self.answers_offset = SLOTS_OFFSET + layout.answer_offset
+        self.now_ns = monotonic_ns()  # as of the last answers or the last tick
+        self._rated = (self.now_ns, 0)
         self._call_soon: Callable[[Callable[[], None]], object] = _not_started
-        self.now_ns = time.monotonic_ns()  # as of the last answers or the last tick
-        self._adopt()
-
-    def _adopt(self) -> None:
-        """Take over the slots, some of which a killed predecessor may have left in a replica's hands."""
-        numbers = range(self.first, self.first + self.layout.slots_per_front)
-        self.lives = dict.fromkeys(numbers, 1)
-        self.free: list[int] = []
-        self.orphans: dict[int, int] = {}  # slot -> when nobody can hold it any more
-        now = time.monotonic_ns()
-        for slot in numbers:
-            life, state, _, _, deadline, _ = slots.SLOT_HEADER.unpack_from(
-                self.memory, self.layout.slot(slot)
-            )
-            if not life:
-                self.free.append(slot)
-                continue
-            self.lives[slot] = life + 1 & LIFE_MASK or 1
-            if state == slots.DONE or deadline + ORPHAN_NS < now:
-                self.free.append(slot)
-            else:
-                # Past its deadline a replica skips it or is killed for holding it.
-                self.lives[slot] = life
-                self.memory[self.layout.slot(slot) + slots.STATE_OFFSET] = slots.CANCELLED
-                self.orphans[slot] = deadline + ORPHAN_NS
-        self.free.reverse()  # LIFO: the same few slots stay warm
 
     def start(self, loop: AbstractEventLoop) -> None:
+        """From now on `loop` reads completions; submit() raises RuntimeError before."""
         self._call_soon = loop.call_soon
-        loop.add_reader(self.lanes.completions, self.drain)
-
-    @property
-    def depth(self) -> int:
-        """Requests handed in and not yet answered."""
-        return len(self.pending)
+        loop.add_reader(self.pipes.completions, self.drain)
 
     def queued(self) -> int:
-        """Requests that no replica has taken yet."""
+        """Requests of all fronts that no replica has taken yet."""
         waiting = bytearray(4)
-        fcntl.ioctl(self.lanes.queue, termios.FIONREAD, waiting)
+        fcntl.ioctl(self.pipes.queue, termios.FIONREAD, waiting)
         return int.from_bytes(waiting, sys.byteorder) // frame.DESCRIPTOR_SIZE
 
-    def take(self) -> int | None:
-        """A free slot, or None: the queue is full or nobody can serve it."""
-        if not self.free or self.memory[slots.UNAVAILABLE]:
-            return None
-        return self.free.pop()
-
-    def take_large(self) -> int | None:
-        """A slot for a body that will take a while to arrive: a quarter of them is not for those."""
-        return self.take() if len(self.free) > self.layout.slots_per_front // 4 else None
-
-    @property
-    def unavailable(self) -> bool:
-        """No replica is ready, and none is about to be."""
-        return bool(self.memory[slots.UNAVAILABLE])
-
-    def admits(self) -> bool:
-        return bool(self.free) and not self.unavailable
-
-    def body(self, slot: int, size: int) -> memoryview:
-        """Where the body of `size` bytes belongs."""
-        start = BODIES_OFFSET + slot * self.stride
-        return self.view[start : start + size]
-
-    def answer(self, slot: int, size: int) -> memoryview:
-        """The answer of `size` bytes; valid until release()."""
-        start = self.answers_offset + slot * self.stride
-        return self.view[start : start + size]
-
     def submit(self, caller: Caller, slot: int, size: int, kind: int, request_id: bytes) -> int:
-        """Hand in the body that lies in `slot`; the time of it (monotonic ns)."""
+        """Hand in the body of `size` bytes that lies in `slot`; when that was (monotonic ns)."""
         memory = self.memory
-        now = monotonic_ns()
-        if memory[slots.QUARANTINED] and self._quarantined(self.body(slot, size), now):
-            self.release(slot)
-            self.now_ns = now
+        now_ns = monotonic_ns()
+        if memory[slots.QUARANTINED] and self._quarantined(self.table.body(slot, size), now_ns):
+            self.table.release(slot)
+            self.now_ns = now_ns
             self._call_soon(partial(caller.answered, slot, 0, QUARANTINED, 0, 0, 0))
-            return now
-        life = self.lives[slot]
+            return now_ns
+        generation = self.generations[slot]
         _pack_header(
             memory, SLOTS_OFFSET + slot * self.stride,
-            life, slots.WAITING, len(request_id), 0, now + self.timeout_ns, now, request_id,
+            generation, slots.WAITING, len(request_id), 0, now_ns + self.timeout_ns, now_ns, request_id,
         )  # fmt: skip
         self.pending[slot] = caller
         if not self.outbox:
             self._call_soon(self.flush)
-        self.outbox.append(_pack_descriptor(slot, life, size, kind, 0, 0))
-        return now
+        self.outbox.append(_pack_descriptor(slot, generation, size, kind, 0, 0))
+        return now_ns
 
     def flush(self) -> None:
         """Write the descriptors of this loop turn. The pipe is larger than all slots together."""
         outbox, self.outbox = self.outbox, []
         for start in range(0, len(outbox), WRITE_SIZE):
-            os.write(self.lanes.queue, b"".join(outbox[start : start + WRITE_SIZE]))
+            os.write(self.pipes.queue, b"".join(outbox[start : start + WRITE_SIZE]))
 
     def cancel(self, caller: Caller, slot: int) -> None:
         """The caller has left. A replica that has not started the request skips it."""
         self.now_ns = monotonic_ns()
         if self.pending.get(slot) is caller:
             del self.pending[slot]
-            self.memory[self.layout.slot(slot) + slots.STATE_OFFSET] = slots.CANCELLED
-
-    def release(self, slot: int, touched: int = 0) -> None:
-        """The slot is free; `touched` bytes of it were used."""
-        self.free.append(slot)
-        if touched > FAT:
-            self.fat[slot] = self.now_ns
+            self.table.set_state(slot, slots.CANCELLED)
 
     def drain(self) -> None:
         """Read what the replicas have finished, many answers at once."""
-        lives, pending = self.lives, self.pending
-        completions = os.read(self.lanes.completions, READ_SIZE)
+        generations, pending = self.generations, self.pending
+        completions = os.read(self.pipes.completions, READ_SIZE)
         self.now_ns = monotonic_ns()
-        for slot, life, size, outcome, attempt, _, queued, predicted, encoded, _ in _unpack(completions):
-            if lives.get(slot) != life:
+        for (
+            slot, generation, size, outcome, attempt, _, queue_us, predict_us, encode_us, kind
+        ) in _unpack(completions):  # fmt: skip
+            if generations.get(slot) != generation:
                 continue
             self.completed += 1
             if outcome == frame.RETRY and slot in pending:
-                self._retry(slot, size, queued, attempt)
+                self._retry(slot, size, kind, attempt)
                 continue
-            # This life is over, though its caller may keep the slot for a while: a replica that dies
+            # This generation is over, though its caller may keep the slot for a while: a replica that dies
             # before it clears its mailbox is reported with a request that it has completed.
-            lives[slot] = life + 1 & LIFE_MASK or 1
+            generations[slot] = generation + 1 & GENERATION_MASK or 1
             caller = pending.pop(slot, None)
             if caller is None or outcome >= frame.RETRY or outcome == frame.SKIPPED:
-                self.orphans.pop(slot, None)
-                self.release(slot, FAT + 1)
+                self.table.abandoned.pop(slot, None)
+                self.table.release(slot, LARGE_BYTES + 1)
                 if caller is not None:
-                    caller.answered(slot, 0, EXPIRED if outcome == frame.SKIPPED else outcome, queued, 0, 0)
+                    # A replica skips a request that still has a caller only after its deadline.
+                    caller.answered(slot, 0, EXPIRED if outcome == frame.SKIPPED else outcome, queue_us, 0, 0)
             else:
-                caller.answered(slot, size, outcome, queued, predicted, encoded)
+                caller.answered(slot, size, outcome, queue_us, predict_us, encode_us)
 
     def _retry(self, slot: int, size: int, kind: int, attempt: int) -> None:
-        """Its replica died with it in hand: the body still lies in the slot, so offer it once more."""
+        """The replica died with the request: its body still lies in the slot, so offer it once more."""
         self.replayed += 1
-        self.memory[self.layout.slot(slot) + slots.STATE_OFFSET] = slots.WAITING
+        self.table.set_state(slot, slots.WAITING)
         if not self.outbox:
             self._call_soon(self.flush)
-        self.outbox.append(frame.DESCRIPTOR.pack(slot, self.lives[slot], size, kind, attempt, 0))
+        self.outbox.append(_pack_descriptor(slot, self.generations[slot], size, kind, attempt, 0))
 
     def tick(self) -> None:
-        """Every 50 ms or so: deadlines, orphans, the completion rate, idle memory."""
-        now = self.now_ns = monotonic_ns()
+        """Every 50 ms or so: deadlines, the completion rate, slots that come back."""
+        now_ns = self.now_ns = monotonic_ns()
         while self.pending:
             slot = next(iter(self.pending))
-            _, _, _, _, deadline, handed_in = slots.SLOT_HEADER.unpack_from(
+            _, _, _, _, deadline_ns, handed_in_ns = slots.SLOT_HEADER.unpack_from(
                 self.memory, self.layout.slot(slot)
             )
-            if deadline > now:
-                break
+            if deadline_ns > now_ns:
+                break  # nor has any later one passed: one timeout for all
             caller = self.pending.pop(slot)
-            self.memory[self.layout.slot(slot) + slots.STATE_OFFSET] = slots.CANCELLED
-            caller.answered(slot, 0, EXPIRED, (now - handed_in) // 1000, 0, 0)
-        for slot in [slot for slot, safe in self.orphans.items() if safe < now]:
-            del self.orphans[slot]
-            self.lives[slot] = self.lives[slot] + 1 & LIFE_MASK or 1
-            self.release(slot, FAT + 1)
-        self._rate(now / 1e9)
-        if self.fat:
-            self._give_back(now)
+            self.table.set_state(slot, slots.CANCELLED)
+            caller.answered(slot, 0, EXPIRED, (now_ns - handed_in_ns) // 1000, 0, 0)
+        self._measure_rate(now_ns)
+        self.table.tick(now_ns)
 
-    def _rate(self, now: float) -> None:
-        since, count = self._rated
-        if now - since >= 0.5:
-            recent = (self.completed - count) / (now - since)
+    def _measure_rate(self, now_ns: int) -> None:
+        """rate <- the mean of the old rate and of the completions per second since the last measurement."""
+        since_ns, count = self._rated
+        if now_ns - since_ns >= RATE_NS:
+            recent = (self.completed - count) / (now_ns - since_ns) * 1e9
             self.rate = recent if not self.rate else 0.5 * (self.rate + recent)
-            self._rated = (now, self.completed)
+            self._rated = (now_ns, self.completed)
 
     def retry_after(self) -> int:
-        """Seconds until the present queue will have drained, from the measured rate."""
+        """Seconds until the present queue will have drained: depth / rate, from 1 to MAX_RETRY_AFTER_S."""
         if self.rate <= 0:
             return 1
-        return max(1, min(60, round(len(self.pending) / self.rate + 0.5)))
+        return max(1, min(MAX_RETRY_AFTER_S, round(len(self.pending) / self.rate + 0.5)))
 
-    def _give_back(self, now: int) -> None:
-        """Punch the used pages out of large slots that have idled; the first page stays warm."""
-        idle = set(self.free)
-        ripe = [slot for slot, since in self.fat.items() if now - since > FAT_IDLE_NS and slot in idle]
-        for slot in ripe[:FAT_PER_TICK]:
-            del self.fat[slot]
-            start = self.layout.slot(slot) + slots.PAGE
-            self.memory.madvise(mmap.MADV_REMOVE, start, self.layout.stride - slots.PAGE)
-
-    def _quarantined(self, body: memoryview, now: int) -> bool:
+    def _quarantined(self, body: memoryview, now_ns: int) -> bool:
         digest = hashlib.blake2b(body, digest_size=slots.DIGEST_SIZE).digest()
         for cell in range(slots.QUARANTINE_CELLS):
             offset = slots.QUARANTINE_OFFSET + cell * slots.QUARANTINE_CELL.size
-            known, expiry, _ = slots.QUARANTINE_CELL.unpack_from(self.memory, offset)
-            if expiry > now and known == digest:
+            known, expiry_ns, _ = slots.QUARANTINE_CELL.unpack_from(self.memory, offset)
+            if expiry_ns > now_ns and known == digest:
                 return True
         return False

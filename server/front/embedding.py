@@ -1,7 +1,7 @@
-"""predict for callers that are not our own connections: the ASGI application and its embedders.
+"""predict for callers that are not connections of a front: the ASGI application and its embedders.
 
 `SlotBackend` hands requests to a dispatch and awaits the answer; it is what the application of a
-front uses.  `open_backend` is for an application under somebody else's server (uvicorn, say): it
+front uses.  `open_backend` is for an application under another server (uvicorn, say): it
 starts an instance without fronts and becomes its one front, over fds that the instance sends.
 """
 
@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from json import loads
-from typing import Any
 
 from twofold.errors import TwofoldError
 from twofold.logs.console import say
@@ -27,6 +26,7 @@ from twofold.server.front.dispatch import Dispatch, QueuePipes
 from twofold.server.front.outcomes import BUSY, DOWN, failure
 from twofold.server.replica import frame, slots
 from twofold.server.telemetry import instance_status, metrics
+from twofold.server.telemetry.instance_status import InstanceStatus
 from twofold.wire.refusal import Refusal
 from twofold.wire.request_ids import RequestIds
 
@@ -56,8 +56,8 @@ class _EmbeddedCall:
     ) -> None:
         payload = b""
         if outcome < frame.RETRY:
-            payload = bytes(self.dispatch.answer(slot, size))
-            self.dispatch.release(slot, max(size, self.size))
+            payload = bytes(self.dispatch.table.answer(slot, size))
+            self.dispatch.table.release(slot, max(size, self.size))
         if not self.done.done():
             self.done.set_result((outcome, payload, responses.timing(queue_us, predict_us, encode_us)))
 
@@ -69,7 +69,7 @@ class SlotBackend:
         self.dispatch = dispatch
         self.ids = ids
 
-    def instance_status(self) -> dict[str, Any]:
+    def instance_status(self) -> InstanceStatus:
         return instance_status.read(self.dispatch.memory)
 
     def metrics_snapshot(self) -> metrics.Snapshot:
@@ -78,12 +78,12 @@ class SlotBackend:
 
     async def predict(self, body: bytes, kind: int, request_id: bytes) -> PredictResponse:
         """One predict. `request_id` is the caller's group, or empty."""
-        dispatch, minted = self.dispatch, self.ids.mint(request_id)
-        slot = dispatch.take()
+        dispatch, table, minted = self.dispatch, self.dispatch.table, self.ids.mint(request_id)
+        slot = table.take()
         if slot is None:
             retry = ((b"retry-after", b"%d" % dispatch.retry_after()),)
-            return _refused(DOWN if dispatch.unavailable else BUSY, minted, responses.NO_TIMING, retry)
-        dispatch.body(slot, len(body))[:] = body
+            return _refused(DOWN if table.unavailable else BUSY, minted, responses.NO_TIMING, retry)
+        table.body(slot, len(body))[:] = body
         waiting = _EmbeddedCall(dispatch, len(body))
         dispatch.submit(waiting, slot, len(body), kind, minted)
         try:
@@ -131,7 +131,7 @@ async def open_backend(config: Config) -> AsyncIterator[SlotBackend]:
             yield backend
         finally:
             ticking.cancel()
-            loop.remove_reader(backend.dispatch.lanes.completions)
+            loop.remove_reader(backend.dispatch.pipes.completions)
     finally:
         ours.close()  # the instance sees the end of the socket and stops in order
         await asyncio.to_thread(process.wait)

@@ -1,17 +1,12 @@
-"""One client connection: bytes in, requests handed in, answers out, in order.
+"""One client connection: bytes in, requests on their way, answers out, in order.
 
-Touches its transport and the dispatch of its front; the front owns everything that connections
-share.  A connection works on one request at a time, so pipelined requests are answered in order
-by construction; what arrives meanwhile waits in `partial`, and beyond a limit in the kernel.
+Touches its transport and the slots of its front; the front owns everything that connections share.
+A connection works on one request at a time, its `exchange`, so pipelined requests are answered in
+order by construction; what arrives meanwhile waits in `partial`, and beyond a limit in the kernel.
 
 All connections of a front receive into one buffer, since a read and its processing are one step
 of the loop.  A large body is received straight into its slot instead: `sink` is what the next
 read may fill, and it never reaches beyond the body's end.
-
-    IDLE -> HEAD -> SMALL -> WAITING -> IDLE         SMALL: the body gathers in `partial`
-                 -> BODY  -> WAITING -> SENDING      BODY: it flows into the slot
-                 -> TASK                             TASK: the ASGI application has the request
-    any  -> LINGER                                   refused with a body unread: RFC 9112, 9.6
 """
 
 from __future__ import annotations
@@ -19,64 +14,83 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from twofold.server.front import dispatch, responses, route
-from twofold.server.front.outcomes import BUSY, DOWN, failure
+from twofold.server.front import responses, route
+from twofold.server.front.asgi import AsgiOutcome
+from twofold.server.front.exchange import NO_SLOT, HttpExchange
 from twofold.server.front.route import RoutePlan
-from twofold.server.replica import frame
+from twofold.server.front.slot_table import LARGE_BYTES
 from twofold.wire import request_head
-from twofold.wire.refusal import LATE_BODY, LATE_HEAD, Refusal, try_later
+from twofold.wire.refusal import LATE_BODY, LATE_HEAD, Refusal
 
 if TYPE_CHECKING:
     from twofold.server.front.process import Front
 
-IDLE, HEAD, SMALL, BODY, WAITING, SENDING, TASK, LINGER, CLOSED = range(9)
+# States of a connection.  Integers, because the hot path compares them.
+IDLE = 0  # between two requests
+HEAD = 1  # a head arrives
+SMALL = 2  # a body arrives in `partial`
+BODY = 3  # a body arrives in its slot
+WAITING = 4  # a replica has the request
+TASK = 5  # the ASGI application has the request
+SENDING = 6  # a large answer leaves from its slot
+FLUSHING = 7  # the answer was written, and the socket has not taken all of it
+LINGER = 8  # refused with a body unread: the client may read the refusal first (RFC 9112, 9.6)
+CLOSED = 9  # closed, or about to be once the transport has sent what it holds
+
+# Every move that a connection makes; a test drives connections through all of them, and no other.
+MOVES: dict[int, frozenset[int]] = {
+    IDLE: frozenset({HEAD, WAITING, CLOSED}),
+    HEAD: frozenset({SMALL, BODY, IDLE, FLUSHING, LINGER, CLOSED}),
+    SMALL: frozenset({WAITING, TASK, IDLE, FLUSHING, LINGER, CLOSED}),
+    BODY: frozenset({WAITING, LINGER, CLOSED}),
+    WAITING: frozenset({IDLE, SENDING, FLUSHING, CLOSED}),
+    TASK: frozenset({IDLE, FLUSHING, CLOSED}),
+    SENDING: frozenset({IDLE, CLOSED}),
+    FLUSHING: frozenset({IDLE, CLOSED}),
+    LINGER: frozenset({CLOSED}),
+    CLOSED: frozenset(),
+}
 
 RECEIVE_SIZE = 65536
 SMALL_BODY = 49152  # gathered in memory when it comes in pieces; larger ones get their slot at once
-SMALL_ANSWER = 65536  # copied and sent with its head; larger ones are sent from their slot
 MAX_BACKLOG = 131072  # pipelined bytes held for later
-LINGER_SECONDS = 2.0
-DRAIN_IDLE = 0.5  # seconds of silence after which no request is on its way, most likely
+MAX_DROPPED = request_head.MAX_HEAD * 128  # bytes read and dropped for a client that was refused
 MIN_BODY_RATE = 32768  # bytes per second below which a body, or an answer, is only holding a slot
 
 RECEIVE = bytearray(RECEIVE_SIZE)
 RECEIVE_VIEW = memoryview(RECEIVE)
 
-GONE = 499
-
 
 class Connection(asyncio.BufferedProtocol):
     __slots__ = (
-        "advancing", "dispatch", "due", "expected", "front", "full", "partial", "paused", "plan",
-        "progress", "raw", "request_id", "searched", "sending", "since", "sink", "slot", "started", "state",
-        "task", "transport",
+        "advancing", "body_slot", "dropped", "exchange", "expected", "front", "full", "partial", "paused",
+        "raw", "searched", "sending_slot", "since_s", "sink", "state", "table", "task", "transfer_due_s",
+        "transport", "unsent",
     )  # fmt: skip
 
     def __init__(self, front: Front) -> None:
-        # The life of the connection
         self.front = front
-        self.dispatch = front.dispatch
+        self.table = front.dispatch.table
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
-        # Reading
+        self.exchange = HttpExchange(front, self)
         self.state = IDLE
-        self.since = front.now
+        self.since_s = front.now_s  # when it came to its state, or bytes last moved in it
+        self.transfer_due_s = 0.0  # when the body must have arrived, or the answer have left, at any pace
+        # Reading
         self.sink = RECEIVE_VIEW
         self.partial: bytearray | None = None
         self.searched = 0  # bytes of `partial` that hold no end of a head
-        self.paused = False
-        self.full = False  # the socket takes no more: the client reads more slowly than it asks
-        self.advancing = False
-        # The request in hand
-        self.plan: RoutePlan = front.no_plan
-        self.raw = b""  # the head that `plan` was made from
+        self.raw = b""  # the last head, that of the exchange's plan
         self.expected = -1  # bytes of a read that holds such a head and its body, and nothing else
-        self.slot = -1
-        self.started = 0
-        self.request_id = b""
-        self.sending = -1  # the slot that an answer leaves from
-        self.progress = 0
-        self.due = 0.0
-        self.task: asyncio.Task[None] | None = None
+        self.body_slot = NO_SLOT  # in BODY
+        self.paused = False  # reading
+        self.advancing = False
+        self.dropped = 0  # bytes, in LINGER
+        # Writing
+        self.full = False  # the socket takes no more: the client reads more slowly than it asks
+        self.sending_slot = NO_SLOT  # in SENDING
+        self.unsent = -1  # bytes in the transport when timeouts.check() last looked; -1: it has not yet
+        self.task: asyncio.Task[None] | None = None  # in TASK
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -85,17 +99,22 @@ class Connection(asyncio.BufferedProtocol):
         self.transport.set_write_buffer_limits(high=0, low=0)
         self.front.connected(self)
 
+    # ------------------------------------------------------------------ reading
+
     def get_buffer(self, sizehint: int) -> memoryview:
+        """What the next read may fill."""
         return self.sink
 
     def buffer_updated(self, nbytes: int) -> None:
         """The hot path: a whole predict request in one read, with the head of the last one."""
         if nbytes == self.expected and self.state == IDLE and RECEIVE.startswith(self.raw):
-            slot = self.dispatch.take()
+            slot = self.table.take()
             if slot is not None:
-                chosen = self.plan
-                self.dispatch.body(slot, chosen.length)[:] = RECEIVE_VIEW[nbytes - chosen.length : nbytes]
-                self._submit(chosen, slot)
+                exchange = self.exchange
+                length = exchange.plan.length
+                self.table.body(slot, length)[:] = RECEIVE_VIEW[nbytes - length : nbytes]
+                self.state = WAITING
+                exchange.submit(slot)
                 return
         if self.state == IDLE:
             self.partial = bytearray(RECEIVE_VIEW[:nbytes])
@@ -105,13 +124,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def _more(self, nbytes: int) -> None:
         if self.state == BODY:
-            self.sink, self.since = self.sink[nbytes:], self.front.now
+            self.sink, self.since_s = self.sink[nbytes:], self.front.now_s
             if not self.sink:
-                self.sink = RECEIVE_VIEW
-                self._submit(self.plan, self.slot)
+                slot, self.body_slot = self.body_slot, NO_SLOT
+                self.sink, self.state = RECEIVE_VIEW, WAITING
+                self.exchange.submit(slot)
         elif self.state == LINGER:
-            self.progress += nbytes
-            if self.progress > request_head.MAX_HEAD * 128:
+            self.dropped += nbytes
+            if self.dropped > MAX_DROPPED:
                 self.transport.abort()
         else:
             self.partial = self.partial or bytearray()
@@ -139,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
         partial = self.partial
         assert partial is not None
         if self.state == IDLE:
-            self.state, self.since = HEAD, self.front.now
+            self.state, self.since_s = HEAD, self.front.now_s
         try:
             end = request_head.find_head(partial, max(0, self.searched - 3))
             if end < 0:
@@ -150,130 +170,81 @@ class Connection(asyncio.BufferedProtocol):
                 return False
             self.searched = 0
             self.raw = raw = bytes(partial[:end])
-            self.plan = self.front.plans.get(raw) or self.front.remember(raw)
-            self.expected = end + self.plan.length if self.plan.lane == route.EXPRESS else -1
+            plan = self.front.plans.get(raw) or self.front.remember(raw)
+            self.expected = end + plan.length if plan.lane == route.EXPRESS else -1
         except request_head.BadRequest as error:
-            self.plan = self.front.no_plan
-            self._refuse(Refusal(error.status, error.code, error.message), close=True)
+            self.exchange.plan = self.front.no_plan
+            self.exchange.refuse(Refusal(error.status, error.code, error.message), close=True)
             return False
         del partial[:end]
-        self._begin(self.plan)
+        self.exchange.begin(plan)
+        self._begin(plan)
         return True
 
-    def _begin(self, chosen: RoutePlan) -> None:
-        self.request_id = self.front.ids.mint(chosen.head.request_id)
+    def _begin(self, plan: RoutePlan) -> None:
         have = len(self.partial or b"")
-        if chosen.refusal is not None:
-            self._refuse(chosen.refusal, close=chosen.close)
-        elif chosen.lane == route.EXPRESS and chosen.length > max(have, SMALL_BODY):
-            self._receive_into_slot(chosen)
+        if plan.refusal is not None:
+            self.exchange.refuse(plan.refusal, close=plan.close)
+        elif plan.lane == route.EXPRESS and plan.length > max(have, SMALL_BODY):
+            self._receive_into_slot(plan)
         else:
-            self.state, self.since = SMALL, self.front.now
-            if chosen.head.expect_continue and have < chosen.length:
-                if chosen.lane == route.EXPRESS and not self.dispatch.admits():
-                    self._refuse_busy(unread=True)
+            self.state, self.since_s = SMALL, self.front.now_s
+            if plan.head.expect_continue and have < plan.length:
+                if plan.lane == route.EXPRESS and not self.table.admits():
+                    self.exchange.refuse_busy(unread=True)
                     return
                 self.transport.write(responses.CONTINUE)
-            if chosen.length == 0:
+            if plan.length == 0:
                 self._read_small()
 
-    def _receive_into_slot(self, chosen: RoutePlan) -> None:
-        slot = self.dispatch.take_large()
+    def _receive_into_slot(self, plan: RoutePlan) -> None:
+        slot = self.table.take_large()
         if slot is None:
-            self._refuse_busy(unread=True)
+            self.exchange.refuse_busy(unread=True)
             return
         have = self.partial or bytearray()
-        body = self.dispatch.body(slot, chosen.length)
+        body = self.table.body(slot, plan.length)
         body[: len(have)] = have
-        self.slot, self.sink, self.partial = slot, body[len(have) :], None
-        self.state, self.since = BODY, self.front.now
-        self.due = self.since + self.front.http.body_timeout + chosen.length / MIN_BODY_RATE
-        if chosen.head.expect_continue and not have:
+        self.body_slot, self.sink, self.partial = slot, body[len(have) :], None
+        self._transfer(BODY, plan.length)
+        if plan.head.expect_continue and not have:
             self.transport.write(responses.CONTINUE)
 
     def _read_small(self) -> bool:
         """True when the body was complete and its request went on its way."""
-        chosen, partial = self.plan, self.partial if self.partial is not None else bytearray()
-        if len(partial) < chosen.length:
+        plan, partial = self.exchange.plan, self.partial if self.partial is not None else bytearray()
+        if len(partial) < plan.length:
             return False
-        body = bytes(partial[: chosen.length])
-        self.partial = partial[chosen.length :] or None
-        if chosen.lane == route.APPLICATION:
+        body = bytes(partial[: plan.length])
+        self.partial = partial[plan.length :] or None
+        if plan.lane == route.APPLICATION:
             self.state = TASK
-            self.task = self.front.run_application(self, chosen, body)
+            self.task = self.front.run_application(self, plan, body)
             return True
-        slot = self.dispatch.take()
+        slot = self.table.take()
         if slot is None:
-            self._refuse_busy(unread=False)
+            self.exchange.refuse_busy(unread=False)
         else:
-            self.dispatch.body(slot, len(body))[:] = body
-            self._submit(chosen, slot)
+            self.table.body(slot, len(body))[:] = body
+            self.state = WAITING
+            self.exchange.submit(slot)
         return True
 
-    def _submit(self, chosen: RoutePlan, slot: int) -> None:
-        self.plan, self.slot, self.state = chosen, slot, WAITING
-        if not self.request_id:
-            self.request_id = self.front.ids.mint(chosen.head.request_id)
-        self.started = self.dispatch.submit(self, slot, chosen.length, chosen.kind, self.request_id)
+    # ------------------------------------------------------------------ writing
 
-    # ------------------------------------------------------------------ answers
-
-    def answered(
-        self, slot: int, size: int, outcome: int, queue_us: int, predict_us: int, encode_us: int
-    ) -> None:
-        """From dispatch: write the answer. The hot path is the first branch."""
-        front, chosen = self.front, self.plan
-        connection = front.connection or chosen.connection
-        if outcome != frame.ANSWERED:
-            self._fail(slot, size, outcome, (queue_us, predict_us, encode_us))
-            return
-        if size > SMALL_ANSWER:
-            self._send_from_slot(slot, size, connection, (queue_us, predict_us, encode_us))
-            return
-        dispatch = self.dispatch
-        start = dispatch.answers_offset + slot * dispatch.stride
-        body = dispatch.memory[start : start + size]
-        if connection:
-            spent = (queue_us, predict_us, encode_us)
-            data = front.answers.head(spent, self.request_id, connection, size) + body
-        else:
-            data = front.answers.whole(queue_us, predict_us, encode_us, self.request_id, body)
-        self._note(200, len(data), queue_us, predict_us, encode_us)
-        self.transport.write(data)
-        dispatch.release(slot, size if size > chosen.length else chosen.length)
-        self._finish(chosen.close or front.draining)
-
-    def _fail(self, slot: int, size: int, outcome: int, spent: tuple[int, int, int]) -> None:
-        refusal = failure(outcome, bytes(self.dispatch.answer(slot, size)))
-        if outcome < frame.RETRY:
-            self.dispatch.release(slot, self.plan.length)
-        if self.state != WAITING:
-            return  # the client left between the verdict and its delivery
-        connection = self.front.connection or self.plan.connection
-        payload = self.front.answers.error(refusal, self.request_id, connection, responses.timing(*spent))
-        self._note(refusal.status, len(payload), *spent)
-        self.transport.write(payload)
-        self._finish(self.plan.close or self.front.draining)
-
-    def _note(self, status: int, sent: int, queue_us: int, predict_us: int, encode_us: int) -> None:
-        """One entry for the access log and the counters, which are both made in batches."""
-        now, chosen, front = self.dispatch.now_ns, self.plan, self.front
-        total_us = (now - self.started) // 1000 if 0 < self.started < now else 0
-        front.journal.append((
-            (now + front.wall_offset, chosen.message, status, predict_us, self.request_id, sent, total_us),
-            queue_us, encode_us, chosen.length,
-        ))  # fmt: skip
-
-    def _send_from_slot(self, slot: int, size: int, connection: bytes, spent: tuple[int, int, int]) -> None:
+    def send_from_slot(self, head: bytes, slot: int, size: int) -> None:
         """A large answer leaves from the slot itself, which is released when all has been sent."""
-        head = self.front.answers.head(spent, self.request_id, connection, size)
-        self._note(200, len(head) + size, *spent)
-        self.state, self.since, self.sending, self.progress = SENDING, self.front.now, slot, -1
-        self.due = self.since + self.front.http.body_timeout + size / MIN_BODY_RATE
+        self.sending_slot, self.unsent = slot, -1
+        self._transfer(SENDING, size)
         self.transport.write(head)
-        self.transport.write(self.dispatch.answer(slot, size))
+        self.transport.write(self.table.answer(slot, size))
         if not self.full:
             self.resume_writing()
+
+    def _transfer(self, state: int, size: int) -> None:
+        """Enter BODY or SENDING for `size` bytes, which may take as long as the slowest client allowed."""
+        self.state, self.since_s = state, self.front.now_s
+        self.transfer_due_s = self.since_s + self.front.http.body_timeout + size / MIN_BODY_RATE
 
     def pause_writing(self) -> None:
         """The socket is full. What the client asks for next waits until it has read this."""
@@ -284,115 +255,69 @@ class Connection(asyncio.BufferedProtocol):
         """All has left."""
         self.full = False
         if self.state == SENDING:
-            self._give_back()
-            self._finish(self.plan.close or self.front.draining)
+            slot, self.sending_slot = self.sending_slot, NO_SLOT
+            self.table.release(slot, LARGE_BYTES + 1)
+        if self.state in (SENDING, FLUSHING):
+            self.finish(self.exchange.plan.close or self.front.draining)
         elif self.paused:
             self.paused = False
             self.transport.resume_reading()
 
-    def _give_back(self) -> None:
-        """The slot that was sent from, if it was one."""
-        if self.sending >= 0:
-            self.dispatch.release(self.sending, dispatch.FAT + 1)
-            self.sending = -1
-
-    def _refuse_busy(self, unread: bool) -> None:
-        refusal = DOWN if self.dispatch.unavailable else BUSY
-        later = try_later(refusal.status, refusal.code, refusal.message, self.dispatch.retry_after())
-        self._refuse(later, self.plan.close or unread)
-
-    def _refuse(self, refusal: Refusal, close: bool) -> None:
-        front = self.front
-        close = close or front.draining
-        if not self.request_id:
-            self.request_id = front.ids.mint(b"")
-        connection = b"connection: close\r\n" if close else self.plan.connection
-        self.started = 0
-        payload = front.answers.error(refusal, self.request_id, connection)
-        self._note(refusal.status, len(payload), 0, 0, 0)
-        self.transport.write(payload)
-        if close:
-            self.linger()
-        else:
-            self._finish(False)
-
-    def linger(self) -> None:
-        """Close, but let the client read the answer first: a body unread would turn it into a reset."""
-        self.state, self.since, self.progress, self.partial = LINGER, self.front.now, 0, None
-        self.sink = RECEIVE_VIEW
-        self.transport.write_eof()
-
-    def finish_task(self, status: int, sent: int, close: bool) -> None:
-        """From the front: the ASGI application has answered."""
-        self.task = None
-        if self.state == TASK:
-            self.started = 0
-            self._note(status, sent, 0, 0, 0)
-            self._finish(close)
-
-    def _finish(self, close: bool) -> None:
-        """The answer is on its way: next request, or the end."""
-        self.request_id = b""
+    def finish(self, close: bool) -> None:
+        """The answer was written: the next request, or the end."""
         if close:
             self.state = CLOSED
             self.transport.close()
             return
-        self.state, self.since = IDLE, self.front.now
+        self.since_s = self.front.now_s
         if self.full:
-            self.state, self.progress, self.due = SENDING, -1, float("inf")
+            self.state, self.unsent = FLUSHING, -1
             return
+        self.state = IDLE
         if self.paused:
             self.paused = False
             self.transport.resume_reading()
         if self.partial:
             self._advance()
 
+    def finish_task(self, outcome: AsgiOutcome) -> None:
+        """From the front: the ASGI application has answered."""
+        self.task = None
+        if self.state == TASK:
+            self.exchange.record_application(outcome)
+            self.finish(outcome.close)
+
+    def linger(self) -> None:
+        """Close, but let the client read the answer first: a body unread would turn it into a reset."""
+        self.state, self.since_s, self.dropped, self.partial = LINGER, self.front.now_s, 0, None
+        self.sink = RECEIVE_VIEW
+        self.transport.write_eof()
+
     # ------------------------------------------------------------------ endings
+
+    def time_out(self) -> None:
+        """Refuse a request whose head or body did not arrive in time."""
+        late = LATE_BODY
+        if self.state == BODY:
+            slot, self.body_slot = self.body_slot, NO_SLOT
+            self.table.release(slot, self.exchange.plan.length)
+        elif self.state == HEAD:
+            late, self.exchange.plan = LATE_HEAD, self.front.no_plan
+        self.exchange.refuse(late, close=True)
 
     def eof_received(self) -> bool:
         """A client that closes its side has left (as HAProxy's abortonclose has it)."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left, or the connection was closed: give back what the request has taken."""
         state, self.state = self.state, CLOSED
         if state == WAITING:
-            self.dispatch.cancel(self, self.slot)
-            self._note(GONE, 0, 0, 0, 0)
+            self.exchange.cancel()
         elif state == BODY:
-            self.dispatch.release(self.slot, self.plan.length)
+            self.table.release(self.body_slot, self.exchange.plan.length)
         elif state == SENDING:
-            self._give_back()
+            self.table.release(self.sending_slot, LARGE_BYTES + 1)
         elif state == TASK and self.task is not None:
             self.task.cancel()
         self.front.disconnected(self)
-
-    def check(self, now: float) -> None:
-        """Once a second: has this connection been silent for too long?"""
-        http, silent = self.front.http, now - self.since
-        if self.state == IDLE:
-            if silent > (DRAIN_IDLE if self.front.draining else http.idle_timeout):
-                self.transport.close()
-        elif (
-            (self.state == HEAD and silent > http.head_timeout)
-            or (self.state in (SMALL, BODY) and silent > http.body_timeout)
-            or (self.state == BODY and now > self.due)
-        ):
-            self._time_out()
-        elif self.state == LINGER and silent > LINGER_SECONDS:
-            self.transport.abort()
-        elif self.state in (SENDING, CLOSED):
-            left = self.transport.get_write_buffer_size()
-            if self.state == SENDING and now > self.due:
-                self.transport.abort()
-            elif left != self.progress:
-                self.progress, self.since = left, now
-            elif silent > http.body_timeout:
-                self.transport.abort()
-
-    def _time_out(self) -> None:
-        if self.state == BODY:
-            self.dispatch.release(self.slot, self.plan.length)
-            self.slot = -1
-        elif self.state == HEAD:
-            self.plan = self.front.no_plan
-        self._refuse(LATE_HEAD if self.state == HEAD else LATE_BODY, close=True)

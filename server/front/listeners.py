@@ -1,4 +1,4 @@
-"""The sockets that an instance listens on: its port, and a Unix socket for whoever is on this machine.
+"""The sockets that an instance listens on: its port, and a Unix socket for clients on this machine.
 
 Touches these sockets, and the file of a Unix socket that has a path.  An abstract one (`@NAME`, see
 unix(7)) has no file: it is gone with its last process, however that has ended.
@@ -38,11 +38,11 @@ class Listeners:
     def url(self) -> str:
         return f"http://{Address(*self.port.getsockname()[:2])}"
 
-    def deafen(self) -> None:
-        """Let the kernel drop whoever wants to connect from now on, in all processes.
+    def stop_connecting(self) -> None:
+        """Have the kernel drop new connection attempts from now on, in all processes.
 
-        Closing a listener resets what waits to be accepted, so nobody new may join those who do; a client
-        tries again in a second, and is refused.
+        Closing a listener resets the connections that wait to be accepted: none may join them before that.
+        A client whose attempt is dropped tries again in a second, and is refused.
         """
         program = ctypes.create_string_buffer(NO_SYN)
         with contextlib.suppress(OSError):  # a sandbox without filters loses one connection in some thousand
@@ -50,7 +50,7 @@ class Listeners:
             self.port.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, pointer)
         if self.local is not None:
             with contextlib.suppress(OSError):  # another front has done it
-                self.local.shutdown(socket.SHUT_RD)  # who waits is accepted, who comes is refused
+                self.local.shutdown(socket.SHUT_RD)  # waiting connections are accepted, new ones refused
 
     def close(self) -> None:
         """In this process only."""

@@ -1,12 +1,13 @@
-"""What a caller is told when there is no answer: status, code and message for each outcome.
+"""What a client is answered when there is no answer of the model: status, code and message by outcome.
 
-Messages name the setting or the log that helps, and never carry the model's traceback.
+Pure.  Messages name the setting or the log that helps, and never carry the model's traceback.
 """
 
 from __future__ import annotations
 
 from twofold.server.front.dispatch import EXPIRED, QUARANTINED
 from twofold.server.replica import frame
+from twofold.server.telemetry import metrics
 from twofold.wire.refusal import Refusal
 
 BUSY = Refusal(503, "ServiceUnavailable", "the queue is full")
@@ -20,10 +21,19 @@ BY_OUTCOME = {
         500, "InternalServerError", "this body killed replicas a moment ago; refused for now"
     ),
 }
+# Outcomes that have a counter of their own, besides that of their status.
+COUNTED = {
+    frame.REFUSED: metrics.REFUSED,
+    QUARANTINED: metrics.REFUSED,
+    EXPIRED: metrics.DEADLINE,
+}
 
 
 def failure(outcome: int, payload: bytes) -> Refusal:
-    """The refusal for an outcome other than ANSWERED; `payload` is what the replica left in the slot."""
+    """The refusal for an outcome other than ANSWERED; `payload` is what the replica left in the slot.
+
+    Raises KeyError for ANSWERED, and for outcomes that Dispatch keeps to itself (RETRY, SKIPPED).
+    """
     if outcome == frame.MALFORMED:
         reason = payload.decode("utf-8", "replace")
         return Refusal(400, "InvalidParameter", "the body is not JSON: " + reason)

@@ -14,6 +14,7 @@ from html import escape
 from typing import Any
 
 from twofold import __version__
+from twofold.server.telemetry.instance_status import InstanceStatus
 
 ROUTES = {
     "POST /predict": "one prediction; POST /{ocid}/predict is the same",
@@ -54,13 +55,13 @@ class Page:
     policy: str  # the Content-Security-Policy it must be sent with
 
 
-def summary(status: Mapping[str, Any]) -> dict[str, Any]:
+def summary(status: InstanceStatus) -> dict[str, Any]:
     """What is served, for programs."""
     facts = {key: status.get(key, "") for key in ("artifact", "python", "environment", "state")}
     return {"service": "twofold", "version": __version__, **facts, "routes": ROUTES}
 
 
-def about(status: Mapping[str, Any]) -> Page:
+def about(status: InstanceStatus) -> Page:
     """What is served, for people."""
     facts = {
         "artifact": status.get("artifact", ""),
@@ -80,7 +81,7 @@ def about(status: Mapping[str, Any]) -> Page:
     return _page(title, body + "</table>", "")
 
 
-def docs(status: Mapping[str, Any]) -> Page:
+def docs(status: InstanceStatus) -> Page:
     """A form that calls predict and shows the answer with its times."""
     title = escape(str(status.get("artifact") or "a model"))
     sample = escape(str(status.get("sample") or "[[1, 2, 3]]"))
@@ -115,7 +116,6 @@ def _hash(inline: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()}'"
 
 
-OCID = {"name": "ocid", "in": "path", "required": True, "schema": {"type": "string"}}
 COMPONENTS = {
     "schemas": {
         "Error": {
@@ -137,7 +137,7 @@ COMPONENTS = {
 }
 
 
-def openapi(status: Mapping[str, Any], max_body: int) -> dict[str, Any]:
+def openapi(status: InstanceStatus, max_body: int) -> dict[str, Any]:
     """OpenAPI 3.1. The model's own schema is unknown here: any JSON goes in, any JSON comes out."""
     return {
         "openapi": "3.1.0",

@@ -17,7 +17,7 @@ from twofold.logs.console import say
 from twofold.logs.journal import AccessJournal
 from twofold.process import worker
 from twofold.server.config import Config
-from twofold.server.front import asgi, request_counts, responses, route
+from twofold.server.front import asgi, request_counts, responses, route, timeouts
 from twofold.server.front.api import create_app
 from twofold.server.front.dispatch import Dispatch, QueuePipes
 from twofold.server.front.embedding import SlotBackend
@@ -42,7 +42,7 @@ class FrontContext:
     listeners: Listeners
     memory: mmap.mmap
     layout: slots.Layout
-    lanes: QueuePipes
+    queue_pipes: QueuePipes
     access_log: int  # fd of the log writer's pipe, or -1
     config: Config
 
@@ -52,7 +52,7 @@ class Front:
         self.place = place
         self.http = place.config.http
         self.dispatch = Dispatch(
-            place.memory, place.layout, place.number, place.lanes, place.config.replicas.predict_timeout
+            place.memory, place.layout, place.number, place.queue_pipes, place.config.replicas.predict_timeout
         )
         counters = metrics.open_counters(place.memory, place.number)
         self.access_journal = AccessJournal(
@@ -71,8 +71,8 @@ class Front:
         self.connections: set[Connection] = set()
         self.draining = False
         self.connection = b""  # the Connection field that drain puts on every answer
-        self.now = 0.0  # the loop's clock as of the last tick: fine enough for timeouts
-        self.wall_offset = time.time_ns() - time.monotonic_ns()
+        self.now_s = 0.0  # the loop's clock as of the last tick: fine enough for timeouts
+        self.wall_offset_ns = time.time_ns() - time.monotonic_ns()
         self.app = create_app(SlotBackend(self.dispatch, self.ids), self.rules)
         self._wall_s = 0  # Unix time as of the last tick
 
@@ -100,42 +100,43 @@ class Front:
         call = asgi.AsgiRequest(
             head=chosen.head,
             body=body,
-            request_id=connection.request_id,
+            request_id=connection.exchange.request_id,
             client=_address(transport, "peername"),
             server=_address(transport, "sockname"),
             close=chosen.close or self.draining,
         )
         outcome = await asgi.serve(self.app, call, transport.write)
-        connection.finish_task(outcome.status, outcome.sent, outcome.close)
+        connection.finish_task(outcome)
 
     # ------------------------------------------------------------------ the tick
 
     def tick(self) -> None:
+        """Every TICK_S: deadlines, counts, and once a second the date and the connections that are late."""
         loop = asyncio.get_running_loop()
-        self.now = loop.time()
+        self.now_s = loop.time()
         self.dispatch.tick()
         self._show()
         wall_s = int(time.time())
         if wall_s != self._wall_s:
             self._wall_s = wall_s
             self.answers.refresh(wall_s)
-            self.wall_offset = time.time_ns() - time.monotonic_ns()
+            self.wall_offset_ns = time.time_ns() - time.monotonic_ns()
             for connection in list(self.connections):
-                connection.check(self.now)
+                timeouts.check(connection, self.now_s)
 
     def _show(self) -> None:
         """Write down what was counted since the last tick."""
         cells = self.cells
         cells[metrics.OPEN_CONNECTIONS] = len(self.connections)
-        cells[metrics.REQUESTS_INSIDE] = self.dispatch.depth
+        cells[metrics.REQUESTS_INSIDE] = self.dispatch.table.in_use
         cells[metrics.REPLAYED] += self.dispatch.replayed
         self.dispatch.replayed = 0
         self.access_journal.flush()
 
-    # ------------------------------------------------------------------ life
+    # ------------------------------------------------------------------ from start to end
 
     async def serve(self) -> None:
-        """Accept until SIGTERM, then finish what is in hand."""
+        """Accept until SIGTERM, then finish the requests that have begun."""
         loop = asyncio.get_running_loop()
         stopping = worker.stop_event(loop)
         self.dispatch.start(loop)
@@ -148,16 +149,16 @@ class Front:
         ticking = loop.create_task(worker.tick_forever(TICK_S, self.tick, _say_bug))
         await stopping.wait()
         if self.place.memory[slots.DRAINING]:  # otherwise it is only this front that ends
-            listeners.deafen()
-        self.draining, self.connection = True, b"connection: close\r\n"
-        await asyncio.sleep(TICK_S)  # who was about to connect still does
+            listeners.stop_connecting()
+        self.draining, self.connection = True, responses.CLOSE
+        await asyncio.sleep(TICK_S)  # a client whose SYN has arrived still connects
         for server in servers:
             server.close()
-        for _ in range(GRACE_TICKS):  # and may still ask
+        for _ in range(GRACE_TICKS):  # and may still send a request
             await asyncio.sleep(TICK_S)
         while self.connections:
             for connection in list(self.connections):
-                connection.check(self.now)
+                timeouts.check(connection, self.now_s)
             await asyncio.sleep(TICK_S)
         ticking.cancel()
         self.access_journal.close()

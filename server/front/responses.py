@@ -13,6 +13,7 @@ from twofold.wire.request_head import REASONS
 
 NO_TIMING = b"queue;dur=0, predict;dur=0, encode;dur=0"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+CLOSE = b"connection: close\r\n"
 KNOWN_MILLIS = 4096  # microseconds for which the text is ready
 MILLIS = [b"%.3f" % (us / 1000) for us in range(KNOWN_MILLIS)]
 # An answer is one join of ready pieces: that costs half of what formatting does.
@@ -35,6 +36,11 @@ def timing(queue_us: int, predict_us: int, encode_us: int) -> bytes:
         millis(predict_us),
         millis(encode_us),
     )
+
+
+def body_size(response: bytes) -> int:
+    """Bytes of the body in a whole response. Raises ValueError if its head does not end."""
+    return len(response) - response.index(b"\r\n\r\n") - 4
 
 
 class Responses:

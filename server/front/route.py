@@ -44,6 +44,7 @@ class RouteRules:
 
 
 def make_plan(head: RequestHead, rules: RouteRules) -> RoutePlan:
+    """All that follows from the head alone, the refusal included where there is one."""
     refusal = _refusal(head, rules)
     predict = is_predict(head.path)
     # Without a length, what comes next may be the body all the same.

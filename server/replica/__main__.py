@@ -17,6 +17,7 @@ MODES = ("fork_server", "trial")
 
 
 def load_package() -> None:
+    """Import this folder under its private name. Raises ImportError."""
     folder = os.path.dirname(os.path.abspath(__file__))
     spec = importlib.util.spec_from_file_location(
         PACKAGE, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]

@@ -91,6 +91,7 @@ _decode_finite = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_
 
 
 def loads(body: memoryview) -> Any:
+    """The value of a body; ValueError says what is wrong with it, for the client."""
     try:
         text = str(body, "utf-8")
         # Checking every float would cost more than looking for the few that could be too large.
@@ -107,6 +108,7 @@ def loads(body: memoryview) -> Any:
 
 
 def dumps(result: Any) -> bytes:
+    """A result as JSON; TypeError names the place of what does not fit."""
     try:
         text = _encode(result)
     except (TypeError, ValueError, RecursionError):

@@ -2,8 +2,9 @@
 
 Standard library only, Python 3.7 to 3.14.  It talks to the supervisor through two inherited fds:
 
-    control   supervisor -> fork server   a JSON line for each replica wanted
-    reports   everybody -> supervisor a JSON line (<= PIPE_BUF, so lines never mix) for each event
+    control   supervisor -> fork server               a JSON line for each replica wanted
+    reports   fork server and replicas -> supervisor  a JSON line (<= PIPE_BUF, so lines never mix) for
+                                                      each event: see server/supervision/reports.py
 
 A replica is forked twice: the process between exits at once, and the kernel hands the replica to
 the nearest subreaper, which is the supervisor.  So the supervisor reaps every replica itself and
@@ -30,6 +31,7 @@ from .inherited import EXIT_LOAD_FAILED, Inherited
 
 
 def main() -> None:
+    """Be a fork server until the supervisor closes its end of the control socket."""
     inherited = Inherited(json.loads(sys.argv[2]))
     prctl.die_with_parent(inherited.supervisor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -47,11 +49,12 @@ def main() -> None:
         try:
             fork_replica(inherited, order, preloaded)
         except OSError as error:  # EAGAIN: the process table or a limit is full
-            inherited.report("unborn", replica=order["replica"], error=str(error))
+            inherited.report("not_forked", replica=order["replica"], error=str(error))
 
 
 def preload(inherited: Inherited) -> model.Model | None:
-    started = time.monotonic()
+    """Preload as told, and report it; the model if it was loaded. Raises model.LoadFailure."""
+    started_s = time.monotonic()
     loaded = None
     failed: list[Any] = []
     if inherited.preload == "imports":
@@ -62,14 +65,14 @@ def preload(inherited: Inherited) -> model.Model | None:
         "fork_server",
         pid=os.getpid(),
         python="%d.%d.%d" % sys.version_info[:3],
-        seconds=time.monotonic() - started,
+        preload_s=time.monotonic() - started_s,
         failed=failed,
-        threads=len(os.listdir("/proc/self/task")),
     )
     return loaded
 
 
 def fork_replica(inherited: Inherited, order: dict[str, Any], preloaded: model.Model | None) -> None:
+    """Fork a replica by way of a process that ends at once, and report it. Raises OSError."""
     between = os.fork()
     if between:
         os.waitpid(between, 0)
@@ -81,7 +84,7 @@ def fork_replica(inherited: Inherited, order: dict[str, Any], preloaded: model.M
         else:
             inherited.report("forked", replica=order["replica"], pid=pid)
     except OSError as error:
-        inherited.report("unborn", replica=order["replica"], error=str(error))
+        inherited.report("not_forked", replica=order["replica"], error=str(error))
     except BaseException:
         traceback.print_exc()
     finally:

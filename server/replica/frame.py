@@ -5,12 +5,12 @@ House rules of this file: standard library only, Python 3.7 and up, no I/O.
 Both records are far below PIPE_BUF, and both sizes divide 4096: a write of whole records up to
 PIPE_BUF is atomic (POSIX.1, write()), and a read of whole records never sees half of one.
 
-    descriptor   16 bytes   front -> any replica     "slot s, in its life g, holds n bytes of kind k"
-    completion   32 bytes   replica -> that front    "slot s, life g: answered with n bytes, like so"
-                            supervisor -> front      "slot s, life g: its replica died"
+    descriptor   16 bytes   front -> any replica     "slot s, generation g, holds n bytes of kind k"
+    completion   32 bytes   replica -> that front    "slot s, generation g: answered with n bytes, like so"
+                            supervisor -> front      "slot s, generation g: its replica died"
 
-The *generation* counts a slot's lives.  Whoever reads a record whose generation is not the slot's
-present one drops it: that is why a late answer can never reach another caller.
+The *generation* counts a slot's requests.  A record whose generation is not the slot's present one is
+dropped by its reader: that is why a late answer can never reach another caller.
 """
 
 import struct
@@ -19,8 +19,9 @@ import struct
 DESCRIPTOR = struct.Struct("<IIIBBH")
 FLAG_OFFSET = 14
 HANDLED = 1  # set in the mailbox by the replica: answered, and its completion about to be written
-# slot, generation, length of the answer in bytes, outcome, attempt, replica,
-# microseconds in the queue, in predict, in encoding the answer, in decoding the request
+# slot, generation, length of the answer in bytes (in RETRY and REFUSED: of the body), outcome, attempt,
+# replica, microseconds in the queue, in predict and in encoding the answer, and a reserved word: zero from
+# a replica; the supervisor puts the kind of the request there, which is needed to offer it again
 COMPLETION = struct.Struct("<IIIBBHIIII")
 
 DESCRIPTOR_SIZE = DESCRIPTOR.size
@@ -37,6 +38,6 @@ MALFORMED = 3  # the body is not JSON; the slot holds the reason as UTF-8 text
 SKIPPED = 4  # not started: its client had left or its deadline had passed
 TOO_LARGE = 5  # the answer does not fit into the slot
 
-# Outcomes that the supervisor reports for a replica that died with the request in hand.
+# Outcomes that the supervisor reports of a request whose replica died.
 RETRY = 16  # the first death: offer it once more
 REFUSED = 17  # the second death, or replay is off: answer 500

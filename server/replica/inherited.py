@@ -37,13 +37,16 @@ class Inherited:
         self.sample: str = facts["sample"]
 
     def report(self, event: str, **facts: Any) -> None:
-        """Tell the supervisor. A text that is too long for one atomic write loses its beginning."""
+        """Write a line to the supervisor; `facts` are the fields of a class in server/supervision/reports.py.
+
+        An `error` that is too long for one atomic write loses its beginning. Raises OSError.
+        """
         facts["event"] = event
         line = json.dumps(facts).encode() + b"\n"
-        excess = len(line) - MAX_REPORT
-        if excess > 0 and "error" in facts:
-            error = str(facts["error"])
-            # JSON may spend up to six bytes on one character.
-            facts["error"] = "..." + error[max(len(error) // 2, excess + 3) :]
-            return self.report(**facts)
+        error = str(facts.get("error", ""))
+        while len(line) > MAX_REPORT and error:
+            # JSON spends one to six bytes on a character: so many at least are too many.
+            error = error[(len(line) - MAX_REPORT + 5) // 6 :]
+            facts["error"] = "..." + error
+            line = json.dumps(facts).encode() + b"\n"
         os.write(self.reports, line)

@@ -2,7 +2,7 @@
 
 Standard library only, Python 3.7 to 3.14.  Replaces sys.stdout and sys.stderr of this process.
 A record is one write of at most PIPE_BUF bytes to a pipe that never blocks: records of several
-replicas cannot mix, and a log that nobody reads costs lines, which are counted, not requests.
+replicas cannot mix, and a log whose reader is stuck costs lines, which are counted, not requests.
 
 The envelope is the contract's: see docs/design.md, Logs.
 """
@@ -26,13 +26,13 @@ MAX_RECORD = 4096  # PIPE_BUF: writes up to this are atomic
 MAX_TEXT = 3000  # characters of a line in one record; longer lines, ended or not, become several
 
 NO_REQUEST = (0, 0)
-request = NO_REQUEST  # the request in hand: its slot's offset, and the length of its id
+request = NO_REQUEST  # the request that is served: its slot's offset, and the length of its id
 
 _memory: Any = b""
 
 
 def follow(memory: Any) -> None:
-    """Where request ids are to be read, should a line be printed: most requests print nothing."""
+    """Read request ids from `memory` when a line is printed; most requests print nothing."""
     global _memory
     _memory = memory
 
@@ -43,13 +43,12 @@ def request_id() -> str:
 
 
 class _Raw(io.RawIOBase):
-    """For those who write bytes to sys.stdout.buffer."""
+    """sys.stdout.buffer: bytes in."""
 
     def __init__(self, stream: LineStream) -> None:
         self.stream = stream
-        self._decode = codecs.getincrementaldecoder("utf-8")(
-            "replace"
-        ).decode  # a character may come in parts
+        decoder = codecs.getincrementaldecoder("utf-8")  # a character may come in parts
+        self._decode = decoder("replace").decode
 
     def writable(self) -> bool:
         return True
@@ -86,6 +85,7 @@ class LineStream(io.TextIOBase):
         return self._number
 
     def write(self, text: str) -> int:
+        """Send whole lines, and keep what has not ended. Raises TypeError for bytes, as text streams do."""
         if not isinstance(text, str):
             raise TypeError("write() argument must be str, not %s" % type(text).__name__)
         *lines, held = (self._begun() + text).split("\n")
@@ -138,12 +138,12 @@ class _Records:
             return
         try:
             os.write(self._fd, record)
-        except OSError:  # full, or nobody reads
+        except OSError:  # the pipe is full, or has no reader
             self._dropped()
 
     def _record(self, name: str, text: str) -> bytes:
-        now = time.time()
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + ".%03dZ" % (now % 1 * 1000)
+        now_s = time.time()
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now_s)) + ".%03dZ" % (now_s % 1 * 1000)
         record: dict[str, Any] = {"id": self._prefix + "%012x" % next(self._count), "time": moment}
         record.update(self._constant)
         record["data"] = {

@@ -23,19 +23,19 @@ from typing import Any, Callable
 from . import codec, frame, log_capture, malloc, model, onnx_threads, prctl, slots
 from .inherited import EXIT_BROKEN, EXIT_LOAD_FAILED, EXIT_OUT_OF_MEMORY, Inherited
 
-# A replica whose predicts are short takes several at once: so short a wait behind a neighbour costs
-# nobody anything, and it saves a wake-up and two calls for each. One long predict ends that for some
-# hundred requests; what lies between may as well be the scheduler's doing, and counts no more than CAP.
+# A replica whose predicts are short takes several requests at once: the wait behind so short a predict
+# is negligible, and a wake-up and two calls are saved for each. One long predict ends that for some
+# hundred requests; a predict between the two may be the scheduler's doing, and counts at most CAP_NS.
 SHORT_PREDICT_NS = 50_000
 CAP_NS = 500_000
 LONG_PREDICT_NS = 20_000_000
-DISTRUST_NS = 1 << 40
+NOT_SHORT_NS = 1 << 40  # some hundred short predicts away from SHORT_PREDICT_NS
 NOTHING = bytes(slots.MAILBOX_SIZE)
-PATIENCE = 10.0  # seconds to wait for the subreaper to become the parent
+ADOPTION_TIMEOUT_S = 10.0  # for the subreaper to become the parent
 
 
 class StopServing(Exception):
-    """SIGTERM arrived while no request was in hand."""
+    """SIGTERM arrived while the replica held no request."""
 
 
 class AnswerTooLarge(Exception):
@@ -59,13 +59,14 @@ class ReplicaLoop:
         words = slots.REPLICA_WORDS_OFFSET + index * slots.REPLICA_WORDS_SIZE
         self.words = self.view[words : words + slots.REPLICA_WORDS_SIZE].cast("Q")
         self.claim = inherited.claim
-        self.typical_ns = DISTRUST_NS  # a moving average of predict's time
+        self.typical_ns = NOT_SHORT_NS  # moving average of the time in predict()
         self.stopping = False
         self.exit_code = 0
         self.forks: list[int] = []  # not empty in a process that predict() has forked
         log_capture.follow(self.memory)
 
     def terminate(self, signum: int, stack: Any) -> None:
+        """Handle SIGTERM: raises StopServing, in the midst of readv(), where no request is held."""
         self.stopping = True
         if self.memory[self.mailbox : self.mailbox + slots.MAILBOX_SIZE] == NOTHING:
             raise StopServing
@@ -81,7 +82,7 @@ class ReplicaLoop:
             signal.signal(signal.SIGTERM, self.terminate)
             while not self.stopping:
                 taken = readv(queue, several if self.typical_ns < SHORT_PREDICT_NS else one)
-                if not taken:  # every writer is gone, and so is the server
+                if not taken:  # every writer has ended, and so has the server
                     break
                 self._report([handle(cell) for cell in range(start, start + taken, size)])
                 self.memory[start : start + taken] = NOTHING[:taken]  # the claims are settled
@@ -91,7 +92,7 @@ class ReplicaLoop:
 
     def _learn(self, spent_ns: int) -> None:
         if spent_ns > LONG_PREDICT_NS:
-            self.typical_ns = DISTRUST_NS
+            self.typical_ns = NOT_SHORT_NS
         else:
             self.typical_ns += (min(spent_ns, CAP_NS) - self.typical_ns) >> 5
 
@@ -111,35 +112,33 @@ class ReplicaLoop:
         pack, words, answer = frame.COMPLETION.pack, self.words, self._answerer()
         learn = self._learn
         first, state_offset, flag_offset = slots.SLOTS_OFFSET, slots.STATE_OFFSET, frame.FLAG_OFFSET
-        waiting, done, handled, trim, large = (
-            slots.WAITING,
-            slots.DONE,
-            frame.HANDLED,
-            malloc.trimmer(),
-            malloc.LARGE,
-        )
+        waiting, done, handled = slots.WAITING, slots.DONE, frame.HANDLED
+        trim, large = malloc.trimmer(), malloc.LARGE
 
         def handle(cell: int) -> bytes:
             """Serve the descriptor in a mailbox cell; its completion."""
             slot, generation, length, kind, attempt, _ = unpack_descriptor(memory, cell)
             base = first + slot * stride
-            life, state, id_size, _, deadline, handed_in = unpack_header(memory, base)
+            present, state, id_size, _, deadline_ns, handed_in_ns = unpack_header(memory, base)
             outcome, size = frame.SKIPPED, 0
-            started = predicted = encoded = handed_in
-            if life == generation:  # otherwise a front that is no more had handed it in
+            started_ns = predicted_ns = encoded_ns = handed_in_ns
+            if present == generation:  # otherwise the front that handed it in has been replaced
                 if state == waiting:
                     log_capture.request = base, id_size
-                    outcome, size, started, predicted, encoded = answer(base, length, kind, deadline)
+                    outcome, size, started_ns, predicted_ns, encoded_ns = answer(
+                        base, length, kind, deadline_ns
+                    )
                     log_capture.request = log_capture.NO_REQUEST
                     words[0] += 1
-                    learn(predicted - started)
+                    learn(predicted_ns - started_ns)
                     if length > large or size > large:
                         trim()
                 memory[base + state_offset] = done
             memory[cell + flag_offset] = handled
-            queued, spent, wrote = started - handed_in, predicted - started, encoded - predicted
-            times = queued // 1000, spent // 1000, wrote // 1000
-            return pack(slot, generation, size, outcome, attempt, index, *times, 0)
+            queue_us = (started_ns - handed_in_ns) // 1000
+            predict_us = (predicted_ns - started_ns) // 1000
+            encode_us = (encoded_ns - predicted_ns) // 1000
+            return pack(slot, generation, size, outcome, attempt, index, queue_us, predict_us, encode_us, 0)
 
         return handle
 
@@ -149,17 +148,17 @@ class ReplicaLoop:
         header, room, limit = slots.SLOT_HEADER_SIZE, self.layout.answer_offset, self.layout.max_answer
         forks = self.forks
 
-        def answer(base: int, length: int, kind: int, deadline: int) -> tuple[int, int, int, int, int]:
-            """(outcome, size of the answer, and when predict began and ended and its result was encoded)."""
-            started = predicted = 0
+        def answer(base: int, length: int, kind: int, deadline_ns: int) -> tuple[int, int, int, int, int]:
+            """(outcome, size of the answer, ns at which predict began, had ended, its result was encoded)."""
+            started_ns = predicted_ns = 0
             try:
                 body = view[base + header : base + header + length]
                 data = loads(body) if kind == json_kind else bytes(body)
-                started = clock()
-                if started > deadline:
-                    return frame.SKIPPED, 0, started, started, started
+                started_ns = clock()
+                if started_ns > deadline_ns:
+                    return frame.SKIPPED, 0, started_ns, started_ns, started_ns
                 result = predict(data)
-                predicted = clock()
+                predicted_ns = clock()
                 payload = dumps(result)
                 size = len(payload)
                 if forks:
@@ -167,16 +166,16 @@ class ReplicaLoop:
                 if size > limit:
                     raise AnswerTooLarge("the answer has %d bytes, max_answer_mb allows %d" % (size, limit))
                 memory[base + room : base + room + size] = payload
-                return frame.ANSWERED, size, started, predicted, clock()
+                return frame.ANSWERED, size, started_ns, predicted_ns, clock()
             except BaseException as error:
-                now = clock()
-                outcome, size = failed(error, base, not started)
-                return outcome, size, started or now, predicted or now, now
+                now_ns = clock()
+                outcome, size = failed(error, base, not started_ns)
+                return outcome, size, started_ns or now_ns, predicted_ns or now_ns, now_ns
 
         return answer
 
     def failed(self, error: BaseException, base: int, decoding: bool) -> tuple[int, int]:
-        """(outcome, size of the reason in the slot); the log learns what the caller must not."""
+        """(outcome, size of the reason in the slot); the traceback goes to the log and not to the caller."""
         if self.forks:
             end_of_fork(error)
         if decoding and isinstance(error, ValueError):
@@ -195,7 +194,7 @@ class ReplicaLoop:
 
 
 def end_of_fork(error: BaseException | None) -> None:
-    """What predict() has forked comes back here, and ends: the request, like the mailbox, is its parent's."""
+    """End a child that predict() has forked and that returns: request and mailbox are its parent's."""
     code = 0
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -207,7 +206,7 @@ def end_of_fork(error: BaseException | None) -> None:
 
 
 def be_replica(inherited: Inherited, order: dict[str, Any], preloaded: model.Model | None) -> None:
-    """The whole life of a freshly forked replica. Never returns."""
+    """Serve as a replica that was just forked. Never returns."""
     code = EXIT_LOAD_FAILED
     index = order["replica"]
     try:
@@ -215,9 +214,9 @@ def be_replica(inherited: Inherited, order: dict[str, Any], preloaded: model.Mod
         loaded = load(inherited, index, preloaded)
         if loaded is not None:
             gc.collect()
-            gc.freeze()  # the model is no garbage: no collection during a request need look at it
+            gc.freeze()  # the model is not garbage: a collection during a request need not visit it
             if order["spare"]:
-                signal.sigwait([signal.SIGUSR1])  # the supervisor's word that this spare is needed
+                signal.sigwait([signal.SIGUSR1])  # from the supervisor: this spare is needed
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
             code = EXIT_BROKEN
@@ -230,12 +229,12 @@ def be_replica(inherited: Inherited, order: dict[str, Any], preloaded: model.Mod
 
 
 def settle(inherited: Inherited, order: dict[str, Any]) -> None:
-    """Become a process of one's own: parent, group, signals, environment, streams."""
+    """Detach from the fork server: parent, group, signals, environment, streams."""
     index = order["replica"]
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     os.setpgid(0, 0)  # whatever predict() forks ends with this replica
-    waited = time.monotonic() + PATIENCE
-    while os.getppid() != inherited.supervisor and time.monotonic() < waited:
+    until_s = time.monotonic() + ADOPTION_TIMEOUT_S
+    while os.getppid() != inherited.supervisor and time.monotonic() < until_s:
         time.sleep(0.001)
     prctl.die_with_parent(inherited.supervisor)
     with open("/proc/self/oom_score_adj", "w") as score:
@@ -247,7 +246,7 @@ def settle(inherited: Inherited, order: dict[str, Any]) -> None:
 
 
 def _drop_counter(inherited: Inherited, index: int) -> Any:
-    """Counts a lost log line where everybody can see it."""
+    """Counts a lost log line in this replica's words, which fronts read."""
     memory = slots.attach(inherited.memory, slots.Layout(*inherited.layout))
     words = slots.REPLICA_WORDS_OFFSET + index * slots.REPLICA_WORDS_SIZE
     cells = memoryview(memory)[words : words + slots.REPLICA_WORDS_SIZE].cast("Q")
@@ -260,24 +259,22 @@ def _drop_counter(inherited: Inherited, index: int) -> Any:
 
 def load(inherited: Inherited, index: int, preloaded: model.Model | None) -> model.Model | None:
     """Load the model, try it where a sample is at hand, and report; None if it failed."""
-    started = time.monotonic()
+    started_s = time.monotonic()
     inherited.report("loading", replica=index, pid=os.getpid())
     try:
         loaded = preloaded or model.Model.load(inherited.artifact)
-        tried = try_sample(inherited.sample, loaded)
+        try_sample(inherited.sample, loaded)
     except model.LoadFailure as failure:
         inherited.report("failed", replica=index, stage=failure.stage, error=str(failure))
         return None
     except BaseException as error:
         inherited.report("failed", replica=index, stage="sample", error=model.users_traceback(error))
         return None
-    inherited.report("ready", replica=index, pid=os.getpid(), seconds=time.monotonic() - started, tried=tried)
+    inherited.report("ready", replica=index, pid=os.getpid(), load_s=time.monotonic() - started_s)
     return loaded
 
 
-def try_sample(path: str, loaded: model.Model) -> bool:
+def try_sample(path: str, loaded: model.Model) -> None:
     """One real predict() before any caller's: it warms the model up and proves the fork."""
-    if not path:
-        return False
-    codec.select()[1](loaded.predict(codec.read_sample(path)))
-    return True
+    if path:
+        codec.select()[1](loaded.predict(codec.read_sample(path)))

@@ -12,7 +12,6 @@ import importlib.util
 import inspect
 import os
 import sys
-import time
 import traceback
 from typing import Any
 
@@ -31,26 +30,23 @@ class LoadFailure(Exception):
 class Model:
     """What load_model() and predict() have become: one callable of one argument."""
 
-    def __init__(self, name: str, predict: Any, load_seconds: float) -> None:
-        self.name = name
+    def __init__(self, predict: Any) -> None:
         self.predict = predict
-        self.load_seconds = load_seconds
 
     @classmethod
     def load(cls, artifact: str) -> Model:
         """Import score.py from the folder `artifact` and load the model; raises LoadFailure."""
-        return cls.from_import(artifact, import_score_module(artifact))
+        return cls.from_import(import_score_module(artifact))
 
     @classmethod
-    def from_import(cls, artifact: str, imported: tuple[Any, ...]) -> Model:
-        """The model of a score.py that import_score_module() has imported."""
-        module, counter, started = imported
+    def from_import(cls, imported: tuple[Any, ...]) -> Model:
+        """The model of a score.py that import_score_module() has imported; raises LoadFailure."""
+        module, counter = imported
         predict = _functions(module)
         loaded = counter.result
         if not counter.called:  # predict's default did not load it already
             loaded = _guard("load", module.load_model)
-        name = os.path.basename(os.path.abspath(artifact))
-        return cls(name, _bind(predict, loaded), time.monotonic() - started)
+        return cls(_bind(predict, loaded))
 
 
 def call_plainly(load: Any, *args: Any, **kwargs: Any) -> Any:
@@ -107,10 +103,9 @@ class _Watch(ast.NodeTransformer):
 
 
 def import_score_module(artifact: str, around: Any = call_plainly) -> tuple[Any, ...]:
-    """(module, what its import has loaded, when it began); raises LoadFailure."""
-    started = time.monotonic()
+    """(module, what its import has loaded); raises LoadFailure."""
     counter = _Counter(around)
-    return import_score(enter(artifact), counter), counter, started
+    return import_score(enter(artifact), counter), counter
 
 
 def enter(artifact: str) -> str:
@@ -123,7 +118,7 @@ def enter(artifact: str) -> str:
 
 
 def import_score(artifact: str, counter: _Counter) -> Any:
-    """The module `score`, executed; `counter` learns of a load_model() that is called meanwhile."""
+    """The module `score`, executed; `counter` counts calls of load_model() meanwhile; raises LoadFailure."""
     path = os.path.join(artifact, "score.py")
     spec = importlib.util.spec_from_file_location("score", path)
     if spec is None or spec.loader is None or not os.path.isfile(path):

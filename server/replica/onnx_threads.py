@@ -39,7 +39,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
             def exec_module(module: Any) -> None:
                 execute(module)
-                if self in sys.meta_path:  # find_spec() alone, as libraries ask for it, is no import
+                if self in sys.meta_path:  # libraries call find_spec() alone, and import nothing
                     sys.meta_path.remove(self)
                 _limit(module, count)
 

@@ -1,4 +1,4 @@
-"""Who ends with whom: two process attributes of Linux, set through libc's prctl().
+"""Which process ends with its parent, and which adopts: two attributes of Linux, set by libc's prctl().
 
 Standard library only, Python 3.7 to 3.14.  `twofold/process/prctl.py` has the same text for our own
 processes; a test compares the two.

@@ -1,9 +1,9 @@
-"""The shared memory of one instance: where everything lies, and who may write it.
+"""The shared memory of one instance: where everything lies, and which process may write it.
 
 House rules of this file: standard library only, Python 3.7 and up.
 
 One memfd, mapped whole by every process of the instance.  It has no name, so nothing of it
-outlives the processes; it is sparse, so room that nobody touched costs nothing.
+outlives the processes; it is sparse, so room that was never touched costs nothing.
 
     offset                     size                        written by
     0        control words     4096                        supervisor
@@ -18,7 +18,7 @@ outlives the processes; it is sparse, so room that nobody touched costs nothing.
              front        front              the replica that claimed the slot
 
 A slot belongs to one front for ever: front f owns [f*n, (f+1)*n), so no allocator is shared.  A
-front may reuse a slot only after its completion, or news of its replica's death, has come back.
+front may reuse a slot only after its completion, or the news of its replica's death, has come back.
 
 The mailbox is the claim: a replica reads descriptors with readv() straight into its own mailbox,
 so that the kernel makes the claim visible in the very step that takes it from the queue, and no
@@ -77,7 +77,7 @@ SLOT_HEADER_AND_ID = struct.Struct("<IBBHQQ%ds" % MAX_REQUEST_ID)  # shorter ids
 SLOT_HEADER_SIZE = 256
 STATE_OFFSET = 4
 # States. The front sets WAITING and CANCELLED, the replica DONE, before it writes the completion: a
-# front that starts anew reads here which slots of its predecessor may still be in somebody's hands.
+# front that replaces a killed one reads here which of its slots a replica may still hold.
 DONE = 0
 WAITING = 1
 CANCELLED = 2

@@ -35,17 +35,17 @@ class Stages:
 
     def load(self, load: Any, *args: Any, **kwargs: Any) -> Any:
         """Call load_model() for the import, and keep what it takes apart."""
-        started, before = time.monotonic(), _resident()
+        started_s, before = time.monotonic(), _resident()
         self.loaded_by_import = True
         try:
             return load(*args, **kwargs)
         finally:
-            seconds, size = self.loading
-            self.loading = seconds + time.monotonic() - started, size + _resident() - before
+            loading_s, size = self.loading
+            self.loading = loading_s + time.monotonic() - started_s, size + _resident() - before
 
     def run(self, name: str, call: Any) -> Any:
         """What `call` returns; None if it failed."""
-        started, before = time.monotonic(), _resident()
+        started_s, before = time.monotonic(), _resident()
         error, result = "", None
         try:
             result = call()
@@ -53,14 +53,14 @@ class Stages:
             name, error = ("load" if failure.stage == "load" else name), str(failure)
         except BaseException as failure:
             error = model.users_traceback(failure)
-        spent, grown = time.monotonic() - started, _resident() - before
+        spent_s, grown = time.monotonic() - started_s, _resident() - before
         if name == "import":  # without what was loaded meanwhile
-            spent, grown = spent - self.loading[0], grown - self.loading[1]
+            spent_s, grown = spent_s - self.loading[0], grown - self.loading[1]
         elif name == "load" and not error:
-            spent, grown = spent + self.loading[0], grown + self.loading[1]
+            spent_s, grown = spent_s + self.loading[0], grown + self.loading[1]
         self.results.append({
             "name": name,
-            "seconds": spent,
+            "seconds": spent_s,
             "memory_mb": grown / 1e6,
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
             "error": error,
@@ -78,7 +78,7 @@ def main() -> None:
     artifact = asked["artifact"]
     imported = stages.run("import", lambda: model.import_score_module(artifact, stages.load))
     if imported is not None:
-        loaded = stages.run("load", lambda: model.Model.from_import(artifact, imported))
+        loaded = stages.run("load", lambda: model.Model.from_import(imported))
         if loaded is not None and asked.get("sample"):
             answer = stages.run("predict", lambda: _try(loaded.predict, asked["sample"]))
             preview = (answer or b"")[:MAX_PREVIEW].decode("utf-8", "replace")

@@ -51,7 +51,10 @@ class Channels:
 
 
 def lay(config: Config, fronts: int, replicas: int) -> Channels:
-    """Create it all; `replicas` counts the indices that will ever be in use (spares included)."""
+    """Create it all; `replicas` counts the indices that will ever be in use (spares included).
+
+    Raises ResourceError if the memory cannot be mapped, and OSError if there are no descriptors left.
+    """
     http = config.http
     layout = slots.Layout(
         fronts,

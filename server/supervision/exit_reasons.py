@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from twofold.errors import ExitCode
 from twofold.process.exit_status import how
 from twofold.server.artifact.diagnostics import CRASH, REMEDIES, SLOW
+from twofold.server.supervision.reports import LoadFailure
 
 MAX_DUMP = 65536  # bytes of faulthandler's words that are looked at: it may tell of many threads
 MAX_CRASH = 4000  # bytes of them that are passed on
@@ -82,9 +81,9 @@ def decode(status: int, out_of_memory: bool, cause: str = "") -> str:
     return how(code) if code else "exited by itself with code 0"
 
 
-def load_failure(report: Mapping[str, Any]) -> str:
-    """What a replica or the fork server reported about a model that did not come up, with its traceback."""
-    return f"{FAILURES.get(report['stage'], report['stage'])}: {report['error'].strip()}"
+def load_failure(report: LoadFailure) -> str:
+    """What a replica or the fork server reported of a model that did not come up, with its traceback."""
+    return f"{FAILURES.get(report.stage, report.stage)}: {report.error.strip()}"
 
 
 def remedy(reason: str) -> str:
@@ -95,7 +94,7 @@ def remedy(reason: str) -> str:
 
 
 def read_crash(fd: int) -> str:
-    """What faulthandler wrote into a replica's crash file, which is emptied for the next life."""
+    """What faulthandler wrote into a replica's crash file, which is emptied for the next process."""
     text = os.pread(fd, MAX_DUMP, 0).decode("utf-8", "replace")
     os.ftruncate(fd, 0)
     os.lseek(fd, 0, os.SEEK_SET)  # the offset is shared with the process that will write next

@@ -1,40 +1,45 @@
 """The replicas of one instance: order them, watch them, learn why they ended, replace them.
 
-Touches the fork server, the mailboxes and the replicas' processes; the supervisor owns the loop that
-calls in here and passes the time (monotonic seconds).
-
-What a dead replica had in hand stands in its mailbox.  The first descriptor that it had not handled
-is the request it died on, or the last where it had handled all and could not say so: it is offered
-once more, and refused after its second death.  The others are offered again without blame.
+Touches the replicas' processes and the control words; the fork server, the replicas' part of the
+shared memory and the notes have files of their own.  The supervisor owns the loop that calls in here
+and passes the time (`now_s`, monotonic seconds).
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from twofold.errors import EnvironmentFailure, ModelError
 from twofold.server.config import Config
 from twofold.server.machine import capacity, memory_usage
 from twofold.server.machine.capacity import CapacityPlan
-from twofold.server.replica import frame, slots
+from twofold.server.replica import slots
 from twofold.server.supervision import exit_reasons
 from twofold.server.supervision.channels import Channels
+from twofold.server.supervision.events import Announce, ForkServerStarted, ReplicaChanged
 from twofold.server.supervision.fork_server import ForkServer, ForkServerSpec
+from twofold.server.supervision.incidents import Incidents
 from twofold.server.supervision.quarantine import Quarantine
+from twofold.server.supervision.replica_memory import ReplicaMemory
 from twofold.server.supervision.replica_state import Replica, State
+from twofold.server.supervision.reports import (
+    ForkedReport,
+    ForkServerReport,
+    LoadFailedReport,
+    LoadingReport,
+    NotForkedReport,
+    PreloadFailedReport,
+    ReadyReport,
+    Report,
+)  # fmt: skip
+from twofold.server.supervision.status import PoolSnapshot
 
-HANG_GRACE = 0.25  # seconds past its deadline before a replica counts as hung
-ABORT_GRACE = 1.0  # between SIGABRT, which makes it say where it hangs, and SIGKILL
-PROBE_TIMEOUT = 30.0  # for the first replica forked from a loaded model
-SHORT_LOAD = 5.0  # a replica that loads faster is worth waiting for
-EMPTY_MAILBOX = bytes(slots.MAILBOX_SIZE)
-
-Announce = Callable[..., None]
+HANG_GRACE_S = 0.25  # past its deadline before a replica counts as hung
+ABORT_GRACE_S = 1.0  # between SIGABRT, which makes it say where it hangs, and SIGKILL
+TRIAL_TIMEOUT_S = 30.0  # for the first replica forked from a loaded model
+ORDER_AGAIN_S = 0.1  # the fork server has ended, and its successor is about to start
+MAX_UNKNOWN_ENDS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,285 +48,214 @@ class PoolContext:
 
     config: Config
     plan: CapacityPlan
-    facts: ForkServerSpec
+    spec: ForkServerSpec
     channels: Channels
     quarantine: Quarantine
     announce: Announce
 
 
 class ReplicaPool:
-    def __init__(self, supplies: PoolContext) -> None:
-        self.supplies = supplies
-        self.settings = supplies.config.replicas
-        self.channels = supplies.channels
-        self.announce = supplies.announce
-        self.facts = supplies.facts
-        self.wanted = supplies.plan.replicas
-        count = supplies.plan.replicas + self.settings.spare
-        gpus = supplies.plan.gpus or (None,)
+    def __init__(self, context: PoolContext) -> None:
+        self.plan = context.plan
+        self.settings = context.config.replicas
+        self.channels = context.channels
+        self.incidents = Incidents(context.announce)
+        self.memory = ReplicaMemory(context.channels, context.quarantine, self.settings.replay == "once")
+        self.fork_server = ForkServer(context.channels, context.spec, self.settings.load_timeout)
+        self.wanted = context.plan.replicas
+        count = context.plan.replicas + self.settings.spare
+        gpus = context.plan.gpus or (None,)
         self.replicas = [Replica(index, gpus[index % len(gpus)]) for index in range(count)]
-        self.restarts: dict[str, int] = {}
         self.ever_ready = False
-        self.fork_server_works = False  # it has reported at least once
-        self.measured = False
         self.leaving = False
-        self.changed = True  # the published status is out of date
-        self.unloadable = ""  # why the fork server could not load the model
-        self.fallback = ""  # why preload did not stay as wanted
-        self.memory_saved = 0  # bytes that replicas share instead of having a copy each
-        self.messages: list[str] = []
-        self.fork_server: ForkServer | None = None
-        self._completions = self.channels.completion_writers()
-        self._early: dict[int, int] = {}  # ends that we heard of before we knew whose pid it was
+        self._measured = False  # how much memory a replica takes, and so how many there may be
+        self._saved_bytes = 0  # that replicas share instead of having a copy each
+        self._unknown_ends: dict[int, int] = {}  # pid -> status; its report may still be on the way
         self._ooms = exit_reasons.oom_kills()
 
     # ------------------------------------------------------------------ starting
 
-    def start(self, now: float) -> None:
-        """Start the fork server and order the first replica, whose memory decides how many follow."""
-        self.fork_server = ForkServer(self.channels, self.facts)
-        self._order(self.replicas[0], now)
+    def start(self, now_s: float) -> None:
+        """Start the fork server and order the first replica, whose memory decides how many follow.
 
-    def _order(self, replica: Replica, now: float) -> None:
+        Raises OSError if the model's interpreter cannot be started.
+        """
+        self.fork_server.start()
+        self._order(self.replicas[0], now_s)
+
+    def _order(self, replica: Replica, now_s: float) -> None:
         serving = sum(r.state in (State.READY, State.LOADING) and not r.spare for r in self.replicas)
         replica.spare = serving >= self.wanted
         variables = {"TWOFOLD_REPLICA": str(replica.index)}
         if replica.gpu is not None:
             variables["CUDA_VISIBLE_DEVICES"] = replica.gpu
-        mailbox = self._mailbox(replica)
-        self.channels.memory[mailbox : mailbox + slots.MAILBOX_SIZE] = EMPTY_MAILBOX
-        words = slots.REPLICA_WORDS_OFFSET + replica.index * slots.REPLICA_WORDS_SIZE
-        replica.served = slots.REPLICA_WORDS.unpack_from(self.channels.memory, words)[0]
-        if self.fork_server is None or not self.fork_server.order(replica.index, replica.spare, variables):
-            replica.retry_at = now + 0.1  # the fork server is gone; its successor is about to start
-            return
-        replica.order(now)
-        self._say(replica)
+        self.memory.clear(replica.index)
+        replica.served = self.memory.served(replica.index)
+        if self.fork_server.order(replica.index, replica.spare, variables):
+            replica.order(now_s)
+            self._announce_state(replica)
+        else:
+            replica.retry_at_s = now_s + ORDER_AGAIN_S
 
-    def step(self, now: float) -> None:
-        """Whatever is due: orders after a delay, loads and requests that take too long."""
+    def step(self, now_s: float) -> None:
+        """Whatever is due: orders after a delay, loads and requests that take too long.
+
+        Raises OSError if the model's interpreter cannot be started.
+        """
         if self.leaving:
             return
-        if self.fork_server is None:
-            self.fork_server = ForkServer(self.channels, self.facts)
-        for replica in self.replicas[: None if self.measured else 1]:
-            if replica.state in (State.ABSENT, State.BACKOFF) and now >= replica.retry_at:
-                self._order(replica, now)
+        self.fork_server.start()
+        for replica in self.replicas[: None if self._measured else 1]:
+            if replica.state in (State.ABSENT, State.BACKOFF) and now_s >= replica.retry_at_s:
+                self._order(replica, now_s)
             elif replica.pid and replica.state in (State.READY, State.LOADING, State.LEAVING):
-                self._watch(replica, now)
-            elif replica.state == State.LOADING and now > replica.since + self.settings.load_timeout:
-                self._end_fork_server()
+                self._watch(replica, now_s)
+            elif replica.state == State.LOADING and now_s > replica.since_s + self.settings.load_timeout:
+                self.fork_server.end_hung()
         self.step_availability()
 
-    def _watch(self, replica: Replica, now: float) -> None:
-        if replica.aborted_at:
-            if now > replica.aborted_at + ABORT_GRACE:
-                self._signal(replica, signal.SIGKILL)
+    def _watch(self, replica: Replica, now_s: float) -> None:
+        """End a replica that is late: SIGABRT, on which faulthandler says where it hangs, then SIGKILL."""
+        if replica.aborted_at_s:
+            if now_s > replica.aborted_at_s + ABORT_GRACE_S:
+                _send_signal(replica.pid, signal.SIGKILL)
             return
         if replica.state == State.LOADING:
-            probing = self.facts.preload == "model" and not self.ever_ready
-            limit = PROBE_TIMEOUT if probing else self.settings.load_timeout
-            if now > replica.since + limit:
-                self._abort(replica, f"the model did not load within {limit:g} s", now)
-        elif (deadline := self._deadline(replica)) and now > deadline + HANG_GRACE:
-            self._abort(
-                replica, f"predict() hung past the deadline of {self.settings.predict_timeout:g} s", now
-            )
-
-    def _end_fork_server(self) -> None:
-        """It was asked for a replica and has forked none: it hangs, or the model that it preloads does."""
-        if not self.fork_server_works:
-            self.unloadable = f"the model did not load within {self.settings.load_timeout:g} s"
-        if self.fork_server is not None:
-            self.fork_server.kill()
-
-    def _abort(self, replica: Replica, cause: str, now: float) -> None:
-        """SIGABRT first: faulthandler then says where it hangs, even when C code holds the GIL."""
-        replica.cause, replica.aborted_at = cause, now
-        self._signal(replica, signal.SIGABRT)
-
-    def _deadline(self, replica: Replica) -> float:
-        """When the request in hand should be answered (monotonic seconds); 0 if there is none."""
-        memory, mailbox = self.channels.memory, self._mailbox(replica)
-        for cell in range(mailbox, mailbox + slots.MAILBOX_SIZE, frame.DESCRIPTOR_SIZE):
-            slot, life, _, kind, _, flag = frame.DESCRIPTOR.unpack_from(memory, cell)
-            if kind and flag != frame.HANDLED:
-                header = slots.SLOT_HEADER.unpack_from(memory, self.channels.layout.slot(slot))
-                return header[4] / 1e9 if header[0] == life else 0.0
-        return 0.0
+            trial = self.fork_server.spec.preload == "model" and not self.ever_ready
+            limit_s = TRIAL_TIMEOUT_S if trial else self.settings.load_timeout
+            late = now_s > replica.since_s + limit_s
+            cause = f"the model did not load within {limit_s:g} s"
+        else:
+            deadline_s = self.memory.deadline_s(replica.index)
+            late = 0.0 < deadline_s < now_s - HANG_GRACE_S
+            cause = f"predict() hung past the deadline of {self.settings.predict_timeout:g} s"
+        if late:
+            replica.abort(cause, now_s)
+            _send_signal(replica.pid, signal.SIGABRT)
 
     # ------------------------------------------------------------------ reports
 
-    def hear(self, report: Mapping[str, Any], now: float) -> None:
-        """One line from the reports pipe."""
-        event = report["event"]
-        if event == "fork_server":
-            self.fork_server_works = True
-            self.announce("fork_server", python=report["python"], seconds=report["seconds"])
-            for failed in report["failed"]:
-                self._note(f"preload: imports: {failed}")
-        elif event == "preload_failed":
-            self.unloadable = exit_reasons.load_failure(
-                report
-            )  # said when the fork server ends, which it does now
-        else:
-            self._hear_replica(self.replicas[report["replica"]], event, report, now)
-        self.changed = True
+    def hear(self, report: Report, now_s: float) -> None:
+        """Take a report of the fork server or of a replica.
 
-    def _hear_replica(self, replica: Replica, event: str, report: Mapping[str, Any], now: float) -> None:
+        Raises ModelError or EnvironmentFailure if it makes known an end with which no replica can load.
+        """
+        self.incidents.changed = True
+        if isinstance(report, ForkServerReport):
+            self.fork_server.came_up = True
+            self.incidents.announce(ForkServerStarted(report.python, report.preload_s))
+            for failed in report.failed:
+                self.incidents.note(f"preload: imports: {failed}")
+            return
+        if isinstance(report, PreloadFailedReport):
+            self.fork_server.preload_failed(report)
+            return
+        replica = self.replicas[report.replica]
         if replica.state != State.LOADING:
             return
-        if event in ("forked", "loading"):
-            replica.pid = report["pid"]
-            if replica.pid in self._early:
-                self.died(replica.pid, self._early.pop(replica.pid), now)
-        elif event == "ready":
-            self._ready(replica, report, now)
-        elif event == "failed":
+        if isinstance(report, ForkedReport | LoadingReport):
+            replica.pid = report.pid
+            if replica.pid in self._unknown_ends:
+                self.died(replica.pid, self._unknown_ends.pop(replica.pid), now_s)
+        elif isinstance(report, ReadyReport):
+            self._ready(replica, report.load_s, now_s)
+        elif isinstance(report, LoadFailedReport):
             replica.cause = exit_reasons.load_failure(report)
-        elif event == "unborn":
-            replica.die("could not be forked: " + report["error"], useful=False, now=now)
+        elif isinstance(report, NotForkedReport):
+            replica.die("could not be forked: " + report.error, useful=False, now_s=now_s)
 
-    def _ready(self, replica: Replica, report: Mapping[str, Any], now: float) -> None:
-        replica.load_seconds = report["seconds"]
-        replica.memory = memory_usage.measure(replica.pid).private
-        replica.move("spare" if replica.spare else "ready", now)
+    def _ready(self, replica: Replica, load_s: float, now_s: float) -> None:
+        replica.load_s = load_s
+        replica.memory_bytes = memory_usage.measure(replica.pid).private
+        replica.move("spare" if replica.spare else "ready", now_s)
         self.ever_ready = True
-        if not self.measured:
-            self._fit(replica, now)
-        self._say(replica)
+        if not self._measured:
+            self._order_the_others(replica, now_s)
+        self._announce_state(replica)
 
-    def _fit(self, first: Replica, now: float) -> None:
+    def _order_the_others(self, first: Replica, now_s: float) -> None:
         """Never more replicas than memory allows, as measured on the first one."""
-        self.measured = True
-        fitting, reason = capacity.fit(self.supplies.plan, first.memory, capacity.memory_available())
+        self._measured = True
+        fitting, reason = capacity.fit(self.plan, first.memory_bytes, capacity.memory_available())
         if fitting < self.wanted:
-            self._note(reason)
+            self.incidents.note(reason)
             self.wanted = fitting
             del self.replicas[fitting:]
         for replica in self.replicas[1:]:
-            self._order(replica, now)
+            self._order(replica, now_s)
 
     # ------------------------------------------------------------------ ends
 
-    def died(self, pid: int, status: int, now: float) -> bool:
-        """A process was reaped; False if it was none of ours."""
-        if self.fork_server is not None and pid == self.fork_server.pid:
-            self._fork_server_ended(status, now)
+    def died(self, pid: int, status: int, now_s: float) -> bool:
+        """A process was reaped with this wait status; False if it is neither replica nor fork server.
+
+        Raises ModelError or EnvironmentFailure if no replica can load.
+        """
+        if pid == self.fork_server.pid:
+            self._fork_server_ended(status, now_s)
             return True
         replica = next((r for r in self.replicas if r.pid == pid), None)
         if replica is None:
-            self._early[pid] = status
-            if len(self._early) > 64:
-                del self._early[next(iter(self._early))]
+            self._unknown_ends[pid] = status
+            if len(self._unknown_ends) > MAX_UNKNOWN_ENDS:
+                del self._unknown_ends[next(iter(self._unknown_ends))]
             return False
-        self._bury(replica, status, now)
+        self._bury(replica, status, now_s)
         return True
 
-    def _fork_server_ended(self, status: int, now: float) -> None:
-        """Its replicas live on; what it had been asked for and not yet forked is asked for again."""
-        assert self.fork_server is not None
+    def _fork_server_ended(self, status: int, now_s: float) -> None:
+        """Its replicas go on; those that it had not forked are ordered again."""
         self.fork_server.ended(status)
-        self.fork_server = None
-        if self.unloadable:
-            raise ModelError(self.unloadable, exit_reasons.remedy(self.unloadable))
-        if not self.fork_server_works:
-            how = exit_reasons.decode(status, out_of_memory=False)
-            raise EnvironmentFailure(
-                f"the model's interpreter {self.facts.python} does not start: {how}",
-                "the predict log has what it printed; run `twofold check`",
-            )
         for replica in self.replicas:
             if replica.state == State.LOADING and not replica.pid:
-                replica.die("the fork server ended before it was forked", useful=False, now=now)
+                replica.die("the fork server ended before it was forked", useful=False, now_s=now_s)
 
-    def _bury(self, replica: Replica, status: int, now: float) -> None:
+    def _bury(self, replica: Replica, status: int, now_s: float) -> None:
+        """Learn why it ended, hand back what it held, and have it replaced."""
         _kill_group(replica.pid)  # whatever predict() had forked
         ooms = exit_reasons.oom_kills()
         reason = exit_reasons.decode(status, ooms > self._ooms, replica.cause)
         self._ooms = ooms
         crash = exit_reasons.read_crash(self.channels.crashes[replica.index])
-        reason += exit_reasons.crash_line(crash, str(self.facts.artifact))
+        reason += exit_reasons.crash_line(crash, str(self.fork_server.spec.artifact))
+        self.incidents.changed = True
         if replica.state == State.LEAVING:
-            replica.move("died", now)
+            replica.move("died", now_s)
             replica.pid = 0
+            return
+        trial, hung = replica.state == State.LOADING and not self.ever_ready, bool(replica.aborted_at_s)
+        replica.die(reason, useful=self.memory.served(replica.index) > replica.served, now_s=now_s)
+        self.incidents.count_restart(reason)
+        if trial:
+            self.fork_server.give_up_preload(reason)  # raises ModelError if it cannot be given up
+            self.incidents.note(f"preload: model is not kept; {self.fork_server.fallback}")
+            if self.fork_server.pid:
+                self._fork_server_ended(signal.SIGKILL, now_s)
         else:
-            loading = replica.state == State.LOADING
-            words = slots.REPLICA_WORDS_OFFSET + replica.index * slots.REPLICA_WORDS_SIZE
-            served = slots.REPLICA_WORDS.unpack_from(self.channels.memory, words)[0]
-            hung = bool(replica.aborted_at)
-            replica.die(reason, useful=served > replica.served, now=now)
-            self.restarts[reason] = self.restarts.get(reason, 0) + 1
-            if loading and not self.ever_ready:
-                self._give_up_or_fall_back(reason)  # which says the reason
-            else:
-                self.announce("replica", index=replica.index, state="dead", reason=reason, crash=crash)
-            self._settle(replica, hung, reason, now)
-            self._call_spare(now)
-        self.changed = True
+            self.incidents.announce(ReplicaChanged(replica.index, "dead", reason=reason, crash=crash))
+        for note in self.memory.settle(replica.index, hung, now_s):
+            self.incidents.note(note)
+        self._call_spare(now_s)
 
-    def _give_up_or_fall_back(self, reason: str) -> None:
-        if self.facts.preload != "model":
-            raise ModelError(reason, exit_reasons.remedy(reason))
-        self.fall_back(f"a replica forked from the loaded model failed its trial: {ModelError(reason)}")
-
-    def fall_back(self, why: str) -> None:
-        """From now on each replica loads for itself."""
-        self.fallback = why
-        self._note(f"preload: model is not kept; {why}")
-        self.facts = self.facts.without_preload()
-        if self.fork_server is not None:
-            self.fork_server.kill()
-            self._fork_server_ended(signal.SIGKILL, time.monotonic())
-
-    def _call_spare(self, now: float) -> None:
-        """A crash is a switch, not a model load, where a spare stands ready."""
+    def _call_spare(self, now_s: float) -> None:
+        """Where a spare stands ready, a crash costs no model load."""
         spare = next((r for r in self.replicas if r.state == State.SPARE), None)
-        if spare is not None and sum(r.state == State.READY for r in self.replicas) < self.wanted:
+        if spare is not None and self.ready_count() < self.wanted:
             spare.spare = False
-            spare.move("called", now)
-            self._signal(spare, signal.SIGUSR1)
-
-    def _settle(self, replica: Replica, hung: bool, reason: str, now: float) -> None:
-        """Hand what it had in hand back to the fronts."""
-        memory, mailbox = self.channels.memory, self._mailbox(replica)
-        cells = frame.DESCRIPTOR.iter_unpack(memory[mailbox : mailbox + slots.MAILBOX_SIZE])
-        held = [cell for cell in cells if cell[3]]
-        memory[mailbox : mailbox + slots.MAILBOX_SIZE] = EMPTY_MAILBOX
-        guilty = next((cell for cell in held if cell[5] != frame.HANDLED), held[-1] if held else None)
-        for cell in held:
-            slot, life, size, kind, attempt, _ = cell
-            outcome = frame.RETRY
-            if cell is guilty:
-                outcome = self._judge(slot, life, size, attempt, hung, now)
-                attempt += 1
-            completion = frame.COMPLETION.pack(
-                slot, life, size, outcome, attempt, replica.index, kind, 0, 0, 0
-            )
-            os.write(self._completions[slot // self.channels.layout.slots_per_front], completion)
-
-    def _judge(self, slot: int, life: int, size: int, attempt: int, hung: bool, now: float) -> int:
-        """RETRY or REFUSED for the request that a replica died on."""
-        base = self.channels.layout.slot(slot)
-        if hung or self.settings.replay == "never":
-            return frame.REFUSED
-        if attempt == 0:
-            return frame.RETRY
-        if slots.SLOT_HEADER.unpack_from(self.channels.memory, base)[0] == life:
-            start = base + slots.SLOT_HEADER_SIZE
-            kept = self.supplies.quarantine.add(self.channels.memory[start : start + size], int(now * 1e9))
-            self._note(f"a request killed two replicas and is quarantined; {kept}")
-        return frame.REFUSED
+            spare.move("called", now_s)
+            _send_signal(spare.pid, signal.SIGUSR1)
 
     # ------------------------------------------------------------------ leaving
 
-    def leave(self, number: int, now: float) -> None:
-        """Pass a signal on to every replica; with SIGTERM each finishes what it has in hand."""
+    def leave(self, number: int, now_s: float) -> None:
+        """Pass a signal on to every replica; with SIGTERM each finishes the requests that it holds."""
         self.leaving = True
         for replica in self.replicas:
             if replica.pid:
-                replica.move("leave", now)
-                self._signal(replica, signal.Signals(number))
+                replica.move("leave", now_s)
+                _send_signal(replica.pid, number)
+
+    # ------------------------------------------------------------------ what is known
 
     def alive(self) -> bool:
         return any(replica.pid for replica in self.replicas)
@@ -331,67 +265,59 @@ class ReplicaPool:
 
     def settled(self) -> bool:
         """Everything that was ordered at the start has loaded."""
-        return self.measured and all(r.state in (State.READY, State.SPARE) for r in self.replicas)
+        return self._measured and all(r.state in (State.READY, State.SPARE) for r in self.replicas)
 
-    def count_restart(self, who: str) -> None:
-        self.restarts[who] = self.restarts.get(who, 0) + 1
-
-    def note_sharing(self) -> None:
+    def measure_sharing(self) -> None:
         """Once all are ready: how much memory the fork saves."""
         sizes = [memory_usage.measure(replica.pid) for replica in self.replicas]
-        self.memory_saved = sum(size.rss - size.pss for size in sizes)
-        if self.facts.preload == "model":
-            total, alone = sum(size.pss for size in sizes) / 1e6, sum(size.rss for size in sizes) / 1e6
-            self._note(
-                f"preload: model: memory of {capacity.many(len(sizes), 'replica')} is {total:.0f} MB (PSS) "
-                f"instead of {alone:.0f} MB"
+        rss, pss = sum(size.rss for size in sizes), sum(size.pss for size in sizes)
+        self._saved_bytes = rss - pss
+        if self.fork_server.spec.preload == "model":
+            self.incidents.note(
+                f"preload: model: memory of {capacity.many(len(sizes), 'replica')} is {pss / 1e6:.0f} MB "
+                f"(PSS) instead of {rss / 1e6:.0f} MB"
             )
 
-    def _note(self, message: str) -> None:
-        self.messages.append(message)
-        del self.messages[:-8]
-        self.changed = True
-        self.announce("note", message=message)
+    def snapshot(self) -> PoolSnapshot:
+        """What the status of the instance shows of its replicas."""
+        return PoolSnapshot(
+            replicas=tuple(self.replicas),
+            wanted=self.wanted,
+            preload_wanted=self.settings.preload,
+            preload_used=self.fork_server.spec.preload,
+            preload_why=self.fork_server.fallback,
+            saved_bytes=self._saved_bytes,
+            messages=tuple(self.incidents.messages),
+            restarts=dict(self.incidents.restarts),
+        )
 
     def step_availability(self) -> None:
         """Tell the fronts whether waiting makes sense."""
-        hopeful = any(
-            r.state == State.READY
-            or (
-                r.state == State.LOADING
-                and self.ever_ready
-                and r.failures < 2
-                and r.load_seconds < SHORT_LOAD
-            )
-            or (r.state == State.BACKOFF and r.failures < 2 and r.load_seconds < SHORT_LOAD)
-            for r in self.replicas
-        )
+        soon = any(replica.serves_soon(self.ever_ready) for replica in self.replicas)
         slots.CONTROL.pack_into(self.channels.memory, slots.READY_REPLICAS, self.ready_count())
-        slots.CONTROL.pack_into(self.channels.memory, slots.UNAVAILABLE, not hopeful)
+        slots.CONTROL.pack_into(self.channels.memory, slots.UNAVAILABLE, not soon)
 
-    def _mailbox(self, replica: Replica) -> int:
-        return slots.MAILBOX_OFFSET + replica.index * slots.MAILBOX_SIZE
-
-    def _signal(self, replica: Replica, number: signal.Signals) -> None:
-        try:
-            os.kill(replica.pid, number)
-        except ProcessLookupError:
-            pass  # it is dead and will be reaped in this or the next turn
-
-    def _say(self, replica: Replica) -> None:
-        self.changed = True
-        self.announce(
-            "replica",
-            index=replica.index,
-            state=str(replica.state),
-            seconds=replica.load_seconds,
-            memory_mb=replica.memory / 1e6,
-            reason=replica.reason,
+    def _announce_state(self, replica: Replica) -> None:
+        self.incidents.announce(
+            ReplicaChanged(
+                index=replica.index,
+                state=str(replica.state),
+                load_s=replica.load_s,
+                memory_mb=replica.memory_bytes / 1e6,
+                reason=replica.reason,
+            )
         )
+
+
+def _send_signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass  # it is dead and will be reaped in this or the next turn
 
 
 def _kill_group(pid: int) -> None:
     try:
         os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        pass  # the group is empty, or what is left in it is no longer ours
+        pass  # the group is empty, or what is left in it is not ours any more

@@ -1,22 +1,47 @@
-"""The status of the instance, composed: what the supervisor publishes of itself and its replicas.
+"""The status of an instance, composed from what its supervisor and its pool know.
 
-Pure: reads the supervisor's and the pool's state, decides the instance's own state from it.
+Reads a sample request; otherwise pure.  The result's shape is the contract of /health.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from twofold.server.artifact.artifact import SAMPLE, Artifact
 from twofold.server.config import Config
 from twofold.server.machine.capacity import CapacityPlan
 from twofold.server.supervision.replica_state import Replica, State
+from twofold.server.telemetry.instance_status import InstanceStatus
 
-if TYPE_CHECKING:
-    from twofold.server.supervision.supervisor import Supervisor
+MAX_SAMPLE = 4096  # bytes of a sample request that are shown on the page to try the model
 
-MAX_SAMPLE = 4096  # bytes of a sample request that are shown to those who want to try the model
+
+@dataclass(frozen=True, slots=True)
+class InstanceIdentity:
+    """What does not change while an instance runs."""
+
+    artifact: str
+    python: str  # version of the model's interpreter
+    environment: str
+    started_s: float  # Unix time
+    socket: str  # where it also listens: a path, @NAME, or nothing
+    sample: str  # the text of the sample request, or nothing
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    """What the pool knows at one moment."""
+
+    replicas: tuple[Replica, ...]
+    wanted: int
+    preload_wanted: str
+    preload_used: str
+    preload_why: str  # why the two differ
+    saved_bytes: int  # that replicas share instead of having a copy each
+    messages: tuple[str, ...]
+    restarts: Mapping[str, int]
 
 
 def shown(replica: Replica) -> str:
@@ -34,44 +59,42 @@ def sample_text(path: Path | None) -> str:
         return ""
 
 
-def sample_facts(artifact: Artifact, text: str) -> dict[str, str]:
-    """How to show the sample request in a command: its path, or its text where it lies in a zip."""
+def shown_sample(artifact: Artifact, text: str) -> tuple[str, str]:
+    """How to show the sample request in a command: its path, and its text where it lies in a zip."""
     if artifact.archive is not None and artifact.holds_sample():
-        return {"sample": SAMPLE, "sample_text": text}
-    return {"sample": str(artifact.sample or ""), "sample_text": ""}
+        return SAMPLE, text
+    return str(artifact.sample or ""), ""
 
 
-def state(supervisor: Supervisor) -> str:
+def instance_state(pool: PoolSnapshot, stopping: bool, announced: bool) -> str:
     """starting, ready, degraded, failed or draining."""
-    pool = supervisor.pool
-    ready = pool.ready_count()
-    if supervisor.stop.requested_at:
+    ready = sum(replica.state == State.READY for replica in pool.replicas)
+    if stopping:
         return "draining"
     if ready >= pool.wanted:
         return "ready"
-    if not supervisor.announced:
+    if not announced:
         return "starting"
     return "degraded" if ready else "failed"
 
 
-def compose_status(supervisor: Supervisor) -> dict[str, Any]:
-    """What is published: see instance_status."""
-    pool, config = supervisor.pool, supervisor.config
+def compose(identity: InstanceIdentity, pool: PoolSnapshot, state: str) -> InstanceStatus:
+    """What /health shows, and what the pages and metrics of the fronts are made from."""
     return {
-        "state": state(supervisor),
-        "artifact": supervisor.artifact.name,
-        "python": supervisor.environment.version,
-        "environment": supervisor.environment.name,
-        "started": supervisor.started,
-        "socket": supervisor.listeners.local_name if supervisor.listeners else "",
-        "sample": supervisor.sample_text,
+        "state": state,
+        "artifact": identity.artifact,
+        "python": identity.python,
+        "environment": identity.environment,
+        "started": identity.started_s,
+        "socket": identity.socket,
+        "sample": identity.sample,
         "preload": {
-            "wanted": config.replicas.preload,
-            "used": pool.facts.preload,
-            "why": pool.fallback,
-            "memory_saved_mb": round(pool.memory_saved / 1e6, 1),
+            "wanted": pool.preload_wanted,
+            "used": pool.preload_used,
+            "why": pool.preload_why,
+            "memory_saved_mb": round(pool.saved_bytes / 1e6, 1),
         },
-        "messages": pool.messages[-8:],
+        "messages": list(pool.messages),
         "replicas": [
             {
                 "index": replica.index,
@@ -79,8 +102,8 @@ def compose_status(supervisor: Supervisor) -> dict[str, Any]:
                 "state": shown(replica),
                 "restarts": replica.restarts,
                 "reason": replica.reason,
-                "load_seconds": round(replica.load_seconds, 3),
-                "memory_mb": round(replica.memory / 1e6, 1),
+                "load_seconds": round(replica.load_s, 3),
+                "memory_mb": round(replica.memory_bytes / 1e6, 1),
             }
             for replica in pool.replicas
         ],

@@ -35,10 +35,19 @@ from twofold.server.machine import capacity
 from twofold.server.replica import slots
 from twofold.server.supervision import channels
 from twofold.server.supervision.channels import Channels
+from twofold.server.supervision.events import Announce, InstanceReady, Note, Stopped, Stopping
 from twofold.server.supervision.fork_server import ForkServerSpec
 from twofold.server.supervision.quarantine import Quarantine
-from twofold.server.supervision.replica_pool import Announce, PoolContext, ReplicaPool
-from twofold.server.supervision.status import choose_preload, compose_status, sample_facts, sample_text
+from twofold.server.supervision.replica_pool import PoolContext, ReplicaPool
+from twofold.server.supervision.reports import parse
+from twofold.server.supervision.status import (
+    InstanceIdentity,
+    choose_preload,
+    compose,
+    instance_state,
+    sample_text,
+    shown_sample,
+)  # fmt: skip
 from twofold.server.telemetry import instance_status, metrics
 
 FRONT, LOG_WRITER = "front", "log_writer"  # roles, and reasons of twofold_replica_restarts_total
@@ -62,10 +71,11 @@ class StopProgress:
 @dataclass(slots=True)
 class Supervisor:
     config: Config
-    environment: Environment
     artifact: Artifact
     announce: Announce
     pool: ReplicaPool
+    quarantine: Quarantine
+    identity: InstanceIdentity
     channels: Channels
     listeners: Listeners | None
     embedder: socket.socket | None
@@ -73,15 +83,12 @@ class Supervisor:
     stop: StopProgress = field(default_factory=StopProgress)
     failed: TwofoldError | None = None
     announced: bool = False
-    started: float = field(default_factory=time.time)
-    sample_text: str = ""
     signals: SignalPipe = field(init=False)
     _reports: bytes = b""
     _published_at: float = 0.0
 
     def run(self) -> ExitCode:
         self.signals = SignalPipe()
-        self.sample_text = sample_text(self.artifact.sample)
         self.pool.step_availability()
         self._make_children()
         try:
@@ -121,7 +128,7 @@ class Supervisor:
             self._restart(now)
             self.pool.step(now)
         if serves := not self.announced and self.pool.settled():
-            self.pool.note_sharing()
+            self.pool.measure_sharing()
         self._publish(now)
         if serves:  # and the fronts know of it: who hears it may ask
             self._announce_ready()
@@ -146,16 +153,19 @@ class Supervisor:
             return
         *lines, self._reports = self._reports.split(b"\n")
         for line in lines:
-            self.pool.hear(json.loads(line), now)
+            self.pool.hear(parse(line), now)
 
     def _announce_ready(self) -> None:
         self.announced = True
+        sample, text = shown_sample(self.artifact, self.identity.sample)
         self.announce(
-            "ready",
-            url=self.listeners.url if self.listeners else "",
-            replicas=self.pool.ready_count(),
-            seconds=time.time() - self.started,
-            **sample_facts(self.artifact, self.sample_text),
+            InstanceReady(
+                url=self.listeners.url if self.listeners else "",
+                replicas=self.pool.ready_count(),
+                start_s=time.time() - self.identity.started_s,
+                sample=sample,
+                sample_text=text,
+            )
         )
 
     # ------------------------------------------------------------------ our own children
@@ -179,7 +189,7 @@ class Supervisor:
                 listeners=self.listeners,
                 memory=pipes.memory,
                 layout=pipes.layout,
-                lanes=QueuePipes(pipes.queue.write, pipes.completions[number].read),
+                queue_pipes=QueuePipes(pipes.queue.write, pipes.completions[number].read),
                 access_log=pipes.access_logs[number].write if self.config.log.access_log else -1,
                 config=self.config,
             )
@@ -217,8 +227,8 @@ class Supervisor:
         child.ended(now)
         if not self.stop.requested_at:
             ending = how(os.waitstatus_to_exitcode(status))
-            self.announce("note", message=f"{child.name} ended ({ending}) and is replaced")
-            self.pool.count_restart(child.role)
+            self.announce(Note(f"{child.name} ended ({ending}) and is replaced"))
+            self.pool.incidents.count_restart(child.role)
         return True
 
     def _start(self, child: Child, now: float) -> None:
@@ -226,7 +236,7 @@ class Supervisor:
             child.start(now)
         except OSError as error:
             child.failed(now, child.failures + 1)
-            self.announce("note", message=f"cannot start {child.name}: {error.strerror}; trying again")
+            self.announce(Note(f"cannot start {child.name}: {error.strerror}; trying again"))
 
     def _restart(self, now: float) -> None:
         for child in self.children:
@@ -236,19 +246,22 @@ class Supervisor:
     # ------------------------------------------------------------------ the published status
 
     def _publish(self, now: float) -> None:
-        if self.pool.changed or now - self._published_at > STATUS_EVERY_S:
-            self.pool.changed, self._published_at = False, now
-            self.pool.supplies.quarantine.expire(int(now * 1e9))
-            instance_status.publish(self.channels.memory, compose_status(self))
+        incidents = self.pool.incidents
+        if incidents.changed or now - self._published_at > STATUS_EVERY_S:
+            incidents.changed, self._published_at = False, now
+            self.quarantine.expire(int(now * 1e9))
+            pool = self.pool.snapshot()
+            state = instance_state(pool, bool(self.stop.requested_at), self.announced)
+            instance_status.publish(self.channels.memory, compose(self.identity, pool, state))
 
     # ------------------------------------------------------------------ the end
 
     def _wind_down(self) -> None:
         """Readiness off, then the fronts drain, then the replicas leave, then the log writer."""
-        self.announce("stopping", served=self.pool.ever_ready, failed=self.failed is not None)
+        self.announce(Stopping(served=self.pool.ever_ready, failed=self.failed is not None))
         http = self.config.http
         slots.CONTROL.pack_into(self.channels.memory, slots.DRAINING, 1)
-        self.pool.changed = True
+        self.pool.incidents.changed = True
         self._publish(time.monotonic())
         if not self.stop.fast:
             self._wait(lambda: False, http.drain_grace)
@@ -259,13 +272,12 @@ class Supervisor:
         self.pool.leave(signal.SIGTERM, time.monotonic())
         self._wait(lambda: not self.pool.alive(), LEAVE_TIMEOUT)
         self.pool.leave(signal.SIGKILL, time.monotonic())
-        if self.pool.fork_server is not None:
-            self.pool.fork_server.kill()
-        self._wait(lambda: not self.pool.alive() and self.pool.fork_server is None, LEAVE_TIMEOUT)
+        self.pool.fork_server.kill()
+        self._wait(lambda: not self.pool.alive() and not self.pool.fork_server.pid, LEAVE_TIMEOUT)
         self.channels.close_writers()
         self._wait(lambda: not any(child.pid for child in self.children), LEAVE_TIMEOUT)
         self._end(self.children, 0.0)
-        self.announce("stopped", served=self.pool.ever_ready, failed=self.failed is not None)
+        self.announce(Stopped(served=self.pool.ever_ready, failed=self.failed is not None))
 
     def _end(self, children: list[Child], patience: float) -> None:
         for number, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, LEAVE_TIMEOUT)):
@@ -305,23 +317,37 @@ def run(
     fronts = config.http.fronts or max(1, plan.replicas // 8)
     pipes = channels.lay(config, 1 if embedder else fronts, plan.replicas + config.replicas.spare)
     why, preload = choose_preload(config, plan, artifact)
-    facts = _facts(config, environment, artifact, preload, plan.threads)
-    keep = Quarantine(
+    spec = _spec(config, environment, artifact, preload, plan.threads)
+    quarantine = Quarantine(
         pipes.memory,
         config.quarantine_folder(),
         config.replicas.quarantine_seconds,
         int(config.replicas.quarantine_mb * channels.MEGABYTE),
     )
-    pool = ReplicaPool(PoolContext(config, plan, facts, pipes, keep, announce))
+    pool = ReplicaPool(PoolContext(config, plan, spec, pipes, quarantine, announce))
     if plan.reason:
-        announce("note", message=plan.reason)
+        announce(Note(plan.reason))
     if why:
-        pool.fallback = why
-        announce("note", message=why)
-    return Supervisor(config, environment, artifact, announce, pool, pipes, listeners, embedder).run()
+        pool.fork_server.fallback = why
+        announce(Note(why))
+    identity = _identity(environment, artifact, listeners)
+    return Supervisor(
+        config, artifact, announce, pool, quarantine, identity, pipes, listeners, embedder
+    ).run()
 
 
-def _facts(
+def _identity(environment: Environment, artifact: Artifact, listeners: Listeners | None) -> InstanceIdentity:
+    return InstanceIdentity(
+        artifact=artifact.name,
+        python=environment.version,
+        environment=environment.name,
+        started_s=time.time(),
+        socket=listeners.local_name if listeners else "",
+        sample=sample_text(artifact.sample),
+    )
+
+
+def _spec(
     config: Config, environment: Environment, artifact: Artifact, preload: str, threads: int
 ) -> ForkServerSpec:
     return ForkServerSpec(

@@ -5,11 +5,11 @@ Pure; imported at the first scrape.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from twofold.server.telemetry import metrics
-from twofold.server.telemetry.instance_status import is_ready
+from twofold.server.telemetry.instance_status import InstanceStatus, is_ready
 from twofold.server.telemetry.metrics import Snapshot
 from twofold.telemetry import prometheus
 
@@ -20,12 +20,12 @@ FAMILIES = prometheus.Families("twofold_")
 REPLICA_STATES = ("loading", "ready", "spare", "backoff", "dead")
 
 
-def exposition(counted: Snapshot, status: Mapping[str, Any]) -> bytes:
+def exposition(counted: Snapshot, status: InstanceStatus) -> bytes:
     """The answer to a scrape. `status`: what instance_status.read() returns."""
     return prometheus.exposition(_families(counted, status))
 
 
-def _families(counted: Snapshot, status: Mapping[str, Any]) -> Iterator[Metric]:
+def _families(counted: Snapshot, status: InstanceStatus) -> Iterator[Metric]:
     yield from _requests(counted.cells)
     yield from _durations(counted.cells)
     yield from _instance(counted, status)
@@ -60,7 +60,7 @@ def _durations(cells: tuple[int, ...]) -> Iterator[Metric]:
         yield FAMILIES.histogram(name, help_text, cells, start)
 
 
-def _instance(counted: Snapshot, status: Mapping[str, Any]) -> Iterator[Metric]:
+def _instance(counted: Snapshot, status: InstanceStatus) -> Iterator[Metric]:
     cells = counted.cells
     for name, help_text, amount in (
         ("connections_open", "Connections open now", cells[metrics.OPEN_CONNECTIONS]),
@@ -72,7 +72,7 @@ def _instance(counted: Snapshot, status: Mapping[str, Any]) -> Iterator[Metric]:
         yield FAMILIES.gauge(name, help_text, amount)
 
 
-def _replicas(counted: Snapshot, status: Mapping[str, Any]) -> Iterator[Metric]:
+def _replicas(counted: Snapshot, status: InstanceStatus) -> Iterator[Metric]:
     replicas = status.get("replicas", [])
     states = [replica.get("state") for replica in replicas]
     by_state = [(state, states.count(state)) for state in REPLICA_STATES]

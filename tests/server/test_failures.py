@@ -42,6 +42,16 @@ def all_ready(instance: Instance, count: int = 2) -> bool:
     return states.count("ready") == count
 
 
+def counted(instance: Instance, name: str) -> float:
+    """A counter of /metrics; a front adds to it within a tick."""
+    (line,) = (
+        line
+        for line in instance.call("/metrics").body.decode().splitlines()
+        if line.startswith(f"twofold_{name}_total ")
+    )
+    return float(line.rpartition(" ")[2])
+
+
 def reasons(instance: Instance) -> str:
     return " | ".join(replica["reason"] for replica in instance.health()["replicas"])
 
@@ -189,6 +199,7 @@ def test_a_hang_is_answered_at_the_deadline_and_the_replica_replaced(
         answer = instance.predict({"do": how, "seconds": 60})
         assert answer.status == 500 and "predict_timeout" in answer.json()["message"]
         assert 0.9 < time.monotonic() - started < 2.0
+        instance.wait_until(lambda: counted(instance, "requests_past_deadline") == 1)
         instance.wait_until(lambda: all_ready(instance) and set(instance.replica_pids()) != before)
         assert "hung" in reasons(instance) and "score.py" in reasons(instance)
         assert instance.predict([1]).status == 200
@@ -222,6 +233,8 @@ def test_a_body_that_kills_twice_is_quarantined_and_kept(two: Instance) -> None:
     again = two.predict(poison)
     assert again.status == 500 and "refused for now" in again.json()["message"]
     assert sum(replica["restarts"] for replica in two.health()["replicas"]) == restarts
+    two.wait_until(lambda: counted(two, "requests_refused") == 2)
+    assert counted(two, "requests_replayed") == 1 and counted(two, "requests_past_deadline") == 0
     kept = list((two.folder / "cache" / "quarantine").glob("*.body"))
     assert [json.loads(path.read_bytes()) for path in kept] == [poison]
     assert two.predict({"echo": 1}).status == 200

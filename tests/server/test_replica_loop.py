@@ -18,17 +18,19 @@ from typing import Any
 
 import pytest
 
-from tests.support.dispatch_harness import Heard, Turns, laid, lanes
+from tests.support.dispatch_harness import Heard, Turns, laid, queue_pipes
 from twofold.errors import ExitCode
 from twofold.server.config import Config, ReplicaSettings
 from twofold.server.front.dispatch import EXPIRED, Dispatch
 from twofold.server.machine import capacity
 from twofold.server.replica import frame, prctl, slots
 from twofold.server.supervision.channels import Channels
-from twofold.server.supervision.fork_server import ForkServer, ForkServerSpec
+from twofold.server.supervision.events import Event
+from twofold.server.supervision.fork_server import ForkServerProcess, ForkServerSpec
 from twofold.server.supervision.quarantine import Quarantine
 from twofold.server.supervision.replica_pool import PoolContext, ReplicaPool
 from twofold.server.supervision.replica_state import State
+from twofold.server.supervision.reports import ReadyReport, Report, parse
 
 SLOTS = 64
 SCORE = """
@@ -75,10 +77,10 @@ class Desk:
     artifact: Path
     dispatch: Dispatch
     turns: Turns = field(default_factory=Turns)
-    reports: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
     partial: bytes = b""
 
-    def facts(self, claim: int = slots.MAX_CLAIM) -> ForkServerSpec:
+    def spec(self, claim: int = slots.MAX_CLAIM) -> ForkServerSpec:
         return ForkServerSpec(
             python=Path(sys.executable), variables=os.environ, artifact=self.artifact, preload="none",
             threads=1, claim=claim, source="test", sample=None,
@@ -86,14 +88,14 @@ class Desk:
 
     def submit(self, body: bytes | dict[str, Any], kind: int = frame.JSON) -> Heard:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        slot = self.dispatch.take()
+        slot = self.dispatch.table.take()
         assert slot is not None
         caller = Heard(self.dispatch, slot=slot)
-        self.dispatch.body(slot, len(raw))[:] = raw
+        self.dispatch.table.body(slot, len(raw))[:] = raw
         self.dispatch.submit(caller, slot, len(raw), kind, b"request-1")
         return caller
 
-    def turn(self, patience: float = 0.02) -> list[dict[str, Any]]:
+    def turn(self, patience: float = 0.02) -> list[Report]:
         """One turn of a loop; the reports that it brought."""
         patience = 0.0 if self.turns.soon else patience
         select.select([self.pipes.completions[0].read, self.pipes.reports.read], [], [], patience)
@@ -103,9 +105,13 @@ class Desk:
         except BlockingIOError:
             return []
         *lines, self.partial = self.partial.split(b"\n")
-        heard = [json.loads(line) for line in lines]
+        heard = [parse(line) for line in lines]
         self.reports += heard
         return heard
+
+    def ready(self, since: int) -> list[ReadyReport]:
+        """Replicas that have become ready since so many reports."""
+        return [report for report in self.reports[since:] if isinstance(report, ReadyReport)]
 
     def until(self, done: Callable[[], object], patience: float = 20.0) -> None:
         limit = time.monotonic() + patience
@@ -125,7 +131,7 @@ class Desk:
         return [(cell[0], *cell[3:]) for cell in frame.DESCRIPTOR.iter_unpack(raw) if cell[3]]
 
     def all_free(self) -> bool:
-        return sorted(self.dispatch.free) == list(range(SLOTS))
+        return sorted(self.dispatch.table.free) == list(range(SLOTS))
 
 
 @contextmanager
@@ -134,7 +140,7 @@ def open_desk(tmp_path: Path, replicas: int = 1, timeout: float = 60.0) -> Itera
     artifact.mkdir(exist_ok=True)
     (artifact / "score.py").write_text(SCORE)
     with laid(SLOTS, 65536, 65536, replicas=replicas) as pipes:
-        desk = Desk(pipes, artifact, Dispatch(pipes.memory, pipes.layout, 0, lanes(pipes), timeout))
+        desk = Desk(pipes, artifact, Dispatch(pipes.memory, pipes.layout, 0, queue_pipes(pipes), timeout))
         desk.turns.start(desk.dispatch)
         yield desk
 
@@ -166,14 +172,15 @@ class Lone:
     """One replica without a pool: nobody settles what it leaves behind."""
 
     desk: Desk
-    fork_server: ForkServer
+    fork_server: ForkServerProcess
     pid: int = 0
 
     def order(self) -> None:
         before = len(self.desk.reports)
         assert self.fork_server.order(0, False, {"TWOFOLD_REPLICA": "0"})
-        self.desk.until(lambda: any(r["event"] == "ready" for r in self.desk.reports[before:]))
-        self.pid = self.desk.reports[-1]["pid"]
+        self.desk.until(lambda: self.desk.ready(before))
+        (ready,) = self.desk.ready(before)
+        self.pid = ready.pid
 
     def warm_up(self) -> None:
         """So many short predicts that it dares to take several at once."""
@@ -190,7 +197,7 @@ class Lone:
 @pytest.fixture
 def lone(tmp_path: Path) -> Iterator[Lone]:
     with open_desk(tmp_path) as desk:
-        made = Lone(desk, ForkServer(desk.pipes, desk.facts()))
+        made = Lone(desk, ForkServerProcess(desk.pipes, desk.spec()))
         try:
             made.order()
             yield made
@@ -243,12 +250,12 @@ def test_what_nobody_waits_for_is_skipped(lone: Lone) -> None:
     assert blocker.said == [(frame.ANSWERED, b"10")] and not left.said and late.outcomes == [EXPIRED]
 
 
-def test_records_of_another_life_are_dropped(lone: Lone) -> None:
+def test_records_of_another_generation_are_dropped(lone: Lone) -> None:
     desk = lone.desk
-    stale = frame.DESCRIPTOR.pack(desk.dispatch.free[-1], 4_000_000_000, 7, frame.JSON, 0, 0)
+    stale = frame.DESCRIPTOR.pack(desk.dispatch.table.free[-1], 4_000_000_000, 7, frame.JSON, 0, 0)
     os.write(desk.pipes.queue.write, stale)
     assert desk.answer({"n": 6}) == (frame.ANSWERED, b"60")
-    assert desk.all_free() and len(desk.dispatch.free) == SLOTS
+    assert desk.all_free() and len(desk.dispatch.table.free) == SLOTS
 
 
 def test_sigterm_finishes_what_is_in_hand_and_takes_nothing_more(lone: Lone) -> None:
@@ -313,12 +320,11 @@ class Staff:
     def __init__(self, desk: Desk, replicas: int, replay: str = "once") -> None:
         config = Config(replicas=ReplicaSettings(replicas=replicas, replay=replay))
         plan = capacity.CapacityPlan(replicas, 1, (None,) * replicas, "")
-        facts = desk.facts(slots.MAX_CLAIM if replay == "once" else 1)
+        spec = desk.spec(slots.MAX_CLAIM if replay == "once" else 1)
         quarantine = Quarantine(desk.pipes.memory, desk.artifact.parent / "kept", 60.0, 1 << 20)
         self.desk = desk
-        self.said: list[dict[str, Any]] = []
-        announce = lambda event, **facts: self.said.append({"event": event, **facts})
-        self.pool = ReplicaPool(PoolContext(config, plan, facts, desk.pipes, quarantine, announce))
+        self.said: list[Event] = []
+        self.pool = ReplicaPool(PoolContext(config, plan, spec, desk.pipes, quarantine, self.said.append))
 
     def turn(self) -> None:
         now = time.monotonic()
@@ -342,11 +348,10 @@ class Staff:
         self.pool.leave(signal.SIGKILL, time.monotonic())
         for pid in pids:
             wait_for(pid)
-        if self.pool.fork_server is not None:
+        if pid := self.pool.fork_server.pid:
             self.pool.fork_server.kill()
-            self.pool.fork_server.ended(os.waitpid(self.pool.fork_server.pid, 0)[1])
-        for fd in self.pool._completions:
-            os.close(fd)
+            self.pool.fork_server.ended(os.waitpid(pid, 0)[1])
+        self.pool.memory.close()
 
 
 @contextmanager
@@ -395,10 +400,11 @@ def test_random_kills_lose_nothing_and_answer_nothing_twice(tmp_path: Path, seed
         desk = staff.desk
         asked: dict[int, Heard] = {}
         waiting: list[Heard] = []
-        kills, kill_at, end = 0, time.monotonic() + 0.1, time.monotonic() + 1.5
+        killed: set[int] = set()
+        kill_at, end = time.monotonic() + 0.1, time.monotonic() + 1.5
         while waiting or time.monotonic() < end:
             waiting = [caller for caller in waiting if not caller.said]
-            while desk.dispatch.admits() and time.monotonic() < end:
+            while desk.dispatch.table.admits() and time.monotonic() < end:
                 body: dict[str, Any] = {"n": len(asked)}
                 if chance.random() < 0.01:
                     body.update(do="sleep", seconds=0.003)
@@ -406,16 +412,20 @@ def test_random_kills_lose_nothing_and_answer_nothing_twice(tmp_path: Path, seed
                 waiting.append(caller)
             staff.turn()
             now = time.monotonic()
-            ready = [replica for replica in staff.pool.replicas if replica.state == State.READY]
-            if kill_at < now < end and ready:
-                os.kill(chance.choice(ready).pid, signal.SIGKILL)
-                kills, kill_at = kills + 1, now + chance.uniform(0.0, 0.04)
+            # One that was killed stays ready until the pool has heard of its end.
+            pids = [replica.pid for replica in staff.pool.replicas if replica.state == State.READY]
+            pids = [pid for pid in pids if pid not in killed]
+            if kill_at < now < end and pids:
+                killed.add(pid := chance.choice(pids))
+                os.kill(pid, signal.SIGKILL)
+                kill_at = now + chance.uniform(0.0, 0.04)
             assert now < end + 20, f"{len(waiting)} requests are lost"
         outcomes = [caller.outcomes for caller in asked.values()]
         assert all(len(heard) == 1 for heard in outcomes)
         refused = sum(heard == [frame.REFUSED] for heard in outcomes)
         for number, caller in asked.items():
             assert caller.said[0] in ((frame.ANSWERED, b"%d" % (number * 10)), (frame.REFUSED, b""))
+        kills = len(killed)
         assert kills >= 10 and len(asked) > 1000
         assert refused <= (kills if replay == "never" else kills // 2)
         assert sum(replica.restarts for replica in staff.pool.replicas) >= kills - 3

@@ -40,7 +40,7 @@ def laid(
             os.close(fd)
 
 
-def lanes(pipes: Channels, front: int = 0) -> QueuePipes:
+def queue_pipes(pipes: Channels, front: int = 0) -> QueuePipes:
     return QueuePipes(pipes.queue.write, pipes.completions[front].read)
 
 
@@ -50,21 +50,18 @@ def readable(fd: int, timeout: float = 0.0) -> bool:
 
 @dataclass
 class Clock:
-    """Stands in for `time` in server.dispatch."""
+    """Stands in for the clock of a front's dispatch and its slots."""
 
     ns: int = 1_000 * SECOND
 
     def monotonic_ns(self) -> int:
         return self.ns
 
-    def monotonic(self) -> float:
-        return self.ns / SECOND
-
     @contextmanager
     def installed(self) -> Iterator[Clock]:
         with (
-            mock.patch("twofold.server.front.dispatch.time", self),
             mock.patch("twofold.server.front.dispatch.monotonic_ns", self.monotonic_ns),
+            mock.patch("twofold.server.front.slot_table.monotonic_ns", self.monotonic_ns),
         ):
             yield self
 
@@ -106,9 +103,9 @@ class Heard:
     def answered(self, slot: int, size: int, outcome: int, *spent: int) -> None:
         self.slot = slot
         own = outcome < frame.RETRY
-        self.said.append((outcome, bytes(self.dispatch.answer(slot, size)) if own else b""))
+        self.said.append((outcome, bytes(self.dispatch.table.answer(slot, size)) if own else b""))
         if own:
-            self.dispatch.release(slot, size)
+            self.dispatch.table.release(slot, size)
 
     @property
     def outcomes(self) -> list[int]:
@@ -120,7 +117,7 @@ class Claim:
     """A descriptor in a replica's hands."""
 
     slot: int
-    life: int
+    generation: int
     size: int
     kind: int
     attempt: int
@@ -136,17 +133,17 @@ class Hands:
         self.now = now
 
     def claim(self) -> Claim | None:
-        """The next descriptor whose life is the slot's; those of other lives are dropped."""
+        """The next descriptor whose generation is the slot's; those of others are dropped."""
         memory, layout = self.pipes.memory, self.pipes.layout
         while readable(self.pipes.queue.read):
             raw = os.read(self.pipes.queue.read, frame.DESCRIPTOR_SIZE)
-            slot, life, size, kind, attempt, _ = frame.DESCRIPTOR.unpack(raw)
+            slot, generation, size, kind, attempt, _ = frame.DESCRIPTOR.unpack(raw)
             base = layout.slot(slot)
             present, state, _, _, deadline, _ = slots.SLOT_HEADER.unpack_from(memory, base)
-            if present == life:
+            if present == generation:
                 start = base + slots.SLOT_HEADER_SIZE
                 skip = state != slots.WAITING or self.now() > deadline
-                return Claim(slot, life, size, kind, attempt, skip, memory[start : start + size])
+                return Claim(slot, generation, size, kind, attempt, skip, memory[start : start + size])
         return None
 
     def complete(self, claim: Claim, outcome: int, payload: bytes = b"", **spent: int) -> None:
@@ -160,11 +157,11 @@ class Hands:
         self._send(claim, len(payload), outcome, claim.attempt, **spent)
 
     def bury(self, claim: Claim, outcome: int) -> None:
-        """The supervisor's word: whoever held this has died."""
-        self._send(claim, claim.size, outcome, claim.attempt + 1, queue=claim.kind)
+        """The supervisor's word: the replica that held this has died."""
+        self._send(claim, claim.size, outcome, claim.attempt + 1, kind=claim.kind)
 
     def _send(self, claim: Claim, size: int, outcome: int, attempt: int, **spent: int) -> None:
-        times: list[Any] = [spent.get(name, 0) for name in ("queue", "predict", "encode", "decode")]
-        record = frame.COMPLETION.pack(claim.slot, claim.life, size, outcome, attempt, 0, *times)
+        times: list[Any] = [spent.get(name, 0) for name in ("queue", "predict", "encode", "kind")]
+        record = frame.COMPLETION.pack(claim.slot, claim.generation, size, outcome, attempt, 0, *times)
         front = claim.slot // self.pipes.layout.slots_per_front
         os.write(self.pipes.completions[front].write, record)

@@ -25,7 +25,16 @@ from twofold.server import config, embedded
 from twofold.server.artifact.artifact import Artifact
 from twofold.server.artifact.diagnostics import Diagnostic
 from twofold.server.cli import display
-from twofold.server.supervision import status
+from twofold.server.supervision.events import (
+    Event,
+    ForkServerStarted,
+    InstanceReady,
+    Note,
+    ReplicaChanged,
+    Stopped,
+    Stopping,
+)  # fmt: skip
+from twofold.server.supervision.status import shown_sample
 
 ECHO = Path(__file__).parents[3] / "examples" / "echo"
 GOOD = "def load_model():\n    return 1\n\ndef predict(data, model=load_model()):\n    return model\n"
@@ -412,48 +421,52 @@ def test_a_command_never_names_the_cache(tmp_path: Path) -> None:
     """The sample of a zip lies where only we look: its text is shown instead of that place."""
     text, folder = '{"rows": [1, 2]}', tmp_path / "cache"
     zipped = Artifact(folder, "iris", None, folder / "sample.json", tmp_path / "iris.zip")
-    shown = status.sample_facts(zipped, text)
-    line = display.ready_line({"url": "http://127.0.0.1:1", "replicas": 1, "seconds": 1, **shown})
+    line = display.ready_line(InstanceReady("http://127.0.0.1:1", 1, 1.0, *shown_sample(zipped, text)))
     assert f"--data-binary '{text}' " in line and "cache" not in line
     own = Artifact(folder, "iris", None, tmp_path / "mine.json", tmp_path / "iris.zip")
-    assert status.sample_facts(own, text) == {"sample": str(tmp_path / "mine.json"), "sample_text": ""}
+    assert shown_sample(own, text) == (str(tmp_path / "mine.json"), "")
     plain = Artifact(folder, "iris", None, folder / "sample.json")
-    assert status.sample_facts(plain, text)["sample"] == str(folder / "sample.json")
+    assert shown_sample(plain, text)[0] == str(folder / "sample.json")
 
 
 def test_nothing_is_said_of_requests_where_none_was_served() -> None:
-    assert display.sentence("stopping", {"served": False, "failed": True}) == ""
-    assert display.sentence("stopping", {"served": False, "failed": False}) == "stopping"
-    assert "in flight" in display.sentence("stopping", {"served": True, "failed": True})
+    assert display.sentence(Stopping(served=False, failed=True)) == ""
+    assert display.sentence(Stopped(served=False, failed=True)) == ""
+    assert display.sentence(Stopping(served=False, failed=False)) == "stopping"
+    assert display.sentence(Stopped(served=False, failed=False)) == "stopped"
+    assert "in flight" in display.sentence(Stopping(served=True, failed=True))
 
 
 def test_a_dead_replica_takes_one_line() -> None:
     reason = f"load_model() failed: {errors.TRACEBACK}\n  File x\nKeyError: 1"
-    line = display.replica_line({"index": 3, "state": "dead", "reason": reason})
+    line = display.replica_line(ReplicaChanged(3, "dead", reason=reason))
     assert line == "replica 3 dead: load_model() failed: KeyError: 1"
-    assert display.replica_line({"index": 3, "state": "loading", "reason": reason}) == "replica 3 loading"
+    assert display.replica_line(ReplicaChanged(3, "loading", reason=reason)) == "replica 3 loading"
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "1 replica ready"), (2, "2 replicas ready")])
 def test_one_is_not_many(count: int, words: str, capfd: pytest.CaptureFixture[str]) -> None:
-    embedded.announce("ready", replicas=count, seconds=1.0)
+    ready = InstanceReady("", count, 1.0)
+    embedded.announce(ready)
     assert words in capfd.readouterr().err
-    assert words in display.ready_line({"url": "http://:0", "replicas": count, "seconds": 1.0})
+    assert words in display.ready_line(ready)
 
 
-def announced() -> list[tuple[str, dict[str, object]]]:
-    return [
-        ("unpacking", {"what": "env.tar.gz", "done": 0, "total": 4_000_000}),
-        ("unpacking", {"what": "env.tar.gz", "done": 4_000_000, "total": 4_000_000}),
-        ("fork_server", {"python": "3.10.13"}),
-        ("replica", {"index": 0, "state": "loading", "seconds": 0.0, "memory_mb": 0.0, "reason": ""}),
-        ("replica", {"index": 0, "state": "ready", "seconds": 1.5, "memory_mb": 24.2, "reason": ""}),
-        ("note", {"message": "careful [bold]"}),
-        ("ready", {"url": "http://127.0.0.1:1", "replicas": 1, "seconds": 2.0, "sample": ""}),
-        ("replica", {"index": 0, "state": "dead", "reason": "killed by SIGSEGV", "crash": ""}),
-        ("stopping", {"served": True, "failed": False}),
-        ("stopped", {"served": True, "failed": False}),
+def announce_all(announce: display.Announcer) -> None:
+    for done in (0, 4_000_000):
+        announce.unpacking("env.tar.gz", done, 4_000_000)
+    events: list[Event] = [
+        ForkServerStarted("3.10.13", 0.0),
+        ReplicaChanged(0, "loading"),
+        ReplicaChanged(0, "ready", load_s=1.5, memory_mb=24.2),
+        Note("careful [bold]"),
+        InstanceReady("http://127.0.0.1:1", replicas=1, start_s=2.0),
+        ReplicaChanged(0, "dead", reason="killed by SIGSEGV"),
+        Stopping(served=True, failed=False),
+        Stopped(served=True, failed=False),
     ]
+    for event in events:
+        announce(event)
 
 
 EXPECTED = (
@@ -471,8 +484,7 @@ EXPECTED = (
 
 def test_plain_announcements(capfd: pytest.CaptureFixture[str]) -> None:
     announce = display.Announcer(io.StringIO())
-    for event, facts in announced():
-        announce(event, **facts)
+    announce_all(announce)
     announce.close()
     printed = capfd.readouterr().err
     position = 0
@@ -487,10 +499,10 @@ def test_announcements_on_a_terminal() -> None:
     code = (
         "import sys\n"
         "from twofold.server.cli import display\n"
-        "from tests.server.cli.test_commands import announced\n"
+        "from tests.server.cli.test_commands import announce_all\n"
         "announce = display.Announcer(sys.stderr)\n"
         "assert announce.console is not None\n"
-        "for event, facts in announced(): announce(event, **facts)\n"
+        "announce_all(announce)\n"
         "assert announce.console is None and announce.bar is None\n"
     )
     parent, child = pty.openpty()

@@ -27,6 +27,7 @@ from twofold.server.front.api import create_app
 from twofold.server.front.route import RouteRules
 from twofold.server.replica import frame
 from twofold.server.telemetry import metrics
+from twofold.server.telemetry.instance_status import InstanceStatus
 from twofold.telemetry.prometheus import CONTENT_TYPE
 from twofold.wire import request_head
 from twofold.wire.refusal import error_body
@@ -52,10 +53,14 @@ class Pretended:
     hold: bool = False
     cancelled: bool = False
 
-    def instance_status(self) -> dict[str, Any]:
+    def instance_status(self) -> InstanceStatus:
         return {
             "state": self.state, "artifact": "iris <b>", "python": "3.11", "environment": "default",
-            "replicas": [{"index": 0, "state": "backoff", "reason": "out of memory"}], "restarts": {},
+            "replicas": [
+                {"index": 0, "pid": 0, "state": "backoff", "restarts": 1, "reason": "out of memory",
+                 "load_seconds": 0.1, "memory_mb": 0.0},
+            ],
+            "restarts": {},
         }  # fmt: skip
 
     def metrics_snapshot(self) -> metrics.Snapshot:

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.support.dispatch_harness import SECOND, Claim, Clock, Hands, Heard, Turns, laid, lanes
-from twofold.server.front import dispatch
+from tests.support.dispatch_harness import SECOND, Claim, Clock, Hands, Heard, Turns, laid, queue_pipes
+from twofold.server.front import slot_table
 from twofold.server.front.dispatch import EXPIRED, QUARANTINED, Dispatch
 from twofold.server.replica import frame, slots
 from twofold.server.supervision.channels import Channels
@@ -33,10 +33,10 @@ class Rig:
     hands: Hands
 
     def submit(self, body: bytes = b"[1]", kind: int = frame.JSON) -> tuple[Heard, int]:
-        slot = self.dispatch.take()
+        slot = self.dispatch.table.take()
         assert slot is not None
         caller = Heard(self.dispatch)
-        self.dispatch.body(slot, len(body))[:] = body
+        self.dispatch.table.body(slot, len(body))[:] = body
         self.dispatch.submit(caller, slot, len(body), kind, b"ID")
         return caller, slot
 
@@ -48,16 +48,16 @@ class Rig:
 
     def successor(self) -> Dispatch:
         """The next front, after this one was killed."""
-        return Dispatch(self.pipes.memory, self.pipes.layout, 0, lanes(self.pipes), TIMEOUT)
+        return Dispatch(self.pipes.memory, self.pipes.layout, 0, queue_pipes(self.pipes), TIMEOUT)
 
     def all_free(self) -> bool:
-        return sorted(self.dispatch.free) == list(range(self.pipes.layout.slots_per_front))
+        return sorted(self.dispatch.table.free) == list(range(self.pipes.layout.slots_per_front))
 
 
 def make_rig(stack: ExitStack, count: int = SLOTS, size: int = 4096) -> Rig:
     pipes, clock, turns = stack.enter_context(laid(count, size, size)), Clock(), Turns()
     stack.enter_context(clock.installed())
-    made = Dispatch(pipes.memory, pipes.layout, 0, lanes(pipes), TIMEOUT)
+    made = Dispatch(pipes.memory, pipes.layout, 0, queue_pipes(pipes), TIMEOUT)
     turns.start(made)
     return Rig(pipes, clock, turns, made, Hands(pipes, clock.monotonic_ns))
 
@@ -75,16 +75,16 @@ def test_a_request_goes_out_and_its_answer_comes_back_once(rig: Rig) -> None:
     caller, _ = rig.submit(b'{"a": 1}')
     claim = rig.claim()
     assert (claim.body, claim.kind, claim.attempt) == (b'{"a": 1}', frame.JSON, 0)
-    assert rig.dispatch.depth == 1 and not caller.said
+    assert len(rig.dispatch.pending) == 1 and not caller.said
     rig.hands.complete(claim, frame.ANSWERED, b"[2]")
     rig.turns.turn()
     assert caller.said == [(frame.ANSWERED, b"[2]")]
-    assert rig.dispatch.depth == 0 and rig.all_free()
+    assert not rig.dispatch.pending and rig.all_free()
 
 
 def test_the_request_id_lies_in_the_slot_and_leaves_nothing_of_a_longer_one(rig: Rig) -> None:
     for request_id in (b"A" * slots.MAX_REQUEST_ID, b"B" * 3):
-        slot = rig.dispatch.take()
+        slot = rig.dispatch.table.take()
         assert slot is not None
         rig.dispatch.submit(Heard(rig.dispatch), slot, 0, frame.JSON, request_id)
         start = rig.pipes.layout.slot(slot) + slots.REQUEST_ID_OFFSET
@@ -106,24 +106,25 @@ def test_what_one_turn_hands_in_leaves_in_order_and_whole() -> None:
 
 
 def test_no_slot_is_given_when_all_are_taken_or_nobody_serves(rig: Rig) -> None:
-    taken = [rig.dispatch.take() for _ in range(SLOTS)]
-    assert len({*taken}) == SLOTS and rig.dispatch.take() is None and not rig.dispatch.admits()
-    rig.dispatch.release(taken[0] or 0)
-    assert rig.dispatch.admits()
+    taken = [rig.dispatch.table.take() for _ in range(SLOTS)]
+    assert len({*taken}) == SLOTS and rig.dispatch.table.take() is None and not rig.dispatch.table.admits()
+    rig.dispatch.table.release(taken[0] or 0)
+    assert rig.dispatch.table.admits()
     slots.CONTROL.pack_into(rig.pipes.memory, slots.UNAVAILABLE, 1)
-    assert rig.dispatch.take() is None and rig.dispatch.unavailable and not rig.dispatch.admits()
+    table = rig.dispatch.table
+    assert table.take() is None and table.unavailable and not table.admits()
 
 
 def test_slow_bodies_leave_a_quarter_of_the_slots_to_the_quick(rig: Rig) -> None:
-    assert sum(rig.dispatch.take_large() is not None for _ in range(SLOTS)) == SLOTS * 3 // 4
-    assert rig.dispatch.take() is not None
+    assert sum(rig.dispatch.table.take_large() is not None for _ in range(SLOTS)) == SLOTS * 3 // 4
+    assert rig.dispatch.table.take() is not None
 
 
 def test_a_caller_that_left_is_skipped_and_hears_nothing(rig: Rig) -> None:
     caller, slot = rig.submit()
     rig.turns.turn()
     rig.dispatch.cancel(caller, slot)
-    assert rig.dispatch.depth == 0 and not rig.all_free(), "its descriptor is still under way"
+    assert not rig.dispatch.pending and not rig.all_free(), "its descriptor is still under way"
     claim = rig.claim()
     assert claim.skip
     rig.hands.complete(claim, frame.ANSWERED)
@@ -151,7 +152,7 @@ def test_an_answer_after_the_deadline_reaches_nobody_and_frees_the_slot(rig: Rig
     rig.dispatch.tick()
     rig.dispatch.tick()
     assert caller.outcomes == [EXPIRED]
-    assert slot not in rig.dispatch.free, "the replica may still write into it"
+    assert slot not in rig.dispatch.table.free, "the replica may still write into it"
     rig.hands.complete(claim, frame.ANSWERED, b"too late")
     rig.turns.turn()
     assert caller.outcomes == [EXPIRED] and rig.all_free()
@@ -193,13 +194,13 @@ class Keeper(Heard):
 
     def answered(self, slot: int, size: int, outcome: int, *spent: int) -> None:
         self.slot = slot
-        self.said.append((outcome, bytes(self.dispatch.answer(slot, size))))
+        self.said.append((outcome, bytes(self.dispatch.table.answer(slot, size))))
 
 
 @pytest.mark.parametrize("verdict", [frame.RETRY, frame.REFUSED])
 def test_a_death_after_the_completion_does_not_free_a_slot_that_is_being_sent(rig: Rig, verdict: int) -> None:
     """A replica may be killed between its completion and the clearing of its mailbox."""
-    slot = rig.dispatch.take()
+    slot = rig.dispatch.table.take()
     assert slot is not None
     keeper = Keeper(rig.dispatch)
     rig.dispatch.submit(keeper, slot, 3, frame.JSON, b"")
@@ -208,22 +209,22 @@ def test_a_death_after_the_completion_does_not_free_a_slot_that_is_being_sent(ri
     rig.hands.bury(claim, verdict)
     rig.turns.turn()
     assert keeper.outcomes == [frame.ANSWERED]
-    assert slot not in rig.dispatch.free
-    rig.dispatch.release(slot)
+    assert slot not in rig.dispatch.table.free
+    rig.dispatch.table.release(slot)
     assert rig.all_free()
 
 
-def test_the_life_number_goes_round_without_a_zero(rig: Rig) -> None:
+def test_the_generation_goes_round_without_a_zero(rig: Rig) -> None:
     """Zero is what a slot says that was never used."""
-    rig.dispatch.lives[rig.dispatch.free[-1]] = dispatch.LIFE_MASK
+    rig.dispatch.generations[rig.dispatch.table.free[-1]] = slot_table.GENERATION_MASK
     caller, slot = rig.submit()
     rig.hands.complete(rig.claim(), frame.ANSWERED)
     rig.turns.turn()
-    assert caller.outcomes == [frame.ANSWERED] and rig.dispatch.lives[slot] == 1
+    assert caller.outcomes == [frame.ANSWERED] and rig.dispatch.generations[slot] == 1
     slots.SLOT_HEADER.pack_into(
-        rig.pipes.memory, rig.pipes.layout.slot(slot), dispatch.LIFE_MASK, slots.DONE, 0, 0, 0, 0
+        rig.pipes.memory, rig.pipes.layout.slot(slot), slot_table.GENERATION_MASK, slots.DONE, 0, 0, 0, 0
     )
-    assert rig.successor().lives[slot] == 1
+    assert rig.successor().generations[slot] == 1
 
 
 def test_a_quarantined_body_is_refused_without_a_replica(rig: Rig, tmp_path: Path) -> None:
@@ -259,13 +260,13 @@ def test_a_successor_waits_for_slots_that_are_still_in_use(rig: Rig) -> None:
     rig.dispatch = rig.successor()
     rig.turns = Turns()
     rig.turns.start(rig.dispatch)
-    assert finished in rig.dispatch.free and len(rig.dispatch.free) == SLOTS - 2
+    assert finished in rig.dispatch.table.free and len(rig.dispatch.table.free) == SLOTS - 2
     queued = rig.claim()
     assert queued.skip, "nobody waits for it any more"
     rig.hands.complete(queued, frame.ANSWERED)
     rig.hands.complete(held, frame.ANSWERED, b"late")
     rig.turns.turn()
-    assert rig.all_free() and busy in rig.dispatch.free
+    assert rig.all_free() and busy in rig.dispatch.table.free
     assert not lost.said and not done.said
 
 
@@ -274,20 +275,20 @@ def test_a_slot_whose_replica_never_reports_comes_back_after_its_deadline(rig: R
     claim = rig.claim()
     rig.dispatch = rig.successor()
     assert not rig.all_free()
-    rig.clock.ns += int(TIMEOUT * SECOND) + dispatch.ORPHAN_NS
+    rig.clock.ns += int(TIMEOUT * SECOND) + slot_table.ABANDONED_NS
     rig.dispatch.tick()
     assert not rig.all_free()
     rig.clock.ns += 1
     rig.dispatch.tick()
     assert rig.all_free()
-    assert rig.dispatch.lives[claim.slot] != claim.life
-    assert len(rig.successor().free) == SLOTS, "the next one knows too"
+    assert rig.dispatch.generations[claim.slot] != claim.generation
+    assert len(rig.successor().table.free) == SLOTS, "the next one knows too"
 
 
 def test_a_first_front_finds_everything_free_and_only_its_own() -> None:
     with laid(count=6, fronts=2) as pipes:
-        second = Dispatch(pipes.memory, pipes.layout, 1, lanes(pipes, 1), TIMEOUT)
-        assert sorted(second.free) == [3, 4, 5] and set(second.lives) == {3, 4, 5}
+        second = Dispatch(pipes.memory, pipes.layout, 1, queue_pipes(pipes, 1), TIMEOUT)
+        assert sorted(second.table.free) == [3, 4, 5] and set(second.generations) == {3, 4, 5}
 
 
 # ---------------------------------------------------------------------- rates and memory
@@ -339,11 +340,11 @@ def test_large_slots_give_their_pages_back_when_they_idle() -> None:
         assert blocks(rig) >= 12 * size, "a busy slot keeps its pages"
         rig.clock.ns += SECOND
         rig.dispatch.tick()
-        assert len(rig.dispatch.fat) == 6 - dispatch.FAT_PER_TICK, "a tick is short"
-        held = rig.dispatch.take()
+        assert len(rig.dispatch.table.large) == 6 - slot_table.LARGE_PER_TICK, "a tick is short"
+        held = rig.dispatch.table.take()
         rig.dispatch.tick()
-        assert held is not None and list(rig.dispatch.fat) == [held], "a slot in use is left alone"
-        rig.dispatch.release(held)
+        assert held is not None and list(rig.dispatch.table.large) == [held], "a slot in use is left alone"
+        rig.dispatch.table.release(held)
         rig.dispatch.tick()
         assert blocks(rig) <= idle + 6 * slots.PAGE
         again, _ = rig.submit(b"c" * size)
@@ -367,7 +368,7 @@ class Client(Heard):
     def answered(self, slot: int, size: int, outcome: int, *spent: int) -> None:
         assert not self.left and not self.said, "a caller hears once, and not after it has left"
         if outcome == frame.ANSWERED:
-            payload = bytes(self.dispatch.answer(slot, size))
+            payload = bytes(self.dispatch.table.answer(slot, size))
             assert payload == b"answer to " + self.name, "an answer of somebody else"
             if self.keeps:
                 self.said.append((outcome, payload))
@@ -378,9 +379,10 @@ class Client(Heard):
     def let_go(self) -> None:
         assert self.keeping is not None
         slot, payload = self.keeping
-        assert bytes(self.dispatch.answer(slot, len(payload))) == payload, "it was overwritten while sent"
+        lying = bytes(self.dispatch.table.answer(slot, len(payload)))
+        assert lying == payload, "it was overwritten while sent"
         self.keeping = None
-        self.dispatch.release(slot, len(payload))
+        self.dispatch.table.release(slot, len(payload))
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -397,13 +399,13 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(keeps=st.booleans())
     def submit(self, keeps: bool) -> None:
-        slot = self.rig.dispatch.take()
+        slot = self.rig.dispatch.table.take()
         if slot is None:
             return
         assert all(slot != claim.slot for claim in self.held), "a replica may still write into it"
         self.count += 1
         client = Client(self.rig.dispatch, name=b"client %d" % self.count, keeps=keeps, slot=slot)
-        self.rig.dispatch.body(slot, len(client.name))[:] = client.name
+        self.rig.dispatch.table.body(slot, len(client.name))[:] = client.name
         self.rig.dispatch.submit(client, slot, len(client.name), frame.JSON, client.name)
         self.clients.append(client)
 
@@ -461,7 +463,7 @@ class Interleavings(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.rig.clock.ns += int(seconds * SECOND)
         now = self.rig.clock.ns
-        for claim in list(self.held):  # the supervisor kills what hangs, long before ORPHAN_NS
+        for claim in list(self.held):  # the supervisor kills what hangs, long before ABANDONED_NS
             header = slots.SLOT_HEADER.unpack_from(
                 self.rig.pipes.memory, self.rig.pipes.layout.slot(claim.slot)
             )
@@ -482,7 +484,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @invariant()
     def every_slot_is_in_one_place(self) -> None:
-        free, pending = self.rig.dispatch.free, set(self.rig.dispatch.pending)
+        free, pending = self.rig.dispatch.table.free, set(self.rig.dispatch.pending)
         assert len(free) == len(set(free)) and not pending & set(free)
         assert not set(free) & {client.keeping[0] for client in self.clients if client.keeping}
 

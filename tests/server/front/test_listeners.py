@@ -170,8 +170,8 @@ def test_what_is_no_socket(name: str) -> None:
 def test_who_waits_to_be_accepted_is_and_who_comes_later_is_not() -> None:
     listeners = locally(AUTO)
     waiting = dial(listeners.local_name)
-    listeners.deafen()
-    listeners.deafen()  # by the second front
+    listeners.stop_connecting()
+    listeners.stop_connecting()  # by the second front
     with pytest.raises(ConnectionRefusedError):
         dial(listeners.local_name)
     assert listeners.local is not None

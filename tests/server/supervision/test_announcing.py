@@ -14,15 +14,16 @@ ECHO = Path(__file__).parents[3] / "examples" / "echo"
 ASKS_AT_ONCE = """
 import sys, urllib.request
 from twofold.server.cli import display
+from twofold.server.supervision.events import InstanceReady
 from twofold.__main__ import main
 
 class Asking(display.Announcer):
-    def __call__(self, event, **facts):
-        if event == "ready":
+    def __call__(self, event):
+        if isinstance(event, InstanceReady):
             fields = {"content-type": "application/json"}
-            request = urllib.request.Request(facts["url"] + "/predict", b"[1]", fields)
+            request = urllib.request.Request(event.url + "/predict", b"[1]", fields)
             print("answered with", urllib.request.urlopen(request, timeout=10).status, flush=True)
-        super().__call__(event, **facts)
+        super().__call__(event)
 
 display.Announcer = Asking
 sys.argv[0] = "twofold"

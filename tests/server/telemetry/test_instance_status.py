@@ -9,6 +9,7 @@ import pytest
 
 from twofold.server.replica import slots
 from twofold.server.telemetry import instance_status
+from twofold.server.telemetry.instance_status import ReplicaStatus
 
 LAYOUT = slots.Layout(2, 4, 4096, 4096)
 
@@ -27,7 +28,7 @@ def test_status_round_trip_and_before_the_first(memory: mmap.mmap) -> None:
 
 
 def test_a_status_that_is_too_long_keeps_its_facts(memory: mmap.mmap) -> None:
-    replicas = [
+    replicas: list[ReplicaStatus] = [
         {"index": i, "pid": 10**6 + i, "state": "backoff", "restarts": 10**4, "reason": "é" * 3000,
          "load_seconds": 12.345678, "memory_mb": 12345.678}
         for i in range(slots.MAX_REPLICAS)

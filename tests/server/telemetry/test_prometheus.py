@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from twofold.server.replica import slots
 from twofold.server.telemetry import instance_status, metrics, prometheus
+from twofold.server.telemetry.instance_status import ReplicaStatus
 from twofold.telemetry.histograms import observe
 
 LAYOUT = slots.Layout(2, 4, 4096, 4096)
@@ -30,6 +31,13 @@ def samples(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]
     return found
 
 
+def replica(index: int, state: str, memory_mb: float) -> ReplicaStatus:
+    return {
+        "index": index, "pid": 7, "state": state, "restarts": 0, "reason": "", "load_seconds": 0.1,
+        "memory_mb": memory_mb,
+    }  # fmt: skip
+
+
 def test_exposition_is_what_prometheus_reads(memory: mmap.mmap) -> None:
     counters = metrics.open_counters(memory, 1)
     for microseconds in (0, 10, 100, 1000, 10**6, 2**31):
@@ -39,7 +47,7 @@ def test_exposition_is_what_prometheus_reads(memory: mmap.mmap) -> None:
     counters.close()
     instance_status.publish(memory, {
         "state": "degraded", "started": 1000, "restarts": {'out of memory, "killed"\n': 2},
-        "replicas": [{"index": 0, "state": "ready", "memory_mb": 1.5}, {"index": 1, "state": "backoff"}],
+        "replicas": [replica(0, "ready", 1.5), replica(1, "backoff", 0.0)],
     })  # fmt: skip
     text = prometheus.exposition(metrics.snapshot(memory, LAYOUT, 3, 2), instance_status.read(memory))
     found = samples(text)
