@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.eventually import eventually_async
 from tests.support.instance_process import alive
-from tests.support.loadbalancer.balancer_process import ROOT, Balancer, balance, eventually
+from tests.support.loadbalancer.balancer_process import ROOT, Balancer, balance
 from tests.support.loadbalancer.http_clients import once, post
 from tests.support.loadbalancer.running_balancer import act
 from tests.support.loadbalancer.scripted_instance import Exchange, Origin, answer, echo
@@ -57,7 +58,7 @@ def play(folder: Path, scenario: Scenario, *options: str, named: int = 2) -> Non
             urls = [origin.url for origin in origins[:named]]
             lb = await stack.enter_async_context(balance(folder, *options, instances=urls))
             for url in urls:
-                await eventually(lambda url=url: lb.state(url) == "up", f"{url} up")  # type: ignore[misc]
+                await eventually_async(lambda url=url: lb.state(url) == "up", f"{url} up")  # type: ignore[misc]
             await scenario(lb, origins)
 
     act(whole())
@@ -69,7 +70,7 @@ def test_the_state_counts_who_was_not_let_in(tmp_path: Path) -> None:
         for _ in range(3):
             with pytest.raises(OSError):
                 await asyncio.wait_for(knock(lb.port), 5)
-        await eventually(lambda: lb.total(shared_memory.UNAUTHORISED) == 3, "three of them")
+        await eventually_async(lambda: lb.total(shared_memory.UNAUTHORISED) == 3, "three of them")
         await asyncio.sleep(0.6)  # the controller reads the counters twice a second
         assert "3 unauthorised" in await told(lb, "state")
 
@@ -124,10 +125,10 @@ def test_an_instance_comes_drains_and_leaves(tmp_path: Path) -> None:
 
         first.play = held
         asked = asyncio.ensure_future(once(lb.port, post(b"[7]")))
-        await eventually(lambda: first.asked, "the request")
+        await eventually_async(lambda: first.asked, "the request")
         added = await told(lb, "add", second.url.removeprefix("http://"))
         assert second.url in added and "once a probe finds it well" in added
-        await eventually(lambda: lb.state(second.url) == "up", "the second one up")
+        await eventually_async(lambda: lb.state(second.url) == "up", "the second one up")
         assert await told(lb, "drain", first.url) == f"{first.url} drains, 1 in hand\n"
         for _ in range(5):
             assert (await once(lb.port, post())).status == 200
@@ -152,7 +153,7 @@ def test_a_reload_is_done_or_says_why_not(tmp_path: Path) -> None:
     async def scenario(lb: Balancer, origins: list[Origin]) -> None:
         before = lb.children()
         assert await told(lb, "reload") == "reloaded\n"
-        await eventually(lambda: not any(map(alive, before)), "the first generation has left", 10)
+        await eventually_async(lambda: not any(map(alive, before)), "the first generation has left", 10)
         assert (await once(lb.port, post())).status == 200
         settings.write_text("queue_size: 100\nqueue_sise: 3\n")
         now = lb.children()
@@ -173,7 +174,7 @@ def test_a_controller_that_comes_back_is_waited_for(tmp_path: Path) -> None:
         others = lb.children() - serving  # controller and log writer
         for pid in others:
             os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: not any(map(alive, others)), "their end")
+        await eventually_async(lambda: not any(map(alive, others)), "their end")
         found = await asyncio.to_thread(AdminClient(str(lb.folder / "admin.sock")).state)
         assert [one["name"] for one in found["instances"]] == [origin.url for origin in origins]
         assert set(lb.proxies()) == serving

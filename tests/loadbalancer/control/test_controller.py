@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.loadbalancer.controller_process import Overseen, PretendedProxy, eventually, overseen
+from tests.support.eventually import eventually
+from tests.support.loadbalancer.controller_process import Overseen, PretendedProxy, overseen
 from tests.support.loadbalancer.scripted_instance import Origin, echo
 from twofold.loadbalancer import shared_memory
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually_async
 from tests.support.instance_process import kill, serve
-from tests.support.loadbalancer.balancer_process import accepting, balance, eventually
+from tests.support.loadbalancer.balancer_process import accepting, balance
 from tests.support.loadbalancer.http_clients import Load, Outcome, once, post
 from tests.support.loadbalancer.running_balancer import Scene, act, scene
 from tests.support.loadbalancer.scripted_instance import Exchange, answer, never, saying
@@ -94,13 +95,13 @@ def test_22_an_instance_is_cut_off_from_the_network(tmp_path: Path) -> None:
                 way.partition()
                 await asyncio.sleep(1.5)
                 asked = stage.lb.cell(stage.url, shared_memory.REQUESTS)
-                await eventually(lambda: stage.lb.state(stage.url) == "down", stage.lb.table, 2.5)
+                await eventually_async(lambda: stage.lb.state(stage.url) == "down", stage.lb.table, 2.5)
                 assert stage.lb.cell(stage.url, shared_memory.REQUESTS) == asked, (
                     "still in rotation after 1.5 s"
                 )
                 way.heal()
                 healed = clock()
-                await eventually(
+                await eventually_async(
                     lambda: stage.lb.cell(stage.url, shared_memory.REQUESTS) > asked + 3, "back", 4
                 )
                 back = clock() - healed
@@ -119,7 +120,7 @@ def test_23_an_instance_takes_requests_and_never_answers(tmp_path: Path) -> None
             quiet = (await Load(stage.lb.port, HALF).run(1.0)).quantile(0.99)
             stage.origins[0].play = never
             async with Load(stage.lb.port, HALF).going(2.5) as load:
-                await eventually(lambda: stage.lb.ejected(stage.url), "its ejection", 2.5)
+                await eventually_async(lambda: stage.lb.ejected(stage.url), "its ejection", 2.5)
             outcome = load.outcome
             assert outcome.statuses[504] <= 12, outcome.bad()
             assert outcome.quantile(0.99) <= max(1.5 * quiet, BASELINE)
@@ -163,7 +164,7 @@ async def sink_and_recover(stage: Scene, seconds: float = 0.0) -> None:
     before = stage.lb.cell(stage.url, shared_memory.REQUESTS)
     if seconds:
         async with Load(stage.lb.port, HALF).going(seconds) as load:
-            await eventually(
+            await eventually_async(
                 lambda: stage.lb.cell(stage.url, shared_memory.REQUESTS) > before + 5, "back", seconds
             )
     await unharmed(stage, load.outcome, lost=10)

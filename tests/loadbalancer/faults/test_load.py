@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.loadbalancer.balancer_process import Balancer, eventually
+from tests.support.eventually import eventually_async
+from tests.support.loadbalancer.balancer_process import Balancer
 from tests.support.loadbalancer.http_clients import Caller, Load, get, once, post
 from tests.support.loadbalancer.running_balancer import Scene, act, scene
 from tests.support.loadbalancer.scripted_instance import Exchange, answer
@@ -51,7 +52,7 @@ def leaving(folder: Path, many: int) -> None:
             assert not load.outcome.bad(), SEED
             assert load.outcome.quantile(0.5) <= 0.2
             assert stage.lb.total(shared_memory.STATUS_CELL[499]) >= many // 10
-            await eventually(lambda: not any(one.inside for one in stage.origins), "instances are idle")
+            await eventually_async(lambda: not any(one.inside for one in stage.origins), "instances are idle")
             await stage.lb.settled()
 
     act(scenario())
@@ -107,7 +108,7 @@ def idling(folder: Path, many: int, drop: float, late: float) -> None:
                 clock, took = asyncio.get_running_loop().time, []
                 alone, before = await throughput(stage), stage.lb.rss()
                 await idle(stage.lb.port, many, stack)
-                await eventually(
+                await eventually_async(
                     lambda: stage.lb.total(shared_memory.OPEN_CONNECTIONS) == many, "all of them", 5
                 )
                 each = (stage.lb.rss() - before) / many

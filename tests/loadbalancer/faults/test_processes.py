@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually_async
 from tests.support.instance_process import alive, kill
-from tests.support.loadbalancer.balancer_process import Balancer, balance, eventually
+from tests.support.loadbalancer.balancer_process import Balancer, balance
 from tests.support.loadbalancer.certificate_authority import Authority
 from tests.support.loadbalancer.http_clients import Answer, Broken, Caller, Load, once, post
 from tests.support.loadbalancer.running_balancer import act, scene
@@ -81,9 +82,9 @@ def test_a_tick_that_fails_is_said_and_followed_by_others(tmp_path: Path) -> Non
             lb = stage.lb
             table = shared_memory.endpoint_table(lb.look())
             table.publish({**table.read(), "instances": [{"name": "no instance is described like this"}]})
-            await eventually(lambda: "bug in the proxy's tick: KeyError" in lb.printed(), lb.printed)
+            await eventually_async(lambda: "bug in the proxy's tick: KeyError" in lb.printed(), lb.printed)
             assert (await once(lb.port, post())).status == 200
-            await eventually(lambda: lb.total(0) == 1, "it is counted")
+            await eventually_async(lambda: lb.total(0) == 1, "it is counted")
             async with Caller(lb.port) as slow:
                 slow.send(b"POST /predict HTTP/1.1\r\n")
                 assert (await slow.answer()).status == 408
@@ -158,8 +159,8 @@ def storm(folder: Path, times: int, pause: float) -> None:
                 most = await reloaded(stage.lb, times, pause)
             assert not load.outcome.bad(), load.outcome.bad()
             assert most <= 2
-            await eventually(lambda: not any(map(alive, before)), "the first ones have left")
-            await eventually(lambda: len(stage.lb.proxies()) == 1, "one generation", 10)
+            await eventually_async(lambda: not any(map(alive, before)), "the first ones have left")
+            await eventually_async(lambda: len(stage.lb.proxies()) == 1, "one generation", 10)
 
     act(scenario())
 
@@ -259,8 +260,8 @@ def test_34_the_log_writer_hangs(tmp_path: Path) -> None:
             await asyncio.sleep(0.2)
             written = len(lb.access())
             assert (await once(lb.port, post())).status == 200
-            await eventually(lambda: len(lb.access()) > written, "lines again")
-            await eventually(
+            await eventually_async(lambda: len(lb.access()) > written, "lines again")
+            await eventually_async(
                 lambda: len(lb.access()) + lb.total(shared_memory.ACCESS_DROPPED) == load.outcome.total + 1,
                 lambda: f"{len(lb.access())} written, {lb.total(shared_memory.ACCESS_DROPPED)} dropped",
             )
@@ -286,8 +287,8 @@ def test_34_nobody_reads_what_it_prints(tmp_path: Path) -> None:
     async def scenario(silent: Callable[[], None]) -> None:
         origins = [await Origin(served(0.01)).start() for _ in range(2)]
         async with balance(tmp_path, instances=[one.url for one in origins], wait=False, limit=silent) as lb:
-            await eventually(lb.proxies, "a proxy", 20)
-            await eventually(lambda: lb.state(origins[0].url) == "up", "an instance", 20)
+            await eventually_async(lb.proxies, "a proxy", 20)
+            await eventually_async(lambda: lb.state(origins[0].url) == "up", "an instance", 20)
             async with Load(lb.port, 50.0).going(2.0) as load:
                 await asyncio.sleep(0.3)
                 origins[1].kill()

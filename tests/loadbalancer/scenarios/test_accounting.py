@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from tests.support.loadbalancer.balancer_process import Balancer, balance, eventually
+from tests.support.eventually import eventually_async
+from tests.support.loadbalancer.balancer_process import Balancer, balance
 from tests.support.loadbalancer.http_clients import Caller, get, once, post
 from tests.support.loadbalancer.running_balancer import act
 from tests.support.loadbalancer.scripted_instance import Exchange, Origin, answer, echo, saying, served
@@ -35,7 +36,7 @@ def test_bytes_and_what_waited_for_bandwidth(tmp_path: Path) -> None:
             async with Caller(lb.port) as caller:
                 made = [await caller.ask(asked) for _ in range(2)]
             assert [len(one.body) for one in made] == [150_000] * 2
-            await eventually(lambda: lb.total(0) == 2, "two requests answered 200")
+            await eventually_async(lambda: lb.total(0) == 2, "two requests answered 200")
             assert lb.total(shared_memory.BYTES_IN) == 2 * len(asked)
             assert 300_000 < lb.total(shared_memory.BYTES_OUT) < 301_500
             # 65,536 bytes are there from the start; the rest takes 0.8 us a byte.
@@ -54,7 +55,7 @@ def test_the_next_request_of_a_pipeline_finds_the_credit_of_the_last_one(tmp_pat
             caller.send(post() * 10)
             for _ in range(10):
                 assert (await caller.answer()).status == 200
-            await eventually(lambda: lb.total(0) == 11, "the tick goes on")
+            await eventually_async(lambda: lb.total(0) == 11, "the tick goes on")
             assert sum(lb.total(shared_memory.QUEUE + bucket) for bucket in range(histograms.BUCKETS)) == 0
             assert lb.total(shared_memory.QUEUE + histograms.SUM) == 0
             assert "bug" not in lb.printed()
@@ -78,7 +79,7 @@ def test_what_the_instance_needed_is_noted_whichever_way_its_answer_takes(tmp_pa
             async with Caller(lb.port) as caller:
                 for target in (b"/first", b"/usual", b"/pieces", b"/large", b"/waits", b"/usual"):
                     assert (await caller.ask(post(target=target))).status == 200
-            await eventually(lambda: len(lb.access()) == 6, "six lines")
+            await eventually_async(lambda: len(lb.access()) == 6, "six lines")
             spent = [line["data"]["modelLatency"] for line in lb.access()]
             assert all(20 <= one <= 200 for one in spent), spent
             assert lb.total(shared_memory.UPSTREAM + histograms.SUM) >= 120_000
@@ -176,7 +177,7 @@ def test_what_waited_for_an_instance(tmp_path: Path) -> None:
         async with behind(Origin(served(0.1), workers=1), tmp_path, "--credits", "1") as lb:
             made = await asyncio.gather(*(once(lb.port, post()) for _ in range(3)))
             assert all(one.status == 200 for one in made)
-            await eventually(lambda: lb.total(0) == 3, "three requests answered 200")
+            await eventually_async(lambda: lb.total(0) == 3, "three requests answered 200")
             waits = [lb.total(shared_memory.QUEUE + bucket) for bucket in range(histograms.BUCKETS)]
             assert sum(waits) == 2 and sum(waits[16:]) == 2  # 33 ms and more
             assert 200_000 <= lb.total(shared_memory.QUEUE + histograms.SUM) <= 900_000
@@ -194,7 +195,7 @@ def test_a_callers_bandwidth_counts_its_answers(tmp_path: Path) -> None:
             mine, theirs = (post(fields=b"x-tenant: %b\r\n" % name) for name in (b"mine", b"theirs"))
             assert [(await once(lb.port, mine)).status for _ in range(2)] == [200, 429]
             assert (await once(lb.port, theirs)).status == 200
-            await eventually(lambda: lb.total(shared_memory.REFUSED_CALLER) == 1, "one refused")
+            await eventually_async(lambda: lb.total(shared_memory.REFUSED_CALLER) == 1, "one refused")
 
     act(scenario())
 
@@ -222,7 +223,7 @@ def test_the_body_of_a_refused_request_is_not_the_next_one(tmp_path: Path) -> No
             body = get(b"/inside")
             made = [await caller.ask(post(body, b"x-number: %d\r\n" % n)) for n in range(4)]
             assert [one.status for one in made] == [200, 429, 429, 429]
-            await eventually(lambda: lb.total(shared_memory.REFUSED_RATE) == 3, "three refused")
+            await eventually_async(lambda: lb.total(shared_memory.REFUSED_RATE) == 3, "three refused")
             assert not any(one.closes for one in made) and len(origin.asked) == 1
             await asyncio.sleep(0.05)
             assert lb.total(shared_memory.REFUSED_RATE) == 3
@@ -269,7 +270,9 @@ def test_slow_uploads_and_slow_readers_keep_nobody_waiting(tmp_path: Path) -> No
                 caller.send(post(target=b"/large"))
             for caller in slow[:20]:
                 caller.send(post(body)[:-50_000])
-            await eventually(lambda: lb.total(shared_memory.INSIDE) == 26, "all of them with the instance")
+            await eventually_async(
+                lambda: lb.total(shared_memory.INSIDE) == 26, "all of them with the instance"
+            )
             assert lb.total(shared_memory.WAITING) == 0
             quick = await asyncio.gather(*(once(lb.port, post(b"[7]"), timeout=2.0) for _ in range(10)))
             assert [one.body for one in quick] == [b"[7]"] * 10

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually_async
 from tests.support.instance_process import serve
-from tests.support.loadbalancer.balancer_process import balance, eventually
+from tests.support.loadbalancer.balancer_process import balance
 from tests.support.loadbalancer.http_clients import once, post
 from tests.support.loadbalancer.running_balancer import act
 from tests.support.loadbalancer.scripted_instance import Connection, Origin, echo
@@ -34,7 +35,7 @@ def test_a_real_instance_and_the_next_one_at_its_port(tmp_path: Path) -> None:
                 assert used(name)
                 assert first.stop(signal.SIGTERM) == 0
                 with serve(EXAMPLES / "echo", tmp_path / "second", "--port", str(port), wait=False) as second:
-                    await eventually(lambda: first.url in second.printed(), "the second instance", 15)
+                    await eventually_async(lambda: first.url in second.printed(), "the second instance", 15)
                     # Nobody has heard yet of the new socket: the port is asked, or the probe was quicker.
                     for _ in range(5):
                         assert (await once(lb.port, post(b"[[1, 2]]"))).status == 200

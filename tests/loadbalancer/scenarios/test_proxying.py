@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.loadbalancer.balancer_process import eventually
+from tests.support.eventually import eventually_async
 from tests.support.loadbalancer.http_clients import Broken, Caller, get, once, post
 from tests.support.loadbalancer.running_balancer import Stage
 from tests.support.loadbalancer.scripted_instance import Exchange, answer, echo, never, saying
@@ -257,7 +257,9 @@ def test_a_large_body_flows(stage: Stage) -> None:
         async with Caller(stage.port) as caller:
             data = post(b"z" * BIG)
             caller.send(data[: BIG // 2])
-            await eventually(lambda: origin.asked and len(origin.asked[0].body) > BIG // 4, "the first half")
+            await eventually_async(
+                lambda: origin.asked and len(origin.asked[0].body) > BIG // 4, "the first half"
+            )
             assert not origin.asked[0].complete
             caller.send(data[BIG // 2 :])
             assert len((await caller.answer()).body) == BIG
@@ -280,7 +282,7 @@ def test_an_early_answer_is_passed_on_and_read_by_the_client(stage: Stage) -> No
             assert (made.status, made.body) == (413, b'{"enough":1}') and made.closes
             caller.send(data[100_000:])
             assert await caller.at_end()
-        await eventually(lambda: not stage.origin.connections, "the end of the connection")
+        await eventually_async(lambda: not stage.origin.connections, "the end of the connection")
 
     stage.run(early())
 
@@ -296,19 +298,21 @@ def test_a_client_that_leaves_ends_the_instances_work(stage: Stage, how: str) ->
         async with Caller(stage.port) as caller:
             origin.asked.clear()
             caller.send(post())
-            await eventually(lambda: len(origin.asked) == 1, "the request")
+            await eventually_async(lambda: len(origin.asked) == 1, "the request")
             left = asyncio.get_running_loop().time()
             if how == "close":
                 caller.close()
             else:
                 caller.reset()
-            await eventually(lambda: origin.asked[0].gone, "the end")
+            await eventually_async(lambda: origin.asked[0].gone, "the end")
             return origin.asked[0].left_at - left
 
     before = stage.balancer.total(shared_memory.STATUS_CELL[499])
     took = [stage.run(leave()) for _ in range(10)]
     assert sorted(took)[len(took) // 2] <= 0.1, took
-    stage.run(eventually(lambda: stage.balancer.total(shared_memory.STATUS_CELL[499]) == before + 10, "499s"))
+    stage.run(
+        eventually_async(lambda: stage.balancer.total(shared_memory.STATUS_CELL[499]) == before + 10, "499s")
+    )
 
 
 def test_half_a_body_and_its_connection_are_given_up_together(stage: Stage) -> None:
@@ -316,8 +320,8 @@ def test_half_a_body_and_its_connection_are_given_up_together(stage: Stage) -> N
         origin = stage.on(echo)
         async with Caller(stage.port) as caller:
             caller.send(post(b"z" * BIG)[: BIG // 2])
-            await eventually(lambda: origin.asked and origin.asked[0].body, "half of it")
-        await eventually(lambda: origin.asked[0].gone, "the end")
+            await eventually_async(lambda: origin.asked and origin.asked[0].body, "half of it")
+        await eventually_async(lambda: origin.asked[0].gone, "the end")
         assert not origin.asked[0].complete
 
     stage.run(half())
@@ -358,6 +362,6 @@ def test_a_client_that_leaves_in_the_middle_gets_no_result(stage: Stage) -> None
                 caller.writer.write_eof()
                 with pytest.raises(Broken):
                     await caller.answer()
-        await eventually(lambda: all(one.gone for one in origin.asked), "all of them")
+        await eventually_async(lambda: all(one.gone for one in origin.asked), "all of them")
 
     stage.run(leaving())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.loadbalancer.balancer_process import eventually
+from tests.support.eventually import eventually_async
 from tests.support.loadbalancer.http_clients import Broken, Caller, get, once, post
 from tests.support.loadbalancer.running_balancer import Stage
 from tests.support.loadbalancer.scripted_instance import (
@@ -84,7 +84,7 @@ def test_an_answer_without_a_plain_id_is_given_one(stage: Stage, fields: bytes) 
                 assert made.fields["opc-request-id"].startswith("MINE/") == bool(named)
                 assert "," not in made.fields["opc-request-id"]
             assert len(ids) == 4
-            await eventually(
+            await eventually_async(
                 lambda: ids <= {one["data"]["opcRequestId"] for one in stage.balancer.access()}, "in the log"
             )
 
@@ -162,7 +162,7 @@ def test_a_length_where_no_body_can_be_is_not_passed_on(stage: Stage) -> None:
             for status in (103, 204):
                 made = await caller.head()
                 assert made.status == status and "content-length" not in made.fields
-        await eventually(lambda: all(one.gone for one in origin.asked), "the connection is closed")
+        await eventually_async(lambda: all(one.gone for one in origin.asked), "the connection is closed")
 
     stage.run(read())
 
@@ -369,7 +369,7 @@ def test_garbage_is_502_and_its_connection_is_never_used_again(stage: Stage, sai
             stage.on(echo)
             assert (await caller.ask(post(b"[3]"))).body == b"[3]"  # the client keeps its own
             assert origin.asked[0].connection is not spoilt
-            await eventually(lambda: spoilt.lost, "the end of that connection")
+            await eventually_async(lambda: spoilt.lost, "the end of that connection")
 
     stage.run(read())
 
@@ -488,7 +488,7 @@ def test_no_answer_in_time_is_504_and_late_ones_are_nobodys(stage: Stage) -> Non
         origin = stage.on(play)
         async with Caller(stage.port) as caller:
             assert (await caller.ask(post())).status == 504
-            await eventually(lambda: origin.asked[0].gone, "the end")
+            await eventually_async(lambda: origin.asked[0].gone, "the end")
             stage.on(echo)
             assert (await caller.ask(post(b"[9]"))).body == b"[9]"
 

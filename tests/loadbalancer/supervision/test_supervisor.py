@@ -15,19 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually
 from tests.support.loadbalancer.balancer_process import memory_of
 from twofold.loadbalancer import shared_memory
 
 ROOT = Path(__file__).parents[3]
 STAND_INS = ROOT / "tests" / "support" / "loadbalancer" / "stand_in_children.py"
 START = Callable[..., "Balancer"]
-
-
-def eventually(condition: Callable[[], object], what: str, seconds: float = 8.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.005)
 
 
 def free_port() -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually
 from tests.support.instance_process import Instance, serve, write_artifact
 from twofold.errors import AddressError, ConfigError
 from twofold.server.config import AUTO, NONE, HttpSettings
@@ -210,11 +211,6 @@ def test_nothing_is_left_of_it_when_the_supervisor_is_killed(tmp_path: Path) -> 
     with serve(write_artifact(tmp_path / "model", SLOW), tmp_path / "run") as instance:
         name = told(instance)
         instance.process.kill()
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
-            try:
-                dial(name).close()
-            except ConnectionRefusedError:
-                break
-            time.sleep(0.05)
-        assert name.encode() not in Path("/proc/net/unix").read_bytes()
+        eventually(lambda: name.encode() not in Path("/proc/net/unix").read_bytes(), "the socket's end")
+        with pytest.raises(ConnectionRefusedError):
+            dial(name)

@@ -14,25 +14,18 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from mmap import mmap
 from pathlib import Path
 from typing import Any
 
+from tests.support.eventually import eventually
 from twofold.loadbalancer import shared_memory
 from twofold.telemetry import histograms
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 10.0
-
-
-def eventually(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
 
 
 class PretendedProxy:
