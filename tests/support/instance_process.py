@@ -72,6 +72,16 @@ class Instance:
         status: dict[str, Any] = self.call("/health").json()
         return status
 
+    def metric(self, name: str) -> float:
+        """A sample of GET /metrics; `name` as it stands there, with its labels."""
+        lines = self.call("/metrics").body.decode().splitlines()
+        (value,) = [line.rpartition(" ")[2] for line in lines if line.startswith(f"{name} ")]
+        return float(value)
+
+    def holds(self, requests: int) -> None:
+        """Until so many requests are in it: in the queue or in predict()."""
+        self.wait_until(lambda: self.metric("twofold_requests_inside") == requests)
+
     def replica_pids(self) -> list[int]:
         return [replica["pid"] for replica in self.health()["replicas"] if replica["pid"]]
 

@@ -20,7 +20,7 @@ from tests.support.eventually import eventually_async
 from tests.support.instance_process import alive
 from tests.support.loadbalancer.balancer_process import ROOT, Balancer, balance
 from tests.support.loadbalancer.http_clients import once, post
-from tests.support.loadbalancer.running_balancer import act
+from tests.support.loadbalancer.running_balancer import run_scenario
 from tests.support.loadbalancer.scripted_instance import Exchange, Origin, answer, echo
 from twofold.errors import ExitCode
 from twofold.loadbalancer import shared_memory
@@ -61,7 +61,7 @@ def play(folder: Path, scenario: Scenario, *options: str, named: int = 2) -> Non
                 await eventually_async(lambda url=url: lb.state(url) == "up", f"{url} up")  # type: ignore[misc]
             await scenario(lb, origins)
 
-    act(whole())
+    run_scenario(whole())
 
 
 def test_the_state_counts_who_was_not_let_in(tmp_path: Path) -> None:
@@ -123,16 +123,16 @@ def test_an_instance_comes_drains_and_leaves(tmp_path: Path) -> None:
             await release.wait()
             exchange.send(answer(await exchange.whole()))
 
-        first.play = held
+        first.handler = held
         asked = asyncio.ensure_future(once(lb.port, post(b"[7]")))
-        await eventually_async(lambda: first.asked, "the request")
+        await eventually_async(lambda: first.exchanges, "the request")
         added = await told(lb, "add", second.url.removeprefix("http://"))
         assert second.url in added and "once a probe finds it well" in added
         await eventually_async(lambda: lb.state(second.url) == "up", "the second one up")
         assert await told(lb, "drain", first.url) == f"{first.url} drains, 1 in hand\n"
         for _ in range(5):
             assert (await once(lb.port, post())).status == 200
-        assert len(first.asked) == 1
+        assert len(first.exchanges) == 1
         code, _, err = await ctl(lb, "drain", first.url, "--wait", "0.5")
         assert code == ExitCode.INTERNAL and f"{first.url} has not finished within 0.5 s" in err
         leaving = asyncio.ensure_future(told(lb, "remove", first.url, "--wait", "10"))

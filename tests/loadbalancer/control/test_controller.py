@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.loadbalancer.controller_process import Overseen, PretendedProxy, overseen
+from tests.support.loadbalancer.controller_process import ControllerProcess, FakeProxy, running_controller
 from tests.support.loadbalancer.scripted_instance import Origin, echo
 from twofold.loadbalancer import shared_memory
 
@@ -58,7 +58,7 @@ def instances() -> Iterator[Instances]:
 def test_the_first_table_knows_who_is_well(tmp_path: Path, instances: Instances) -> None:
     good, dead = instances.make(workers=3), instances.make()
     instances.kill(dead)
-    with overseen(tmp_path, upstream=[good.url, dead.url], bandwidth_mbps="12") as controller:
+    with running_controller(tmp_path, upstream=[good.url, dead.url], bandwidth_mbps="12") as controller:
         entries = controller.entries()
         assert entries[good.url]["state"] == "up" and entries[good.url]["workers"] == 3
         assert entries[good.url]["since_ns"] == 0, "no slow start at the beginning of the pool"
@@ -71,7 +71,7 @@ def test_the_first_table_knows_who_is_well(tmp_path: Path, instances: Instances)
 
 def test_it_goes_out_and_comes_back_slowly(tmp_path: Path, instances: Instances) -> None:
     one, other = instances.make(), instances.make()
-    with overseen(tmp_path, upstream=[one.url, other.url]) as controller:
+    with running_controller(tmp_path, upstream=[one.url, other.url]) as controller:
         began = time.monotonic_ns()
         instances.kill(one)
         eventually(lambda: controller.states()[one.url] == "down", "it is down", 2)
@@ -88,14 +88,14 @@ def test_a_watched_file(tmp_path: Path, instances: Instances) -> None:
     one, other = instances.make(), instances.make()
     file = tmp_path / "pool"
     file.write_text(one.url)
-    with overseen(tmp_path, upstream_file=str(file)) as controller:
+    with running_controller(tmp_path, upstream_file=str(file)) as controller:
         assert controller.states() == {one.url: "up"}
         file.write_text(f"- {one.url}\n- {other.url}\n")
         eventually(lambda: controller.states() == {one.url: "up", other.url: "up"}, "both", 3)
         file.write_text(f"{other.url}\nrubbish\n")
         eventually(lambda: controller.said(f"{file}:2: 'rubbish' is no instance"), "the complaint", 3)
         assert set(controller.states()) == {one.url, other.url}
-        proxy = PretendedProxy(controller.shared)
+        proxy = FakeProxy(controller.shared)
         proxy.instance(controller.entries()[one.url]["cell"], {shared_memory.OUTSTANDING: 1})
         file.write_text(other.url)
         eventually(lambda: controller.states().get(one.url) == "drain", "it drains", 3)
@@ -108,7 +108,7 @@ def test_a_watched_file(tmp_path: Path, instances: Instances) -> None:
 def test_a_name_of_dns(tmp_path: Path, instances: Instances) -> None:
     one = instances.make()
     names = ["dns+http://localhost:" + str(one.port), "dns+http://nobody.invalid:1"]
-    with overseen(tmp_path, upstream=names, resolve_interval="0.1") as controller:
+    with running_controller(tmp_path, upstream=names, resolve_interval="0.1") as controller:
         eventually(lambda: controller.states() == {one.url: "up"}, "the address of localhost")
         assert controller.entries()[one.url]["origin"] == names[0]
         assert controller.said(f"{names[1]}: ")
@@ -120,7 +120,7 @@ def test_a_killed_controller_is_followed_by_one_that_knows_everything(
     named, added, removed, drained = (instances.make() for _ in range(4))
     file = tmp_path / "pool"
     file.write_text(f"{named.url}\n{removed.url}\n{drained.url}\n")
-    with overseen(tmp_path, upstream_file=str(file), bandwidth_mbps="10") as controller:
+    with running_controller(tmp_path, upstream_file=str(file), bandwidth_mbps="10") as controller:
         assert controller.call("PUT", "/bandwidth", {"mbps": 33})[0] == 200
         assert controller.call("POST", "/instances", {"url": added.url})[0] == 201
         assert controller.call("DELETE", f"/instances/{removed.url}")[0] == 202
@@ -142,7 +142,7 @@ def test_a_killed_controller_is_followed_by_one_that_knows_everything(
 
 def test_a_table_that_cannot_be_read_is_replaced(tmp_path: Path, instances: Instances) -> None:
     one = instances.make()
-    with overseen(tmp_path, upstream=[one.url]) as controller:
+    with running_controller(tmp_path, upstream=[one.url]) as controller:
         controller.end(signal.SIGKILL)
         controller.table.publish({"instances": [{"name": one.url}], "limits": 7})
         controller.start()
@@ -151,7 +151,7 @@ def test_a_table_that_cannot_be_read_is_replaced(tmp_path: Path, instances: Inst
 
 def test_a_controller_ends_when_it_can_no_longer_watch(tmp_path: Path, instances: Instances) -> None:
     """The supervisor starts another; one that probes nobody would be worse than none."""
-    with overseen(tmp_path, upstream=[instances.make().url]) as controller:
+    with running_controller(tmp_path, upstream=[instances.make().url]) as controller:
         assert controller.process is not None
         (tmp_path / "trap").touch()
         assert controller.process.wait(5) == 1 and controller.said("RuntimeError: trapped")
@@ -169,7 +169,7 @@ def stopped(pid: int) -> Iterator[None]:
 def test_a_controller_that_was_stopped_blames_nobody(tmp_path: Path, instances: Instances) -> None:
     one = instances.make()
     options = {"upstream": [one.url], "probe_timeout": "0.2", "probe_interval": "0.05"}
-    with overseen(tmp_path, **options) as controller:
+    with running_controller(tmp_path, **options) as controller:
         assert controller.process is not None
         for _ in range(3):
             with stopped(controller.process.pid):
@@ -180,10 +180,10 @@ def test_a_controller_that_was_stopped_blames_nobody(tmp_path: Path, instances: 
 
 def test_a_running_load_raises_the_bandwidth_of_now_only(tmp_path: Path, instances: Instances) -> None:
     options = {"bandwidth_mbps": "10", "maximum_bandwidth_mbps": "20"}
-    with overseen(tmp_path, upstream=[instances.make().url], **options) as controller:
+    with running_controller(tmp_path, upstream=[instances.make().url], **options) as controller:
         band = controller.state()["bandwidth"]
         assert (band["mbps"], band["minimum_mbps"], band["maximum_mbps"]) == (10, 10, 20)
-        proxy = PretendedProxy(controller.shared)
+        proxy = FakeProxy(controller.shared)
         proxy.set(shared_memory.THROTTLED, 1)
         proxy.answer(10, sizes=(60_000, 0))
         eventually(lambda: controller.state()["bandwidth"]["in_mbps"] > 0, "it is seen", 3)
@@ -199,25 +199,25 @@ def mode(path: Path) -> int:
 
 def test_nobody_else_may_open_the_admin_socket(tmp_path: Path) -> None:
     path = tmp_path / "new" / "admin.sock"
-    with overseen(tmp_path, upstream=["http://127.0.0.1:1"], admin_socket=str(path)):
+    with running_controller(tmp_path, upstream=["http://127.0.0.1:1"], admin_socket=str(path)):
         assert mode(path) == 0o600 and mode(path.parent) == 0o700
 
 
 @pytest.fixture
-def quiet(tmp_path: Path) -> Iterator[Overseen]:
-    with overseen(tmp_path, upstream=["http://127.0.0.1:1"]) as controller:
+def quiet(tmp_path: Path) -> Iterator[ControllerProcess]:
+    with running_controller(tmp_path, upstream=["http://127.0.0.1:1"]) as controller:
         yield controller
 
 
-def test_the_socket_of_a_killed_controller_is_taken_over(quiet: Overseen) -> None:
+def test_the_socket_of_a_killed_controller_is_taken_over(quiet: ControllerProcess) -> None:
     quiet.end(signal.SIGKILL)
     assert quiet.socket.exists()
     quiet.start()
     assert quiet.call("GET", "/state")[0] == 200
 
 
-def test_the_socket_of_another_load_balancer_is_left_alone(quiet: Overseen, tmp_path: Path) -> None:
-    other = Overseen(tmp_path, {"upstream": ["http://127.0.0.1:2"]})
+def test_the_socket_of_another_load_balancer_is_left_alone(quiet: ControllerProcess, tmp_path: Path) -> None:
+    other = ControllerProcess(tmp_path, {"upstream": ["http://127.0.0.1:2"]})
     other.log = tmp_path / "other.log"
     try:
         other.start()  # its socket is the one of the first
@@ -231,7 +231,7 @@ def test_the_socket_of_another_load_balancer_is_left_alone(quiet: Overseen, tmp_
         other.close()
 
 
-def test_refusals(quiet: Overseen) -> None:
+def test_refusals(quiet: ControllerProcess) -> None:
     for method, target, body, status, word in (
         ("PUT", "/bandwidth", {}, 400, "mbps is missing"),
         ("PUT", "/bandwidth", {"mbps": True}, 400, "must be a number"),
@@ -255,7 +255,7 @@ def test_refusals(quiet: Overseen) -> None:
     assert quiet.state()["bandwidth"]["mbps"] == 10 and len(quiet.states()) == 1
 
 
-def test_a_reload_is_the_supervisors(quiet: Overseen) -> None:
+def test_a_reload_is_the_supervisors(quiet: ControllerProcess) -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGHUP, lambda number, stack: heard.append(number))
     try:
@@ -265,7 +265,7 @@ def test_a_reload_is_the_supervisors(quiet: Overseen) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_live_edit_reaches_the_bucket_at_once(quiet: Overseen) -> None:
+def test_a_live_edit_reaches_the_bucket_at_once(quiet: ControllerProcess) -> None:
     from twofold.loadbalancer.bandwidth.lease import SharedBucket
 
     bucket = SharedBucket(quiet.shared, quiet.memory_fd)

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 PATIENCE = 10.0
 
 
-class PretendedProxy:
+class FakeProxy:
     """Shows what a proxy of this number would."""
 
     def __init__(self, shared: mmap, number: int = 0) -> None:
@@ -60,7 +60,7 @@ class PretendedProxy:
             row[word] = value
 
 
-class Overseen:
+class ControllerProcess:
     """`folder` has the admin socket; `shared` is what the controller and the proxies share."""
 
     def __init__(self, folder: Path, options: Mapping[str, object]) -> None:
@@ -144,8 +144,8 @@ class Overseen:
 
 
 @contextmanager
-def overseen(folder: Path, **options: object) -> Iterator[Overseen]:
-    made = Overseen(folder, options)
+def running_controller(folder: Path, **options: object) -> Iterator[ControllerProcess]:
+    made = ControllerProcess(folder, options)
     try:
         made.start()
         yield made
