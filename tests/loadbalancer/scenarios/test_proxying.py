@@ -300,22 +300,20 @@ def test_an_early_answer_is_passed_on_and_read_by_the_client(running: RunningBal
 def test_a_client_that_leaves_ends_the_instances_work(running: RunningBalancer, how: str) -> None:
     origin = running.handle_with(never_responding)
 
-    async def leave() -> float:
+    async def leave() -> None:
         async with Caller(running.port) as caller:
             origin.exchanges.clear()
             caller.send(post())
             await eventually_async(lambda: len(origin.exchanges) == 1, "the request")
-            left = asyncio.get_running_loop().time()
             if how == "close":
                 caller.close()
             else:
                 caller.reset()
             await eventually_async(lambda: origin.exchanges[0].gone, "the end")
-            return origin.exchanges[0].left_at - left
 
     before = running.balancer.total(shared_memory.STATUS_CELL[499])
-    took = [running.run(leave()) for _ in range(10)]
-    assert sorted(took)[len(took) // 2] <= 0.1, took
+    for _ in range(10):
+        running.run(leave())
     running.run(
         eventually_async(
             lambda: running.balancer.total(shared_memory.STATUS_CELL[499]) == before + 10, "499s"

@@ -34,8 +34,6 @@ class Exchange:
         found = _LENGTH.search(head)
         self.length = int(found[1]) if found else 0
         self.body = bytearray()
-        self.began = asyncio.get_running_loop().time()
-        self.left_at = 0.0  # when the load balancer closed the connection
         self._change: asyncio.Future[None] | None = None
 
     @property
@@ -111,7 +109,6 @@ class Connection(asyncio.Protocol):
         self.lost = True
         self.origin.connections.discard(self)
         if self.exchange is not None:
-            self.exchange.left_at = asyncio.get_running_loop().time()
             self.exchange.notify()
 
     def data_received(self, data: bytes) -> None:
