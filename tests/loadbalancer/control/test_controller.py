@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.eventually import eventually
+from tests.support.eventually import eventually, never
 from tests.support.loadbalancer.controller_process import ControllerProcess, FakeProxy, running_controller
 from tests.support.loadbalancer.scripted_instance import Origin, echo
 from twofold.loadbalancer import shared_memory
@@ -74,10 +74,10 @@ def test_it_goes_out_and_comes_back_slowly(tmp_path: Path, instances: Instances)
     with running_controller(tmp_path, upstream=[one.url, other.url]) as controller:
         began = time.monotonic_ns()
         instances.kill(one)
-        eventually(lambda: controller.states()[one.url] == "down", "it is down", 2)
+        eventually(lambda: controller.states()[one.url] == "down", "it is down")
         assert controller.states()[other.url] == "up"
         instances.revive(one)
-        eventually(lambda: controller.states()[one.url] == "up", "it is up again", 2)
+        eventually(lambda: controller.states()[one.url] == "up", "it is up again")
         assert controller.entries()[one.url]["since_ns"] > began
         assert controller.said(f"{one.url} is down: refuses connections") and controller.said(
             f"{one.url} is up"
@@ -91,18 +91,17 @@ def test_a_watched_file(tmp_path: Path, instances: Instances) -> None:
     with running_controller(tmp_path, upstream_file=str(file)) as controller:
         assert controller.states() == {one.url: "up"}
         file.write_text(f"- {one.url}\n- {other.url}\n")
-        eventually(lambda: controller.states() == {one.url: "up", other.url: "up"}, "both", 3)
+        eventually(lambda: controller.states() == {one.url: "up", other.url: "up"}, "both")
         file.write_text(f"{other.url}\nrubbish\n")
-        eventually(lambda: controller.said(f"{file}:2: 'rubbish' is no instance"), "the complaint", 3)
+        eventually(lambda: controller.said(f"{file}:2: 'rubbish' is no instance"), "the complaint")
         assert set(controller.states()) == {one.url, other.url}
         proxy = FakeProxy(controller.shared)
         proxy.instance(controller.entries()[one.url]["cell"], {shared_memory.OUTSTANDING: 1})
         file.write_text(other.url)
-        eventually(lambda: controller.states().get(one.url) == "drain", "it drains", 3)
-        time.sleep(0.4)
-        assert one.url in controller.states(), "it has a request in hand"
+        eventually(lambda: controller.states().get(one.url) == "drain", "it drains")
+        never(lambda: one.url not in controller.states(), "its end while it has a request", 0.4)
         proxy.instance(controller.entries()[one.url]["cell"], {shared_memory.OUTSTANDING: 0})
-        eventually(lambda: controller.states() == {other.url: "up"}, "it has left", 3)
+        eventually(lambda: controller.states() == {other.url: "up"}, "it has left")
 
 
 def test_a_name_of_dns(tmp_path: Path, instances: Instances) -> None:
@@ -126,7 +125,7 @@ def test_a_killed_controller_is_followed_by_one_that_knows_everything(
         assert controller.call("DELETE", f"/instances/{removed.url}")[0] == 202
         assert controller.call("POST", f"/instances/{drained.url}/drain")[0] == 202
         expected = {named.url: "up", added.url: "up", drained.url: "drain"}
-        eventually(lambda: controller.states() == expected, "what the admin wants", 3)
+        eventually(lambda: controller.states() == expected, "what the admin wants")
         sequence = controller.table.sequence
         controller.end(signal.SIGKILL)
         assert controller.states() == expected, "proxies go on with the last table"
@@ -136,8 +135,7 @@ def test_a_killed_controller_is_followed_by_one_that_knows_everything(
         assert controller.state()["bandwidth"]["mbps"] == 33
         assert controller.entries()[named.url]["since_ns"] == 0, "nobody starts slowly for it"
         file.write_text(f"{removed.url}\n{named.url}\n{drained.url}\n")
-        time.sleep(1.2)
-        assert controller.states() == expected, "what was removed stays away"
+        never(lambda: controller.states() != expected, "a return of what was removed", 1.2)
 
 
 def test_a_table_that_cannot_be_read_is_replaced(tmp_path: Path, instances: Instances) -> None:
@@ -186,7 +184,7 @@ def test_a_running_load_raises_the_bandwidth_of_now_only(tmp_path: Path, instanc
         proxy = FakeProxy(controller.shared)
         proxy.set(shared_memory.THROTTLED, 1)
         proxy.answer(10, sizes=(60_000, 0))
-        eventually(lambda: controller.state()["bandwidth"]["in_mbps"] > 0, "it is seen", 3)
+        eventually(lambda: controller.state()["bandwidth"]["in_mbps"] > 0, "it is seen")
         assert controller.state()["bandwidth"]["mbps"] == 10
 
 
@@ -265,11 +263,10 @@ def test_a_reload_is_the_supervisors(quiet: ControllerProcess) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_live_edit_reaches_the_bucket_at_once(quiet: ControllerProcess) -> None:
+def test_a_live_edit_has_reached_the_bucket_when_it_is_answered(quiet: ControllerProcess) -> None:
     from twofold.loadbalancer.bandwidth.lease import SharedBucket
 
     bucket = SharedBucket(quiet.shared, quiet.memory_fd)
     for mbps in (50, 5, 0, 10):
-        began = time.monotonic()
         assert quiet.call("PUT", "/bandwidth", {"mbps": mbps})[1]["mbps"] == mbps
-        assert bucket.rate == mbps * 1_000_000 and time.monotonic() - began < 0.5
+        assert bucket.rate == mbps * 1_000_000
