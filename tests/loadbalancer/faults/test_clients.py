@@ -195,7 +195,7 @@ def test_13_slow_heads_bodies_and_readers(tmp_path: Path) -> None:
     run_scenario(scenario())
 
 
-def test_13_a_client_that_asks_and_asks_and_never_reads(tmp_path: Path) -> None:
+def test_13_a_client_pipelines_bad_requests_and_never_reads(tmp_path: Path) -> None:
     """Pipelined refusals fill its connection; what it asks for behind them is not fetched for it."""
     sent = 0
 
@@ -230,7 +230,7 @@ def test_13_a_client_that_asks_and_asks_and_never_reads(tmp_path: Path) -> None:
     run_scenario(scenario())
 
 
-def test_13_a_client_that_asks_faster_than_it_is_answered(tmp_path: Path) -> None:
+def test_13_a_client_pipelines_faster_than_it_is_answered(tmp_path: Path) -> None:
     """What it asks for waits in the kernel, and not here, however many answers it takes."""
     request = post(b"[1]")
 
@@ -254,7 +254,7 @@ def test_13_a_client_that_asks_faster_than_it_is_answered(tmp_path: Path) -> Non
     run_scenario(scenario())
 
 
-def test_13_clients_that_are_refused_and_refused_and_never_read(tmp_path: Path) -> None:
+def test_13_clients_flood_with_bad_requests_and_never_read(tmp_path: Path) -> None:
     """A refusal is ten times as long as what it refuses, and made at once. Others go in between."""
     waits: list[float] = []
 
@@ -300,16 +300,16 @@ def either(usual: Handler) -> Handler:
     return handler
 
 
-def test_13_what_a_client_leaves_behind_is_free_at_once(tmp_path: Path) -> None:
+def test_13_memory_of_a_closed_connection_is_freed_at_once(tmp_path: Path) -> None:
     """The collector is rare in a proxy: what one holds of many that have left must not wait for it."""
 
-    async def never(exchange: Exchange) -> None:
+    async def never_responding(exchange: Exchange) -> None:
         await exchange.changed()
 
     async def scenario() -> None:
         async with balanced_pool(tmp_path) as pool:
             for origin in pool.origins:
-                origin.handler = never
+                origin.handler = never_responding
             grown = []
             for _ in range(2):
                 before = pool.lb.rss()

@@ -266,6 +266,6 @@ def test_model_that_hangs_is_ended_with_its_children(tmp_path: Path, cache: Path
     done = Checked(write_artifact(tmp_path / "slow", score), cache, load_timeout=1.5)
     error = done.only_error(ExitCode.MODEL)
     assert "longer than 1.5 s" in error.message and "--load-timeout" in error.remedy
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 50, "the model sleeps for 60 s"
     child = int((tmp_path / "pid").read_text())
     eventually(lambda: not alive(child), "the end of its child")

@@ -50,7 +50,7 @@ def test_its_children_go_with_it(then: str, code: int | None) -> None:
     started = time.monotonic()
     outcome = run(CHILD + then, timeout=1.0)
     assert outcome.code == code
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 50, "the child sleeps for 60 s"
     child = int(outcome.output)
     eventually(lambda: not alive(child), "the end of its child")
 
