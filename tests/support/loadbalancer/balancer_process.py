@@ -112,8 +112,8 @@ class Balancer:
         return accepting(self.port, self.children())
 
     def rss(self) -> int:
-        """KiB of memory in the proxies."""
-        return sum(_status(pid, "VmRSS") for pid in self.proxies())
+        """KiB of the proxies' own memory; pages of the code that they run are not counted."""
+        return sum(_status(pid, "RssAnon") for pid in self.proxies())
 
     def cpu(self) -> float:
         """Seconds of CPU that the proxies have used."""
