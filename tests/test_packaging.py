@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually
 from tests.support.instance_process import descendants, free_port, kill
 
 ROOT = Path(__file__).parents[1]
@@ -148,19 +149,23 @@ def test_everything_starts_beside_packages_of_the_same_names(installed: Path, cr
 
 def answer(port: int, folder: Path) -> object:
     """What predict answers through the load balancer, as soon as both serve."""
-    end = time.monotonic() + IN_TIME
-    while True:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/predict", b"[1, 2]", {"content-type": "application/json"}
-        )
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/predict", b"[1, 2]", {"content-type": "application/json"}
+    )
+
+    def said() -> str:
+        return "".join(file.read_text() for file in folder.glob("said-*"))
+
+    def ask() -> list[object]:
         try:
             with urllib.request.urlopen(request, timeout=10) as response:
-                return json.load(response)
+                return [json.load(response)]
         except OSError as error:
-            said = "".join(file.read_text() for file in folder.glob("said-*"))
-            assert time.monotonic() < end and "Traceback" not in said, f"{error}: {said}"
+            assert "Traceback" not in said(), f"{error}: {said()}"
             getattr(error, "close", lambda: None)()
-            time.sleep(0.2)
+            return []
+
+    return eventually(ask, said, IN_TIME, lambda: time.sleep(0.2))[0]
 
 
 def test_another_server_embeds_it(installed: Path, crowded: Path) -> None:

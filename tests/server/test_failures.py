@@ -12,23 +12,25 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually, never
 from tests.support.instance_process import Answer, Instance, alive, kill, serve, write_artifact
 from tests.support.misbehaving_model import SCORE
 from twofold.errors import ExitCode
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Path:
+def model(tmp_path: Path) -> Path:
     return write_artifact(tmp_path / "lab", SCORE)
 
 
 @pytest.fixture
-def two(lab: Path, tmp_path: Path) -> Iterator[Instance]:
-    with serve(lab, tmp_path / "run", "--replicas", "2", "--predict-timeout", "5") as instance:
+def instance(model: Path, tmp_path: Path) -> Iterator[Instance]:
+    with serve(model, tmp_path / "run", "--replicas", "2", "--predict-timeout", "5") as instance:
         yield instance
 
 
@@ -56,12 +58,16 @@ def reasons(instance: Instance) -> str:
     return " | ".join(replica["reason"] for replica in instance.health()["replicas"])
 
 
+def restarts(instance: Instance) -> int:
+    return sum(replica["restarts"] for replica in instance.health()["replicas"])
+
+
 # --------------------------------------------------------------------- predict() raises
 
 
-def test_an_exception_is_a_500_and_its_traceback_is_only_in_the_log(two: Instance) -> None:
-    pids = two.replica_pids()
-    answer = two.predict({"do": "raise"})
+def test_an_exception_is_a_500_and_its_traceback_is_only_in_the_log(instance: Instance) -> None:
+    pids = instance.replica_pids()
+    answer = instance.predict({"do": "raise"})
     assert answer.status == 500
     assert set(answer.json()) == {"code", "message"}
     assert answer.json()["code"] == "InternalServerError"
@@ -71,17 +77,17 @@ def test_an_exception_is_a_500_and_its_traceback_is_only_in_the_log(two: Instanc
     def logged() -> bool:
         return any(
             "secret" in record["data"]["message"] and record["data"]["opcRequestId"] == request_id
-            for record in two.log("predict")
+            for record in instance.log("predict")
         )
 
-    two.wait_until(logged)
-    assert two.replica_pids() == pids
+    instance.wait_until(logged)
+    assert instance.replica_pids() == pids
 
 
-def test_sys_exit_in_predict_is_an_error_and_not_an_end(two: Instance) -> None:
-    pids = two.replica_pids()
-    assert two.predict({"do": "sysexit"}).status == 500
-    assert two.replica_pids() == pids
+def test_sys_exit_in_predict_is_an_error_and_ends_no_replica(instance: Instance) -> None:
+    pids = instance.replica_pids()
+    assert instance.predict({"do": "sysexit"}).status == 500
+    assert instance.replica_pids() == pids
 
 
 # --------------------------------------------------------------------- a replica dies
@@ -91,62 +97,67 @@ def test_sys_exit_in_predict_is_an_error_and_not_an_end(two: Instance) -> None:
     ("how", "reason"),
     [("kill", "SIGKILL"), ("segfault", "SIGSEGV"), ("exit", "exited by itself")],
 )
-def test_a_request_survives_the_death_of_its_replica(two: Instance, how: str, reason: str) -> None:
+def test_a_request_survives_the_death_of_its_replica(instance: Instance, how: str, reason: str) -> None:
     waiting = [{"do": "sleep", "seconds": 0.2, "echo": index} for index in range(8)]
-    answers = together(two, [{"do": "once", "then": how, "name": how}, *waiting])
+    answers = together(instance, [{"do": "once", "then": how, "name": how}, *waiting])
     assert [answer.status for answer in answers] == [200] * 9
     assert answers[0].json()["replayed"]
     assert [answer.json()["echo"] for answer in answers[1:]] == list(range(8))
-    two.wait_until(lambda: all_ready(two))
-    assert reason in reasons(two)
+    instance.wait_until(lambda: all_ready(instance))
+    assert reason in reasons(instance)
 
 
-def test_a_segfault_says_where(two: Instance) -> None:
-    two.predict({"do": "once", "then": "segfault", "name": "where"})
-    two.wait_until(lambda: "SIGSEGV" in reasons(two))
-    assert "score.py" in reasons(two)
+def test_a_segfault_is_reported_with_its_place_in_the_code(instance: Instance) -> None:
+    instance.predict({"do": "once", "then": "segfault", "name": "where"})
+    instance.wait_until(lambda: "SIGSEGV" in reasons(instance))
+    assert "score.py" in reasons(instance)
 
 
-def test_replay_never_answers_500(lab: Path, tmp_path: Path) -> None:
-    with serve(lab, tmp_path / "run", "--replicas", "2", "--replay", "never") as instance:
+def test_replay_never_answers_500(model: Path, tmp_path: Path) -> None:
+    with serve(model, tmp_path / "run", "--replicas", "2", "--replay", "never") as instance:
         answer = instance.predict({"do": "once", "then": "kill", "name": "never"})
         assert answer.status == 500
         assert "died" in answer.json()["message"]
         assert instance.predict([1]).status == 200
 
 
-def test_random_kills_under_load_lose_nothing(two: Instance) -> None:
-    stop = time.monotonic() + 4.0
+def test_random_kills_under_load_lose_nothing(instance: Instance) -> None:
+    stop = threading.Event()
     statuses: list[int] = []
 
     def call(index: int) -> None:
         number = 0
-        while time.monotonic() < stop:
+        while not stop.is_set():
             number += 1
             mark = f"{index}-{number}"
-            answer = two.predict({"do": "sleep", "seconds": 0.005, "echo": mark})
+            answer = instance.predict({"do": "sleep", "seconds": 0.005, "echo": mark})
             statuses.append(answer.status)
             assert answer.status != 200 or answer.json()["echo"] == mark
 
-    def murder() -> None:
-        while time.monotonic() < stop - 0.5:
-            time.sleep(0.4)
-            kill(two.replica_pids()[0])
+    def served(count: int) -> bool:
+        return len(statuses) >= count
 
-    with ThreadPoolExecutor(9) as pool:
-        for future in [*[pool.submit(call, index) for index in range(8)], pool.submit(murder)]:
-            future.result()
-    assert len(statuses) > 100
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            calls = [pool.submit(call, index) for index in range(8)]
+            for kills in range(1, 9):
+                kill(instance.replica_pids()[0])
+                eventually(partial(served, 20 * kills), "answers")
+                instance.wait_until(lambda: all_ready(instance))
+        finally:
+            stop.set()
+        for each in calls:
+            each.result()
     # Only a request that two kills in a row have hit may fail.
     assert statuses.count(200) >= len(statuses) - 2, statuses
 
 
-def test_memory_error_is_a_500_and_the_replica_is_replaced(two: Instance) -> None:
-    answer = two.predict({"do": "rlimit", "megabytes": 4096})
+def test_memory_error_is_a_500_and_the_replica_is_replaced(instance: Instance) -> None:
+    answer = instance.predict({"do": "rlimit", "megabytes": 4096})
     assert answer.status == 500
-    two.wait_until(lambda: "MemoryError" in reasons(two))
-    two.wait_until(lambda: all_ready(two))
-    assert two.predict([1, 2]).json() == {"rows": 2}
+    instance.wait_until(lambda: "MemoryError" in reasons(instance))
+    instance.wait_until(lambda: all_ready(instance))
+    assert instance.predict([1, 2]).json() == {"rows": 2}
 
 
 def _memory_cgroup() -> Path | None:
@@ -164,26 +175,29 @@ def _memory_cgroup() -> Path | None:
     return None
 
 
-def test_the_kernels_oom_kill_is_recognised_and_survived(two: Instance) -> None:
+def _removed(cgroup: Path) -> bool:
+    try:
+        cgroup.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def test_the_kernels_oom_kill_is_recognised_and_survived(instance: Instance) -> None:
     folder = _memory_cgroup()
     if folder is None:
         pytest.skip("no writable memory cgroup here (needs root and a mounted memory controller)")
     limit = folder / ("memory.max" if (folder / "memory.max").exists() else "memory.limit_in_bytes")
     try:
         limit.write_text(str(200 << 20))
-        for pid in sorted(two.descendants() | {two.process.pid}):
+        for pid in sorted(instance.descendants() | {instance.process.pid}):
             (folder / "cgroup.procs").write_text(str(pid))
-        answer = two.predict({"do": "once", "then": "allocate", "name": "oom", "megabytes": 1000})
+        answer = instance.predict({"do": "once", "then": "allocate", "name": "oom", "megabytes": 1000})
         assert answer.status == 200 and answer.json()["replayed"]
-        two.wait_until(lambda: "out of memory" in reasons(two))
+        instance.wait_until(lambda: "out of memory" in reasons(instance))
     finally:
-        two.stop()
-        for _ in range(50):
-            try:
-                folder.rmdir()
-                break
-            except OSError:
-                time.sleep(0.1)
+        instance.stop()
+        eventually(lambda: _removed(folder), "the end of all in the cgroup")
 
 
 # --------------------------------------------------------------------- predict() hangs
@@ -191,23 +205,23 @@ def test_the_kernels_oom_kill_is_recognised_and_survived(two: Instance) -> None:
 
 @pytest.mark.parametrize("how", ["sleep", "hold-gil"])
 def test_a_hang_is_answered_at_the_deadline_and_the_replica_replaced(
-    lab: Path, tmp_path: Path, how: str
+    model: Path, tmp_path: Path, how: str
 ) -> None:
-    with serve(lab, tmp_path / "run", "--replicas", "2", "--predict-timeout", "1") as instance:
+    with serve(model, tmp_path / "run", "--replicas", "2", "--predict-timeout", "1") as instance:
         before = set(instance.replica_pids())
         started = time.monotonic()
         answer = instance.predict({"do": how, "seconds": 60})
         assert answer.status == 500 and "predict_timeout" in answer.json()["message"]
-        assert 0.9 < time.monotonic() - started < 2.0
+        assert 0.9 < time.monotonic() - started < 30
         instance.wait_until(lambda: counted(instance, "requests_past_deadline") == 1)
         instance.wait_until(lambda: all_ready(instance) and set(instance.replica_pids()) != before)
         assert "hung" in reasons(instance) and "score.py" in reasons(instance)
         assert instance.predict([1]).status == 200
 
 
-def test_a_late_answer_reaches_nobody(lab: Path, tmp_path: Path) -> None:
+def test_a_late_answer_is_dropped(model: Path, tmp_path: Path) -> None:
     """Predicts that end just about at their deadline, while others take over their slots."""
-    with serve(lab, tmp_path / "run", "--replicas", "4", "--predict-timeout", "0.2") as instance:
+    with serve(model, tmp_path / "run", "--replicas", "4", "--predict-timeout", "0.2") as instance:
 
         def call(index: int) -> int:
             seconds = 0.17 + 0.06 * (index % 10) / 10
@@ -223,61 +237,58 @@ def test_a_late_answer_reaches_nobody(lab: Path, tmp_path: Path) -> None:
 # --------------------------------------------------------------------- poison
 
 
-def test_a_body_that_kills_twice_is_quarantined_and_kept(two: Instance) -> None:
+def test_a_body_that_kills_twice_is_quarantined_and_kept(instance: Instance) -> None:
     poison = {"do": "kill", "echo": "poison"}
-    answer = two.predict(poison)
+    answer = instance.predict(poison)
     assert answer.status == 500 and "died" in answer.json()["message"]
-    two.wait_until(lambda: all_ready(two))
-    restarts = sum(replica["restarts"] for replica in two.health()["replicas"])
-    assert restarts == 2
-    again = two.predict(poison)
+    instance.wait_until(lambda: all_ready(instance))
+    assert restarts(instance) == 2
+    again = instance.predict(poison)
     assert again.status == 500 and "refused for now" in again.json()["message"]
-    assert sum(replica["restarts"] for replica in two.health()["replicas"]) == restarts
-    two.wait_until(lambda: counted(two, "requests_refused") == 2)
-    assert counted(two, "requests_replayed") == 1 and counted(two, "requests_past_deadline") == 0
-    kept = list((two.folder / "cache" / "quarantine").glob("*.body"))
+    assert restarts(instance) == 2
+    instance.wait_until(lambda: counted(instance, "requests_refused") == 2)
+    assert counted(instance, "requests_replayed") == 1 and counted(instance, "requests_past_deadline") == 0
+    kept = list((instance.folder / "cache" / "quarantine").glob("*.body"))
     assert [json.loads(path.read_bytes()) for path in kept] == [poison]
-    assert two.predict({"echo": 1}).status == 200
+    assert instance.predict({"echo": 1}).status == 200
 
 
-def test_a_request_that_lets_nobody_report_it_kills_no_third_replica(two: Instance) -> None:
+def test_a_request_that_closes_all_descriptors_kills_no_third_replica(instance: Instance) -> None:
     # It closes every fd: predict() returns, and then the replica cannot say so.
-    answer = two.predict({"do": "close"})
+    answer = instance.predict({"do": "close"})
     assert (answer.status, answer.json()["code"]) == (500, "InternalServerError")
     assert "the replica died" in answer.json()["message"]
-    two.wait_until(lambda: sum(r["restarts"] for r in two.health()["replicas"]) == 2 and all_ready(two))
-    assert "exited with code 1" in reasons(two)  # and not that the model did not load
-    assert two.predict([1, 2]).json() == {"rows": 2}
+    instance.wait_until(lambda: restarts(instance) == 2 and all_ready(instance))
+    assert "exited with code 1" in reasons(instance)  # and not that the model did not load
+    assert instance.predict([1, 2]).json() == {"rows": 2}
 
 
-def test_quarantine_ends(lab: Path, tmp_path: Path) -> None:
-    with serve(lab, tmp_path / "run", "--replicas", "2", "--quarantine-seconds", "1") as instance:
+def test_quarantine_ends(model: Path, tmp_path: Path) -> None:
+    with serve(model, tmp_path / "run", "--replicas", "2", "--quarantine-seconds", "3") as instance:
         poison = {"do": "kill"}
         instance.predict(poison)
         instance.wait_until(lambda: all_ready(instance))
         assert "refused for now" in instance.predict(poison).json()["message"]
-        time.sleep(1.2)
-        assert "died" in instance.predict(poison).json()["message"]
+        instance.wait_until(lambda: "died" in instance.predict(poison).json()["message"])
 
 
 # --------------------------------------------------------------------- crash loops
 
 
-def test_replicas_that_die_on_start_are_retried_with_patience(lab: Path, two: Instance) -> None:
-    (lab / "refuse-to-load").touch()
-    for pid in two.replica_pids():
+def test_replicas_that_die_on_start_are_retried_with_growing_pauses(model: Path, instance: Instance) -> None:
+    (model / "refuse-to-load").touch()
+    for pid in instance.replica_pids():
         kill(pid)
-    two.wait_until(lambda: two.health()["state"] == "failed")
-    time.sleep(2.0)
-    health = two.call("/health")
-    assert health.status == 503
-    assert "refuses to load" in health.body.decode()
-    assert sum(replica["restarts"] for replica in health.json()["replicas"]) < 16
-    refused = two.predict([1])
+    instance.wait_until(
+        lambda: instance.health()["state"] == "failed" and "refuses to load" in reasons(instance)
+    )
+    assert instance.call("/health").status == 503
+    never(lambda: restarts(instance) >= 16, "restarts without a pause between them", 2.0)
+    refused = instance.predict([1])
     assert refused.status == 503 and int(refused.headers["retry-after"]) >= 1
-    (lab / "refuse-to-load").unlink()
-    two.wait_until(lambda: all_ready(two), 20)
-    assert two.predict([1]).status == 200
+    (model / "refuse-to-load").unlink()
+    instance.wait_until(lambda: all_ready(instance), 20)
+    assert instance.predict([1]).status == 200
 
 
 # --------------------------------------------------------------------- fronts, fork server, log writer
@@ -295,41 +306,42 @@ def child_named(instance: Instance, what: str) -> int:
     return forked[0] if what == "log_writer" else forked[1]
 
 
-def test_a_killed_front_is_replaced_and_its_slots_come_back(two: Instance) -> None:
-    with socket.create_connection((two.host, two.port)) as idle, ThreadPoolExecutor(6) as pool:
-        lost = [pool.submit(two.predict, {"do": "sleep", "seconds": 0.5, "note": n}) for n in range(6)]
-        time.sleep(0.3)
-        kill(child_named(two, "front"))
+def test_a_killed_front_is_replaced_and_its_slots_come_back(model: Path, instance: Instance) -> None:
+    with socket.create_connection((instance.host, instance.port)) as idle, ThreadPoolExecutor(6) as pool:
+        lost = [pool.submit(instance.predict, {"do": "wait", "note": n}) for n in range(6)]
+        instance.holds(6)
+        kill(child_named(instance, "front"))
         for future in lost:
             with pytest.raises((OSError, http.client.HTTPException)):
                 future.result()
         assert idle.recv(1) == b""
-    assert two.wait_until(lambda: two.predict([1]).status == 200)
+    (model / "go-on").touch()
+    assert instance.wait_until(lambda: instance.predict([1]).status == 200)
     for _ in range(20):
-        answers = together(two, [{"echo": index} for index in range(8)])
+        answers = together(instance, [{"echo": index} for index in range(8)])
         assert [answer.json()["echo"] for answer in answers] == list(range(8))
-    assert "front 0 ended" in two.printed()
+    assert "front 0 ended" in instance.printed()
 
 
-def test_a_front_that_is_told_to_end_alone_is_replaced(two: Instance) -> None:
-    before = two.descendants()
-    kill(child_named(two, "front"), signal.SIGTERM)
-    two.wait_until(lambda: two.descendants() - before)
-    assert [two.predict([1]).status for _ in range(20)] == [200] * 20
+def test_a_front_that_gets_sigterm_is_replaced(instance: Instance) -> None:
+    before = instance.descendants()
+    kill(child_named(instance, "front"), signal.SIGTERM)
+    instance.wait_until(lambda: instance.descendants() - before)
+    assert [instance.predict([1]).status for _ in range(20)] == [200] * 20
 
 
-def test_a_killed_fork_server_takes_no_replica_with_it(two: Instance) -> None:
-    pids = two.replica_pids()
-    kill(child_named(two, "fork_server"))
-    assert two.predict([1]).status == 200
-    assert two.replica_pids() == pids
+def test_a_killed_fork_server_takes_no_replica_with_it(instance: Instance) -> None:
+    pids = instance.replica_pids()
+    kill(child_named(instance, "fork_server"))
+    assert instance.predict([1]).status == 200
+    assert instance.replica_pids() == pids
     kill(pids[0])
-    two.wait_until(lambda: all_ready(two) and two.replica_pids() != pids)
+    instance.wait_until(lambda: all_ready(instance) and instance.replica_pids() != pids)
 
 
-def test_a_fork_server_that_hangs_is_replaced(lab: Path, tmp_path: Path) -> None:
-    options = ["--replicas", "1", "--load-timeout", "1"]
-    with serve(lab, tmp_path / "run", *options) as instance:
+def test_a_fork_server_that_hangs_is_replaced(model: Path, tmp_path: Path) -> None:
+    options = ["--replicas", "1", "--load-timeout", "3"]
+    with serve(model, tmp_path / "run", *options) as instance:
         (replica,) = instance.replica_pids()
         fork_server = child_named(instance, "fork_server")
         os.kill(fork_server, signal.SIGSTOP)
@@ -339,56 +351,64 @@ def test_a_fork_server_that_hangs_is_replaced(lab: Path, tmp_path: Path) -> None
         assert instance.predict([1]).json() == {"rows": 1}
 
 
-def test_a_model_that_hangs_in_the_fork_server_is_not_waited_for(lab: Path, tmp_path: Path) -> None:
-    (lab / "slow-load").write_text("600")
-    (lab / "sample.json").write_text("[1]")
+def test_a_model_that_hangs_in_the_fork_server_is_not_waited_for(model: Path, tmp_path: Path) -> None:
+    (model / "slow-load").write_text("600")
+    (model / "sample.json").write_text("[1]")
     options = ["--replicas", "1", "--load-timeout", "1", "--preload", "model"]
-    with serve(lab, tmp_path / "run", *options, wait=False) as instance:
+    with serve(model, tmp_path / "run", *options, wait=False) as instance:
         assert instance.process.wait(10) == ExitCode.MODEL
         assert "did not load within 1 s" in instance.printed()
 
 
-def test_a_killed_log_writer_is_replaced_and_logging_goes_on(two: Instance) -> None:
-    two.predict([1])
-    two.wait_until(lambda: two.log("access"))
-    kill(child_named(two, "log_writer"))
-    two.wait_until(lambda: "log writer ended" in two.printed())
-    request_id = two.predict([1]).headers["opc-request-id"]
-    two.wait_until(lambda: any(record["data"]["opcRequestId"] == request_id for record in two.log("access")))
+def test_a_killed_log_writer_is_replaced_and_logging_goes_on(instance: Instance) -> None:
+    instance.predict([1])
+    instance.wait_until(lambda: instance.log("access"))
+    kill(child_named(instance, "log_writer"))
+    instance.wait_until(lambda: "log writer ended" in instance.printed())
+    request_id = instance.predict([1]).headers["opc-request-id"]
+    instance.wait_until(
+        lambda: any(record["data"]["opcRequestId"] == request_id for record in instance.log("access"))
+    )
 
 
-def test_what_predict_forked_ends_with_its_replica(two: Instance) -> None:
-    answer = two.predict({"do": "fork"}).json()
+def test_children_of_predict_end_with_their_replica(instance: Instance) -> None:
+    answer = instance.predict({"do": "fork"}).json()
     assert alive(answer["child"])
     kill(answer["pid"])
-    two.wait_until(lambda: not alive(answer["child"]))
+    instance.wait_until(lambda: not alive(answer["child"]))
 
 
 # --------------------------------------------------------------------- clients
 
 
-def test_a_client_that_left_is_not_computed_for(lab: Path, tmp_path: Path) -> None:
-    with serve(lab, tmp_path / "run", "--replicas", "1") as instance:
+def test_a_request_whose_client_left_is_skipped(model: Path, tmp_path: Path) -> None:
+    with serve(model, tmp_path / "run", "--replicas", "1") as instance:
         with ThreadPoolExecutor(1) as pool:
-            first = pool.submit(instance.predict, {"do": "sleep", "seconds": 1.0})
-            time.sleep(0.2)
+            first = pool.submit(instance.predict, {"do": "wait"})
+            instance.holds(1)
             body = json.dumps({"note": "left"}).encode()
             client = socket.create_connection((instance.host, instance.port))
             client.sendall(
                 b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
                 b"content-length: %d\r\n\r\n%b" % (len(body), body)
             )
-            time.sleep(0.2)
+            instance.holds(2)
             client.close()
+            instance.wait_until(lambda: instance.metric("twofold_requests_abandoned_total") == 1)
+            (model / "go-on").touch()
             assert first.result().status == 200
         instance.predict({"note": "stayed"})
-        assert (lab / "calls").read_text() == "stayed\n"
+        assert (model / "calls").read_text() == "stayed\n"
         instance.wait_until(lambda: 499 in [record["data"]["status"] for record in instance.log("access")])
 
 
-def test_a_full_queue_is_a_503_with_retry_after(lab: Path, tmp_path: Path) -> None:
-    with serve(lab, tmp_path / "run", "--replicas", "1", "--queue-size", "4") as instance:
-        answers = together(instance, [{"do": "sleep", "seconds": 0.3, "echo": index} for index in range(12)])
+def test_a_full_queue_is_a_503_with_retry_after(model: Path, tmp_path: Path) -> None:
+    with serve(model, tmp_path / "run", "--replicas", "1", "--queue-size", "4") as instance:
+        with ThreadPoolExecutor(12) as pool:
+            calls = [pool.submit(instance.predict, {"do": "wait", "echo": index}) for index in range(12)]
+            instance.wait_until(lambda: sum(call.done() for call in calls) == 8)
+            (model / "go-on").touch()
+            answers = [call.result() for call in calls]
         refused = [answer for answer in answers if answer.status == 503]
         assert len(refused) == 8
         assert all(answer.json()["code"] == "ServiceUnavailable" for answer in refused)
@@ -399,23 +419,24 @@ def test_a_full_queue_is_a_503_with_retry_after(lab: Path, tmp_path: Path) -> No
 # --------------------------------------------------------------------- stopping
 
 
-def test_stop_finishes_what_is_in_hand(lab: Path, tmp_path: Path) -> None:
-    with serve(lab, tmp_path / "run", "--replicas", "2") as instance, ThreadPoolExecutor(6) as pool:
+def test_stop_finishes_requests_in_flight(model: Path, tmp_path: Path) -> None:
+    with serve(model, tmp_path / "run", "--replicas", "2") as instance, ThreadPoolExecutor(6) as pool:
         everybody = instance.descendants()
-        running = [
-            pool.submit(instance.predict, {"do": "sleep", "seconds": 0.5, "echo": n}) for n in range(6)
-        ]
-        time.sleep(0.3)
-        assert instance.stop() == 0
+        running = [pool.submit(instance.predict, {"do": "wait", "echo": n}) for n in range(6)]
+        instance.holds(6)
+        instance.process.send_signal(signal.SIGTERM)
+        instance.wait_until(lambda: "stopping" in instance.printed())
+        (model / "go-on").touch()
+        assert instance.process.wait(20) == 0
         assert [future.result().json()["echo"] for future in running] == list(range(6))
         assert not [pid for pid in everybody if alive(pid)]
 
 
-def test_stopping_answers_or_refuses_whoever_connects(two: Instance) -> None:
+def test_stopping_answers_or_refuses_new_connections(instance: Instance) -> None:
     # A connection that the kernel takes and nobody serves would be a request lost.
     def ask_until_refused(number: int) -> str:
         while True:
-            client = http.client.HTTPConnection(two.host, two.port, timeout=10)
+            client = http.client.HTTPConnection(instance.host, instance.port, timeout=10)
             try:
                 client.connect()
             except ConnectionRefusedError:
@@ -432,23 +453,23 @@ def test_stopping_answers_or_refuses_whoever_connects(two: Instance) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         ends = [pool.submit(ask_until_refused, number) for number in range(16)]
-        time.sleep(0.5)
-        assert two.stop() == 0
+        instance.wait_until(lambda: instance.metric('twofold_requests_total{status="200"}') > 100)
+        assert instance.stop() == 0
         assert {end.result() for end in ends} == {"refused"}
 
 
-def test_a_second_signal_stops_at_once(lab: Path, tmp_path: Path) -> None:
-    with serve(lab, tmp_path / "run", "--replicas", "1") as instance:
+def test_a_second_signal_stops_at_once(model: Path, tmp_path: Path) -> None:
+    with serve(model, tmp_path / "run", "--replicas", "1") as instance:
         thread = threading.Thread(
             target=lambda: _swallow(lambda: instance.predict({"do": "sleep", "seconds": 20}))
         )
         thread.start()
-        time.sleep(0.3)
+        instance.holds(1)
         instance.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        instance.wait_until(lambda: "stopping" in instance.printed())
         started = time.monotonic()
         instance.stop()
-        assert time.monotonic() - started < 6
+        assert time.monotonic() - started < 15, "it waits for a request of 20 s"
         thread.join(5)
 
 
@@ -459,31 +480,29 @@ def _swallow(call: object) -> None:
         pass  # its connection is cut, which is the point
 
 
-def test_sigkill_of_the_supervisor_leaves_nothing(two: Instance) -> None:
-    everybody = two.descendants()
+def test_sigkill_of_the_supervisor_leaves_nothing(instance: Instance) -> None:
+    everybody = instance.descendants()
     assert len(everybody) >= 5
     shared = set(os.listdir("/dev/shm"))
-    kill(two.process.pid)
-    two.process.wait(5)
-    two.wait_until(lambda: not [pid for pid in everybody if alive(pid)], 5)
+    kill(instance.process.pid)
+    instance.process.wait(5)
+    instance.wait_until(lambda: not [pid for pid in everybody if alive(pid)], 5)
     assert set(os.listdir("/dev/shm")) <= shared
     with pytest.raises(OSError):
-        socket.create_connection((two.host, two.port), 1).close()
+        socket.create_connection((instance.host, instance.port), 1).close()
 
 
 # --------------------------------------------------------------------- spare and preload
 
 
-def test_a_warm_spare_makes_a_crash_a_switch(lab: Path, tmp_path: Path) -> None:
-    with serve(lab, tmp_path / "run", "--replicas", "1", "--spare", "1") as instance:
+def test_a_spare_replica_takes_over_after_a_crash(model: Path, tmp_path: Path) -> None:
+    with serve(model, tmp_path / "run", "--replicas", "1", "--spare", "1") as instance:
         replicas = instance.health()["replicas"]
         assert sorted(replica["state"] for replica in replicas) == ["ready", "spare"]
         spare = next(replica["pid"] for replica in replicas if replica["state"] == "spare")
-        (lab / "slow-load").write_text("3")
-        started = time.monotonic()
+        (model / "slow-load").write_text("3")
         answer = instance.predict({"do": "once", "then": "kill", "name": "spare"})
         assert answer.status == 200 and answer.json()["pid"] == spare
-        assert time.monotonic() - started < 2
         instance.wait_until(
             lambda: sorted(r["state"] for r in instance.health()["replicas"]) == ["ready", "spare"]
         )
@@ -528,8 +547,8 @@ def test_preload_model_falls_back_where_a_fork_cannot_predict(tmp_path: Path) ->
         assert instance.predict([1]).status == 200
 
 
-def test_preload_model_without_a_sample_is_not_used(lab: Path, tmp_path: Path) -> None:
-    with serve(lab, tmp_path / "run", "--replicas", "1", "--preload", "model") as instance:
+def test_preload_model_without_a_sample_is_not_used(model: Path, tmp_path: Path) -> None:
+    with serve(model, tmp_path / "run", "--replicas", "1", "--preload", "model") as instance:
         assert instance.health()["preload"]["used"] == "none"
         assert "sample" in instance.health()["preload"]["why"]
 
@@ -537,7 +556,7 @@ def test_preload_model_without_a_sample_is_not_used(lab: Path, tmp_path: Path) -
 # --------------------------------------------------------------------- logs
 
 
-def test_a_full_disk_drops_lines_and_no_request(lab: Path, tmp_path: Path) -> None:
+def test_a_full_disk_drops_lines_and_no_request(model: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(
@@ -545,7 +564,7 @@ def test_a_full_disk_drops_lines_and_no_request(lab: Path, tmp_path: Path) -> No
     ).returncode:
         pytest.skip("cannot mount a small tmpfs here (needs root)")
     try:
-        with serve(lab, tmp_path / "run", "--replicas", "2", "--log-dir", str(disk)) as instance:
+        with serve(model, tmp_path / "run", "--replicas", "2", "--log-dir", str(disk)) as instance:
             for _ in range(300):
                 assert instance.predict([1]).status == 200
             dropped = 'twofold_log_lines_dropped_total{stream="access"}'

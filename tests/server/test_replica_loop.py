@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.support.dispatch_harness import Heard, Turns, laid, queue_pipes
+from tests.support.eventually import eventually
 from twofold.errors import ExitCode
 from twofold.server.config import Config, ReplicaSettings
 from twofold.server.front.dispatch import EXPIRED, Dispatch
@@ -114,10 +115,7 @@ class Desk:
         return [report for report in self.reports[since:] if isinstance(report, ReadyReport)]
 
     def until(self, done: Callable[[], object], patience: float = 20.0) -> None:
-        limit = time.monotonic() + patience
-        while not done():
-            assert time.monotonic() < limit, self.reports
-            self.turn()
+        eventually(done, lambda: self.reports, patience, self.turn)
 
     def answer(self, body: bytes | dict[str, Any], kind: int = frame.JSON) -> tuple[int, bytes]:
         caller = self.submit(body, kind)
@@ -151,11 +149,15 @@ def all_heard(callers: list[Heard]) -> bool:
 
 def wait_for(pid: int) -> int:
     """The exit code of a replica, as waitstatus_to_exitcode has it."""
-    limit = time.monotonic() + 10
-    while (status := reaped(pid)) is None:
-        assert time.monotonic() < limit, f"{pid} does not end"
-        time.sleep(0.001)
-    return os.waitstatus_to_exitcode(status)
+    statuses: list[int] = []
+
+    def ended() -> bool:
+        if (status := reaped(pid)) is not None:
+            statuses.append(status)
+        return bool(statuses)
+
+    eventually(ended, f"the end of {pid}")
+    return os.waitstatus_to_exitcode(statuses[0])
 
 
 def reaped(pid: int) -> int | None:
@@ -338,10 +340,7 @@ class Staff:
         self.pool.step(now)
 
     def until(self, done: Callable[[], object], patience: float = 20.0) -> None:
-        limit = time.monotonic() + patience
-        while not done():
-            assert time.monotonic() < limit, self.said[-5:]
-            self.turn()
+        eventually(done, lambda: self.said[-5:], patience, self.turn)
 
     def close(self) -> None:
         pids = [replica.pid for replica in self.pool.replicas if replica.pid]

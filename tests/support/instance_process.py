@@ -11,11 +11,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from tests.support.eventually import eventually
+
+T = TypeVar("T")
 
 START_TIMEOUT = 30.0
 
@@ -68,6 +72,16 @@ class Instance:
         status: dict[str, Any] = self.call("/health").json()
         return status
 
+    def metric(self, name: str) -> float:
+        """A sample of GET /metrics; `name` as it stands there, with its labels."""
+        lines = self.call("/metrics").body.decode().splitlines()
+        (value,) = [line.rpartition(" ")[2] for line in lines if line.startswith(f"{name} ")]
+        return float(value)
+
+    def holds(self, requests: int) -> None:
+        """Until so many requests are in it: in the queue or in predict()."""
+        self.wait_until(lambda: self.metric("twofold_requests_inside") == requests)
+
     def replica_pids(self) -> list[int]:
         return [replica["pid"] for replica in self.health()["replicas"] if replica["pid"]]
 
@@ -82,14 +96,9 @@ class Instance:
         path = self.folder / "logs" / f"{stream}.log"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def wait_until(self, condition: Any, timeout: float = 10.0, every: float = 0.05) -> Any:
-        until = time.monotonic() + timeout
-        while time.monotonic() < until:
-            result = condition()
-            if result:
-                return result
-            time.sleep(every)
-        raise AssertionError(f"not within {timeout} s: {condition}\n{self.printed()[-3000:]}")
+    def wait_until(self, condition: Callable[[], T], timeout: float = 10.0) -> T:
+        """`eventually`, with what the instance has printed in the failure."""
+        return eventually(condition, lambda: f"{condition}\n{self.printed()[-3000:]}", timeout, _pause)
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = 20.0) -> int:
         if self.process.poll() is None:
@@ -101,6 +110,11 @@ class Instance:
                 kill(pid)
             self.process.wait(5)
             raise
+
+
+def _pause() -> None:
+    """Between two looks, each of which may be a request: longer than usual, to leave the processor alone."""
+    time.sleep(0.05)
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
@@ -173,13 +187,14 @@ def serve(
             env={**clean, **(environ or {})},
         )
     instance = Instance(process, "127.0.0.1", port, folder, output)
+
+    def announced() -> bool:
+        return instance.url in instance.printed()
+
     try:
         if wait:
-            until = time.monotonic() + START_TIMEOUT
-            while instance.url not in instance.printed():
-                if process.poll() is not None or time.monotonic() > until:
-                    raise AssertionError(f"did not start: {process.poll()}\n{instance.printed()}")
-                time.sleep(0.02)
+            instance.wait_until(lambda: process.poll() is not None or announced(), START_TIMEOUT)
+            assert announced(), f"did not start: {process.poll()}\n{instance.printed()}"
         yield instance
     finally:
         below = instance.descendants()

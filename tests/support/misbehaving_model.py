@@ -53,6 +53,9 @@ def do(data):
         raise ValueError("the secret of the traceback")
     if what == "sleep":
         time.sleep(data["seconds"])
+    if what == "wait":
+        while not (HERE / "go-on").exists():
+            time.sleep(0.005)
     if what == "hold-gil":
         ctypes.PyDLL(None).sleep(int(data["seconds"]))
     if what == "allocate":

@@ -15,12 +15,15 @@ import socket
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any
 
+from twofold.native.attributes import mypyc_attr
+
 if TYPE_CHECKING:
     from twofold.reactor.reactor import Reactor
 
 PLAIN_CONTROL = b"reno"  # of congestion: every kernel has it, and as a rule lets everybody choose it
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)  # those of the tests
 class ConnectionProtocol:
     """What a connection tells."""
 

@@ -18,6 +18,8 @@ from tests.support.loadbalancer.pool_simulation import (
     round_robin,
 )
 
+pytestmark = pytest.mark.compiled  # the simulation drives InstancePool and WaitQueue
+
 MS = 0.001
 SEED = 1
 # Four instances of so many workers, and how long a request takes them.

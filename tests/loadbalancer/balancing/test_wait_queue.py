@@ -164,4 +164,4 @@ def test_a_long_queue_costs_no_more() -> None:
         waiting.cancel(number)
     while waiting.pop() is not None:
         pass
-    assert time.perf_counter() - begin < 2.0  # ~0.03 s; minutes if it searched
+    assert time.perf_counter() - begin < 30  # 0.03 s; minutes if it searched

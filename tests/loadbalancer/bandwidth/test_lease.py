@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.bandwidth.lease import LEASE_NS, Lease, SharedBucket
+from twofold.loadbalancer.bandwidth.lease import LEASE_NS, Lease, SharedBucket, http_bits, wire_bits
 from twofold.loadbalancer.bandwidth.token_bucket import NANO, depth
 
 SECOND = 1_000_000_000
@@ -35,6 +35,11 @@ def shared() -> Iterator[tuple[int, mmap.mmap]]:
     yield fd, mapped
     mapped.close()
     os.close(fd)
+
+
+def test_wire_accounting_counts_segments() -> None:
+    assert http_bits(1000) == 8000
+    assert wire_bits(1448) == (1448 + 66) * 8 and wire_bits(1449) == (1449 + 2 * 66) * 8
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

@@ -7,7 +7,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.loadbalancer.bandwidth_simulation import MS, SECOND, Balancer, Elephant, Loop, Predicts
+from tests.support.loadbalancer.bandwidth_simulation import (
+    MS,
+    SECOND,
+    Balancer,
+    Elephant,
+    Loop,
+    PredictTraffic,
+)
 from twofold.loadbalancer.bandwidth.fair_queue import quantum
 from twofold.loadbalancer.bandwidth.lease import LEASE_NS
 from twofold.loadbalancer.bandwidth.token_bucket import depth
@@ -25,7 +32,7 @@ def balancing(rate: int, proxies: int = 1, seed: int = 1, lateness: int = 2 * MS
 
 
 def elephants(balancer: Balancer, *places: int) -> list[Elephant]:
-    flows = [Elephant(balancer, balancer.throttles[place]) for place in places]
+    flows = [Elephant(balancer, balancer.limiters[place]) for place in places]
     for flow in flows:
         balancer.loop.at(balancer.loop.dice.randrange(MS), flow.go)
     return flows
@@ -33,8 +40,8 @@ def elephants(balancer: Balancer, *places: int) -> list[Elephant]:
 
 def predicts(
     balancer: Balancer, place: int, a_second: float, request: int = 800, answer: int = 400
-) -> Predicts:
-    small = Predicts(balancer, balancer.throttles[place], a_second, request, answer)
+) -> PredictTraffic:
+    small = PredictTraffic(balancer, balancer.limiters[place], a_second, request, answer)
     balancer.loop.at(balancer.loop.dice.randrange(MS), small.go)
     return small
 
@@ -124,7 +131,7 @@ def test_without_a_limit_nobody_waits_and_nothing_is_owed_afterwards() -> None:
         balancer.bucket.set_rate(0)
         balancer.loop.run(SECOND + 200 * MS)
         assert 8 * balancer.bytes_between(SECOND, SECOND + 200 * MS) > 100 * MBPS
-        assert not balancer.throttles[0].waiting
+        assert not balancer.limiters[0].waiting
         balancer.bucket.set_rate(10 * MBPS)
         balancer.loop.run(3 * SECOND)
         again = 8 * balancer.bytes_between(2 * SECOND, 3 * SECOND)

@@ -10,16 +10,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.eventually import eventually, eventually_async, never_async
 from tests.support.instance_process import alive
-from tests.support.loadbalancer.balancer_process import ROOT, Balancer, balance, eventually
+from tests.support.loadbalancer.balancer_process import ROOT, Balancer, balance
 from tests.support.loadbalancer.http_clients import once, post
-from tests.support.loadbalancer.running_balancer import act
+from tests.support.loadbalancer.running_balancer import run_scenario
 from tests.support.loadbalancer.scripted_instance import Exchange, Origin, answer, echo
 from twofold.errors import ExitCode
 from twofold.loadbalancer import shared_memory
@@ -46,8 +47,8 @@ async def told(lb: Balancer, *arguments: str) -> str:
     return out
 
 
-def play(folder: Path, scenario: Scenario, *options: str, named: int = 2) -> None:
-    """Before two instances, of which the first `named` ones are in the pool from the start."""
+def before_two_instances(folder: Path, scenario: Scenario, *options: str, named: int = 2) -> None:
+    """A load balancer; the first `named` of two instances are in its pool from the start."""
 
     async def whole() -> None:
         async with AsyncExitStack() as stack:
@@ -57,20 +58,23 @@ def play(folder: Path, scenario: Scenario, *options: str, named: int = 2) -> Non
             urls = [origin.url for origin in origins[:named]]
             lb = await stack.enter_async_context(balance(folder, *options, instances=urls))
             for url in urls:
-                await eventually(lambda url=url: lb.state(url) == "up", f"{url} up")  # type: ignore[misc]
+                await eventually_async(lambda url=url: lb.state(url) == "up", f"{url} up")  # type: ignore[misc]
             await scenario(lb, origins)
 
-    act(whole())
+    run_scenario(whole())
 
 
-def test_the_state_counts_who_was_not_let_in(tmp_path: Path) -> None:
+def test_the_state_counts_unauthorised_connections(tmp_path: Path) -> None:
     async def scenario(lb: Balancer, origins: list[Origin]) -> None:
         assert "refused: none" in await told(lb, "state")
         for _ in range(3):
             with pytest.raises(OSError):
                 await asyncio.wait_for(knock(lb.port), 5)
-        await eventually(lambda: lb.total(shared_memory.UNAUTHORISED) == 3, "three of them")
-        await asyncio.sleep(0.6)  # the controller reads the counters twice a second
+        await eventually_async(lambda: lb.total(shared_memory.UNAUTHORISED) == 3, "three of them")
+        state = AdminClient(str(lb.folder / "admin.sock")).state
+        await asyncio.to_thread(
+            eventually, lambda: state()["requests"]["unauthorised"] == 3, "what the controller sees"
+        )
         assert "3 unauthorised" in await told(lb, "state")
 
     async def knock(port: int) -> None:
@@ -81,7 +85,7 @@ def test_the_state_counts_who_was_not_let_in(tmp_path: Path) -> None:
         finally:
             writer.close()
 
-    play(tmp_path, scenario, "--allow", "10.0.0.0/8")
+    before_two_instances(tmp_path, scenario, "--allow", "10.0.0.0/8")
 
 
 def test_the_state_in_words_and_as_json(tmp_path: Path) -> None:
@@ -95,7 +99,7 @@ def test_the_state_in_words_and_as_json(tmp_path: Path) -> None:
         assert [one["state"] for one in found["instances"]] == ["up", "up"]
         assert found["bandwidth"]["mbps"] == 25
 
-    play(tmp_path, scenario, "--bandwidth-mbps", "25")
+    before_two_instances(tmp_path, scenario, "--bandwidth-mbps", "25")
 
 
 def test_the_bandwidth_is_set(tmp_path: Path) -> None:
@@ -108,10 +112,10 @@ def test_the_bandwidth_is_set(tmp_path: Path) -> None:
         assert code == ExitCode.USAGE and not out and "at most 20" in err
         assert await told(lb, "bandwidth", "0") == "bandwidth is unlimited\n"
 
-    play(tmp_path, scenario)
+    before_two_instances(tmp_path, scenario)
 
 
-def test_an_instance_comes_drains_and_leaves(tmp_path: Path) -> None:
+def test_an_instance_is_added_drained_and_removed(tmp_path: Path) -> None:
     """The drain waits for what is in hand, which is answered; what comes meanwhile goes to others."""
 
     async def scenario(lb: Balancer, origins: list[Origin]) -> None:
@@ -122,27 +126,27 @@ def test_an_instance_comes_drains_and_leaves(tmp_path: Path) -> None:
             await release.wait()
             exchange.send(answer(await exchange.whole()))
 
-        first.play = held
+        first.handler = held
         asked = asyncio.ensure_future(once(lb.port, post(b"[7]")))
-        await eventually(lambda: first.asked, "the request")
+        await eventually_async(lambda: first.exchanges, "the request")
         added = await told(lb, "add", second.url.removeprefix("http://"))
         assert second.url in added and "once a probe finds it well" in added
-        await eventually(lambda: lb.state(second.url) == "up", "the second one up")
+        await eventually_async(lambda: lb.state(second.url) == "up", "the second one up")
         assert await told(lb, "drain", first.url) == f"{first.url} drains, 1 in hand\n"
         for _ in range(5):
             assert (await once(lb.port, post())).status == 200
-        assert len(first.asked) == 1
+        assert len(first.exchanges) == 1
         code, _, err = await ctl(lb, "drain", first.url, "--wait", "0.5")
         assert code == ExitCode.INTERNAL and f"{first.url} has not finished within 0.5 s" in err
         leaving = asyncio.ensure_future(told(lb, "remove", first.url, "--wait", "10"))
-        await asyncio.sleep(0.3)
+        await never_async(leaving.done, "its end while it has a request")
         release.set()
         assert (await asked).body == b"[7]"
         assert await leaving == f"{first.url} has left; it may be stopped\n"
         code, _, err = await ctl(lb, "drain", "http://127.0.0.1:1")
         assert code == ExitCode.USAGE and "http://127.0.0.1:1" in err
 
-    play(tmp_path, scenario, named=1)
+    before_two_instances(tmp_path, scenario, named=1)
 
 
 def test_a_reload_is_done_or_says_why_not(tmp_path: Path) -> None:
@@ -152,7 +156,7 @@ def test_a_reload_is_done_or_says_why_not(tmp_path: Path) -> None:
     async def scenario(lb: Balancer, origins: list[Origin]) -> None:
         before = lb.children()
         assert await told(lb, "reload") == "reloaded\n"
-        await eventually(lambda: not any(map(alive, before)), "the first generation has left", 10)
+        await eventually_async(lambda: not any(map(alive, before)), "the first generation has left", 10)
         assert (await once(lb.port, post())).status == 200
         settings.write_text("queue_size: 100\nqueue_sise: 3\n")
         now = lb.children()
@@ -161,10 +165,10 @@ def test_a_reload_is_done_or_says_why_not(tmp_path: Path) -> None:
         assert f"not reloaded, and nothing has changed: {settings}:2: there is no setting 'queue_sise'" in err
         assert lb.children() == now
 
-    play(tmp_path, scenario, "--config", str(settings))
+    before_two_instances(tmp_path, scenario, "--config", str(settings))
 
 
-def test_a_controller_that_comes_back_is_waited_for(tmp_path: Path) -> None:
+def test_a_command_waits_for_the_successor_of_a_killed_controller(tmp_path: Path) -> None:
     """Between two of them nobody answers for a moment."""
 
     async def scenario(lb: Balancer, origins: list[Origin]) -> None:
@@ -173,16 +177,16 @@ def test_a_controller_that_comes_back_is_waited_for(tmp_path: Path) -> None:
         others = lb.children() - serving  # controller and log writer
         for pid in others:
             os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: not any(map(alive, others)), "their end")
+        await eventually_async(lambda: not any(map(alive, others)), "their end")
         found = await asyncio.to_thread(AdminClient(str(lb.folder / "admin.sock")).state)
         assert [one["name"] for one in found["instances"]] == [origin.url for origin in origins]
         assert set(lb.proxies()) == serving
 
-    play(tmp_path, scenario)
+    before_two_instances(tmp_path, scenario)
 
 
 @pytest.mark.parametrize("listening", [False, True])
-def test_nobody_there_is_said_with_a_remedy(tmp_path: Path, listening: bool) -> None:
+def test_without_a_load_balancer_the_error_names_a_remedy(tmp_path: Path, listening: bool) -> None:
     """No socket, or one that a dead one has left."""
     path = tmp_path / "admin.sock"
     if listening:
@@ -197,21 +201,41 @@ def test_nobody_there_is_said_with_a_remedy(tmp_path: Path, listening: bool) -> 
     assert "start one with `twofold balance`" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_watch_ends_with_a_key_and_without_a_word(tmp_path: Path) -> None:
+class Terminal:
+    """A terminal 200 columns wide; `text` is what it shows."""
+
+    def __init__(self) -> None:
+        self._screen, self.stdout = os.openpty()
+        os.set_blocking(self._screen, False)
+        self._shown = b""
+
+    def text(self) -> str:
+        with suppress(BlockingIOError):
+            self._shown += os.read(self._screen, 1 << 16)
+        return self._shown.decode(errors="replace")
+
+    def close(self) -> None:
+        os.close(self._screen)
+        os.close(self.stdout)
+
+
+def test_a_watch_is_ended_by_ctrl_c_without_an_error_message(tmp_path: Path) -> None:
     async def scenario(lb: Balancer, origins: list[Origin]) -> None:
         path = str(lb.folder / "admin.sock")
         command = [sys.executable, "-m", "twofold", "balance-ctl", "watch", "--socket", path]
-        with (tmp_path / "watched.txt").open("w+") as sink:
-            watching = subprocess.Popen(command, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT)
-            try:
-                await asyncio.sleep(1.5)
-                assert watching.poll() is None
-                watching.send_signal(signal.SIGINT)
-                assert await asyncio.to_thread(watching.wait, 10) == ExitCode.OK
-            finally:
-                watching.kill()
-            sink.seek(0)
-            said = sink.read()
-        assert origins[0].url in said and "Traceback" not in said and "interrupted" not in said
+        terminal = Terminal()
+        watching = subprocess.Popen(
+            command, cwd=ROOT, stdout=terminal.stdout, stderr=terminal.stdout,
+            env=os.environ | {"COLUMNS": "200", "TERM": "xterm"},
+        )  # fmt: skip
+        try:
+            await eventually_async(lambda: origins[0].url in terminal.text(), terminal.text, 30)
+            assert watching.poll() is None
+            watching.send_signal(signal.SIGINT)
+            assert await asyncio.to_thread(watching.wait, 10) == ExitCode.OK
+            assert "Traceback" not in terminal.text() and "interrupted" not in terminal.text()
+        finally:
+            watching.kill()
+            terminal.close()
 
-    play(tmp_path, scenario)
+    before_two_instances(tmp_path, scenario)

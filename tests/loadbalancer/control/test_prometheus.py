@@ -7,7 +7,7 @@ from mmap import mmap
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.loadbalancer.controller_process import PretendedProxy
+from tests.support.loadbalancer.controller_process import FakeProxy
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.control import prometheus, status_view
 from twofold.loadbalancer.control.sliding_window import SlidingWindow, read
@@ -32,9 +32,9 @@ def shared() -> mmap:
     return shared_memory.attach(shared_memory.create())
 
 
-def play(shared: mmap) -> tuple[SlidingWindow, PretendedProxy]:
+def play(shared: mmap) -> tuple[SlidingWindow, FakeProxy]:
     """Ten seconds: 30 requests to A, 10 to B, five refusals, one failure."""
-    recent, proxy = SlidingWindow(), PretendedProxy(shared)
+    recent, proxy = SlidingWindow(), FakeProxy(shared)
     for second in range(11):
         proxy.instance(
             0,
@@ -109,14 +109,14 @@ def test_the_instances(shared: mmap) -> None:
 
 
 def test_one_that_was_never_asked_has_no_latency(shared: mmap) -> None:
-    PretendedProxy(shared).instance(0, {shared_memory.CREDITS: 4, shared_memory.LATENCY_US: 900})
+    FakeProxy(shared).instance(0, {shared_memory.CREDITS: 4, shared_memory.LATENCY_US: 900})
     (one,) = status_view.instances(ENDPOINTS[:1], SlidingWindow(), read(shared, {A: 0}, SECOND))
     assert one["latency_ms"] is None and one["share"] == 0 and one["state"] == "up"
 
 
 @pytest.mark.parametrize("shown", ["down", "drain"])
 def test_what_the_controller_has_decided_comes_before_an_ejection(shared: mmap, shown: str) -> None:
-    PretendedProxy(shared).instance(0, {shared_memory.EJECTED_UNTIL: 9 * SECOND})
+    FakeProxy(shared).instance(0, {shared_memory.EJECTED_UNTIL: 9 * SECOND})
     (one,) = status_view.instances([endpoint(A, 0, shown)], SlidingWindow(), read(shared, {A: 0}, SECOND))
     assert one["state"] == shown
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.loadbalancer.controller_process import PretendedProxy
+from tests.support.loadbalancer.controller_process import FakeProxy
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.control.sliding_window import (
     BRIEF,
@@ -109,7 +109,7 @@ def test_the_history_is_bounded_and_has_gaps() -> None:
 
 def test_percentiles_are_of_late() -> None:
     recent, shared = SlidingWindow(), shared_memory.attach(shared_memory.create())
-    proxy = PretendedProxy(shared)
+    proxy = FakeProxy(shared)
     proxy.answer(1000, us=60_000_000)
     assert recent.percentiles(shared_memory.LATENCY) == (None, None)
     for step in range(30):
@@ -125,7 +125,7 @@ def test_percentiles_are_of_late() -> None:
 
 def test_all_proxies_are_added_up() -> None:
     shared = shared_memory.attach(shared_memory.create())
-    one, other = PretendedProxy(shared, 0), PretendedProxy(shared, 31)
+    one, other = FakeProxy(shared, 0), FakeProxy(shared, 31)
     one.answer(3)
     other.answer(4, status=503)
     one.instance(
@@ -159,7 +159,7 @@ def test_all_proxies_are_added_up() -> None:
 
 def test_a_proxy_that_has_ended_has_no_opinion_of_latency() -> None:
     shared = shared_memory.attach(shared_memory.create())
-    dead, alive = PretendedProxy(shared, 0), PretendedProxy(shared, 1)
+    dead, alive = FakeProxy(shared, 0), FakeProxy(shared, 1)
     dead.instance(0, {shared_memory.CREDITS: 0, shared_memory.LATENCY_US: 90_000, shared_memory.REQUESTS: 5})
     alive.instance(0, {shared_memory.CREDITS: 4, shared_memory.LATENCY_US: 100, shared_memory.REQUESTS: 6})
     sight = read(shared, {"a": 0}, 1).instances["a"]

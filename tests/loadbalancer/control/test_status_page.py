@@ -12,7 +12,7 @@ from tests.support.instance_process import free_port
 from tests.support.loadbalancer.balancer_process import Balancer, balance
 from tests.support.loadbalancer.chromium import PROGRAM, Browser
 from tests.support.loadbalancer.http_clients import once, post
-from tests.support.loadbalancer.running_balancer import act
+from tests.support.loadbalancer.running_balancer import run_scenario
 from tests.support.loadbalancer.scripted_instance import Origin, echo
 
 pytestmark = pytest.mark.skipif(
@@ -64,4 +64,4 @@ def test_the_page_moves_with_the_pool(tmp_path: Path, browser: Browser) -> None:
         finally:
             await origin.stop()
 
-    act(scenario())
+    run_scenario(scenario())

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.loadbalancer.faults.test_processes import log_writer_of
-from tests.support.loadbalancer.balancer_process import Balancer, eventually
+from tests.support.eventually import eventually_async
+from tests.support.loadbalancer.balancer_process import Balancer
 from tests.support.loadbalancer.http_clients import once, post
-from tests.support.loadbalancer.running_balancer import act, scene
+from tests.support.loadbalancer.running_balancer import balanced_pool, run_scenario
 from twofold.loadbalancer import shared_memory
 
 BACK_S = 8.0  # from the stop to service as before
@@ -32,29 +33,29 @@ def victim(lb: Balancer, role: str) -> int:
 @pytest.mark.parametrize("role", ["proxy", "controller", "log writer"])
 def test_a_stopped_child_is_replaced(tmp_path: Path, role: str) -> None:
     async def scenario() -> None:
-        async with scene(tmp_path) as stage:
-            lb = stage.lb
+        async with balanced_pool(tmp_path) as pool:
+            lb = pool.lb
             assert (await once(lb.port, post())).status == 200
             stopped = victim(lb, role)
             os.kill(stopped, signal.SIGSTOP)
             began = time.monotonic()
-            await eventually(
+            await eventually_async(
                 lambda: f"{role} " in lb.printed() and "hangs" in lb.printed(), "noticed", BACK_S
             )
-            await eventually(lambda: stopped not in lb.children(), "ended", BACK_S)
-            await eventually(lambda: "and is replaced" in lb.printed(), "replaced", BACK_S)
+            await eventually_async(lambda: stopped not in lb.children(), "ended", BACK_S)
+            await eventually_async(lambda: "and is replaced" in lb.printed(), "replaced", BACK_S)
             answered = await asyncio.wait_for(once(lb.port, post()), BACK_S)
             assert answered.status == 200
             assert time.monotonic() - began < BACK_S + 4.0  # with room for a machine that is busy
             assert shared_memory.hung(lb.look()) == 1
 
-    act(scenario())
+    run_scenario(scenario())
 
 
 def test_a_stall_of_the_whole_machine_ends_nobody(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with scene(tmp_path) as stage:
-            lb = stage.lb
+        async with balanced_pool(tmp_path) as pool:
+            lb = pool.lb
             assert (await once(lb.port, post())).status == 200
             everybody = {lb.process.pid, *lb.children()}
             for pid in everybody:
@@ -67,4 +68,4 @@ def test_a_stall_of_the_whole_machine_ends_nobody(tmp_path: Path) -> None:
             assert everybody == {lb.process.pid, *lb.children()}
             assert "hangs" not in lb.printed() and not shared_memory.hung(lb.look())
 
-    act(scenario())
+    run_scenario(scenario())

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.loadbalancer.balancer_process import Balancer, eventually
+from tests.support.eventually import eventually_async
+from tests.support.loadbalancer.balancer_process import Balancer
 from tests.support.loadbalancer.http_clients import Caller, Load, get, once, post
-from tests.support.loadbalancer.running_balancer import Scene, act, scene
+from tests.support.loadbalancer.running_balancer import BalancedPool, balanced_pool, run_scenario
 from tests.support.loadbalancer.scripted_instance import Exchange, answer
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.cli.control import AdminClient
@@ -44,17 +45,17 @@ def leaving(folder: Path, many: int) -> None:
 
     async def scenario() -> None:
         dice = random.Random(SEED)
-        async with scene(folder, service=0.005) as stage:
-            async with Load(stage.lb.port, 50.0).going(many / 800) as load:
+        async with balanced_pool(folder, service=0.005) as pool:
+            async with Load(pool.lb.port, 50.0).going(many / 800) as load:
                 for _ in range(many // 20):
-                    await asyncio.gather(*(leave(stage.lb.port, dice) for _ in range(20)))
+                    await asyncio.gather(*(leave(pool.lb.port, dice) for _ in range(20)))
             assert not load.outcome.bad(), SEED
             assert load.outcome.quantile(0.5) <= 0.2
-            assert stage.lb.total(shared_memory.STATUS_CELL[499]) >= many // 10
-            await eventually(lambda: not any(one.inside for one in stage.origins), "instances are idle")
-            await stage.lb.settled()
+            assert pool.lb.total(shared_memory.STATUS_CELL[499]) >= many // 10
+            await eventually_async(lambda: not any(one.inside for one in pool.origins), "instances are idle")
+            await pool.lb.settled()
 
-    act(scenario())
+    run_scenario(scenario())
 
 
 def test_14_clients_leave_in_the_middle(tmp_path: Path) -> None:
@@ -77,19 +78,19 @@ async def idle(port: int, many: int, stack: ExitStack) -> None:
         await loop.sock_connect(client, ("127.0.0.1", port))
 
 
-async def throughput(stage: Scene) -> float:
+async def throughput(pool: BalancedPool) -> float:
     """Of three rounds the best: the machine has slow seconds of its own."""
-    return max([await one_round(stage) for _ in range(3)])
+    return max([await one_round(pool) for _ in range(3)])
 
 
-async def one_round(stage: Scene, seconds: float = 1.0) -> float:
+async def one_round(pool: BalancedPool, seconds: float = 1.0) -> float:
     """Requests a second of eight clients that do nothing else."""
     loop, done = asyncio.get_running_loop(), 0
     until = loop.time() + seconds
 
     async def ask() -> None:
         nonlocal done
-        async with Caller(stage.lb.port) as caller:
+        async with Caller(pool.lb.port) as caller:
             while loop.time() < until:
                 assert (await caller.ask(post())).status == 200
                 done += 1
@@ -102,19 +103,19 @@ def idling(folder: Path, many: int, drop: float, late: float) -> None:
     """`drop`: part of the throughput that may be lost. `late`: seconds to an answer on a new connection."""
 
     async def scenario() -> None:
-        async with scene(folder, service=0.001) as stage:
+        async with balanced_pool(folder, service=0.001) as pool:
             with ExitStack() as stack:
                 clock, took = asyncio.get_running_loop().time, []
-                alone, before = await throughput(stage), stage.lb.rss()
-                await idle(stage.lb.port, many, stack)
-                await eventually(
-                    lambda: stage.lb.total(shared_memory.OPEN_CONNECTIONS) == many, "all of them", 5
+                alone, before = await throughput(pool), pool.lb.rss()
+                await idle(pool.lb.port, many, stack)
+                await eventually_async(
+                    lambda: pool.lb.total(shared_memory.OPEN_CONNECTIONS) == many, "all of them", 5
                 )
-                each = (stage.lb.rss() - before) / many
-                beside = await throughput(stage)
+                each = (pool.lb.rss() - before) / many
+                beside = await throughput(pool)
                 for _ in range(100):
                     began = clock()
-                    assert (await once(stage.lb.port, post())).status == 200
+                    assert (await once(pool.lb.port, post())).status == 200
                     took.append(clock() - began)
                 p99 = sorted(took)[98]
                 print(
@@ -123,9 +124,9 @@ def idling(folder: Path, many: int, drop: float, late: float) -> None:
                 assert each <= 10.0
                 assert beside >= (1 - drop) * alone
                 assert p99 <= late
-            await stage.lb.settled()
+            await pool.lb.settled()
 
-    act(scenario())
+    run_scenario(scenario())
 
 
 def test_15_idle_connections(tmp_path: Path) -> None:
@@ -144,9 +145,9 @@ def overloading(folder: Path, seconds: float, goodput: float, at_once: float) ->
     """Thrice what four instances do with two workers each, at 50 ms: who is let in is served in time."""
 
     async def scenario() -> None:
-        async with scene(folder, service=0.05) as stage:
+        async with balanced_pool(folder, service=0.05) as pool:
             capacity = 8 / 0.05
-            outcome = await Load(stage.lb.port, 3 * capacity).run(seconds)
+            outcome = await Load(pool.lb.port, 3 * capacity).run(seconds)
             assert not outcome.failures and set(outcome.statuses) <= {200, 503}, outcome.bad()
             share = outcome.good / (capacity * (seconds + 1.0))  # the last wait a second at most
             p99, refused = outcome.quantile(0.99), outcome.quantile(0.5, outcome.refused)
@@ -154,11 +155,11 @@ def overloading(folder: Path, seconds: float, goodput: float, at_once: float) ->
             assert share >= goodput
             assert p99 <= 1.0 + 0.05 + 0.3
             assert refused <= at_once
-            after = await Load(stage.lb.port, capacity / 2).run(1.0)
+            after = await Load(pool.lb.port, capacity / 2).run(1.0)
             assert not after.bad() and after.quantile(0.5) <= 0.2
-            await stage.lb.settled()
+            await pool.lb.settled()
 
-    act(scenario())
+    run_scenario(scenario())
 
 
 def test_27_three_times_what_fits(tmp_path: Path) -> None:
@@ -214,15 +215,15 @@ def test_28_the_bandwidth_is_used_up_and_changed(tmp_path: Path) -> None:
         exchange.send(answer(b"x" * PIECE))
 
     async def scenario() -> None:
-        async with scene(tmp_path, "--bandwidth-mbps", "40") as stage:
-            for origin in stage.origins:
-                origin.play = large
+        async with balanced_pool(tmp_path, "--bandwidth-mbps", "40") as pool:
+            for origin in pool.origins:
+                origin.handler = large
             clock = asyncio.get_running_loop().time
-            readers = [Reader(stage.lb.port) for _ in range(4)]
+            readers = [Reader(pool.lb.port) for _ in range(4)]
             tasks = [asyncio.ensure_future(reader.run()) for reader in readers]
             await asyncio.sleep(0.8)
             for mbps in (80, 20, 40):
-                await change(stage.lb, mbps)
+                await change(pool.lb, mbps)
                 began = clock()
                 await asyncio.sleep(1.2)
                 came = [(at, n) for reader in readers for at, n in reader.received if at > began + 0.2]
@@ -233,6 +234,6 @@ def test_28_the_bandwidth_is_used_up_and_changed(tmp_path: Path) -> None:
                 reader.ended = True
             await asyncio.gather(*tasks)
             assert all(reader.answers for reader in readers)
-            await stage.lb.settled()
+            await pool.lb.settled()
 
-    act(scenario())
+    run_scenario(scenario())

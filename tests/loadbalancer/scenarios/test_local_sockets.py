@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually_async
 from tests.support.instance_process import serve
-from tests.support.loadbalancer.balancer_process import balance, eventually
+from tests.support.loadbalancer.balancer_process import balance
 from tests.support.loadbalancer.http_clients import once, post
-from tests.support.loadbalancer.running_balancer import act
+from tests.support.loadbalancer.running_balancer import run_scenario
 from tests.support.loadbalancer.scripted_instance import Connection, Origin, echo
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -34,12 +35,12 @@ def test_a_real_instance_and_the_next_one_at_its_port(tmp_path: Path) -> None:
                 assert used(name)
                 assert first.stop(signal.SIGTERM) == 0
                 with serve(EXAMPLES / "echo", tmp_path / "second", "--port", str(port), wait=False) as second:
-                    await eventually(lambda: first.url in second.printed(), "the second instance", 15)
+                    await eventually_async(lambda: first.url in second.printed(), "the second instance", 15)
                     # Nobody has heard yet of the new socket: the port is asked, or the probe was quicker.
                     for _ in range(5):
                         assert (await once(lb.port, post(b"[[1, 2]]"))).status == 200
 
-    act(scenario())
+    run_scenario(scenario())
 
 
 @pytest.mark.parametrize(("options", "over"), [((), "socket"), (("--no-unix",), "port")])
@@ -47,7 +48,7 @@ def test_a_real_instance_and_the_next_one_at_its_port(tmp_path: Path) -> None:
 def test_the_port_is_what_remains(tmp_path: Path, options: tuple[str, ...], over: str, listens: bool) -> None:
     async def scenario() -> None:
         origin = await Origin(echo).start()
-        origin.local = f"@twofold-0-{secrets.token_hex(8)}"
+        origin.unix_socket = f"@twofold-0-{secrets.token_hex(8)}"
         came = 0
 
         def local() -> Connection:
@@ -60,7 +61,7 @@ def test_the_port_is_what_remains(tmp_path: Path, options: tuple[str, ...], over
                 server = None
                 if listens:
                     server = await asyncio.get_running_loop().create_unix_server(
-                        local, "\0" + origin.local[1:]
+                        local, "\0" + origin.unix_socket[1:]
                     )
                 for _ in range(3):
                     assert (await once(lb.port, post(b"[3]"))).body == b"[3]"
@@ -71,7 +72,7 @@ def test_the_port_is_what_remains(tmp_path: Path, options: tuple[str, ...], over
         finally:
             await origin.stop()
 
-    act(scenario())
+    run_scenario(scenario())
 
 
 def test_addresses_are_connected_to_without_a_thread(tmp_path: Path) -> None:
@@ -87,4 +88,4 @@ def test_addresses_are_connected_to_without_a_thread(tmp_path: Path) -> None:
         finally:
             await origin.stop()
 
-    act(scenario())
+    run_scenario(scenario())

@@ -77,7 +77,7 @@ def torn(dice: random.Random, data: bytes) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(cuts)]
 
 
-class Player:
+class ClientSession:
     """One client after another, each with a handful of requests on its connection."""
 
     def __init__(self, port: int, dice: random.Random, number: Callable[[], int]) -> None:
@@ -86,7 +86,7 @@ class Player:
         self.number = number
         self.seen: Counter[str] = Counter()
 
-    async def play(self, until: float) -> None:
+    async def run(self, until: float) -> None:
         while asyncio.get_running_loop().time() < until:
             async with Caller(self.port, 20.0) as caller:
                 try:
@@ -138,11 +138,11 @@ def storm(
                 folder, *options, instances=[one.url for one in origins], environ=environ
             ) as lb:
                 lb.remember_fds()
-                players = [Player(lb.port, dice, lambda: next(count)) for _ in range(CLIENTS)]
+                clients = [ClientSession(lb.port, dice, lambda: next(count)) for _ in range(CLIENTS)]
                 until = asyncio.get_running_loop().time() + seconds
                 async with asyncio.timeout(seconds + 60):
-                    await asyncio.gather(*(player.play(until) for player in players))
-                seen = sum((player.seen for player in players), Counter())
+                    await asyncio.gather(*(client.run(until) for client in clients))
+                seen = sum((client.seen for client in clients), Counter())
                 print(f"seed {seed}: {dict(seen)}")
                 assert seen["200"] > 100 and seen["left"] > 10 and seen["422"] > 5, seen
                 await lb.settled(10)

@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.loadbalancer.balancer_process import balance
 from tests.support.loadbalancer.http_clients import Caller, once, post
-from tests.support.loadbalancer.running_balancer import act
-from tests.support.loadbalancer.scripted_instance import Exchange, Origin, answer, served
+from tests.support.loadbalancer.running_balancer import run_scenario
+from tests.support.loadbalancer.scripted_instance import Exchange, Origin, answer, responding_after
 from twofold.loadbalancer import shared_memory
 
 pytestmark = pytest.mark.alone
@@ -61,7 +61,7 @@ def test_a_small_answer_in_pieces_waits_no_longer_than_a_whole_one(tmp_path: Pat
         assert counts[b"/whole"] > 50
         assert counts[b"/apart"] >= 0.85 * counts[b"/whole"], counts
 
-    act(scenario())
+    run_scenario(scenario())
 
 
 def test_what_was_held_back_for_bandwidth_may_still_wait_for_an_instance(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_what_was_held_back_for_bandwidth_may_still_wait_for_an_instance(tmp_pat
     options = ("--bandwidth-mbps", "1", "--delay-budget", "10", "--queue-wait", "1.5")
 
     async def scenario() -> None:
-        origin = await Origin(served(0.08), workers=1).start()
+        origin = await Origin(responding_after(0.08), workers=1).start()
         try:
             async with balance(tmp_path, *options, instances=[origin.url]) as lb:
                 answers = await asyncio.gather(
@@ -84,4 +84,4 @@ def test_what_was_held_back_for_bandwidth_may_still_wait_for_an_instance(tmp_pat
         finally:
             await origin.stop()
 
-    act(scenario())
+    run_scenario(scenario())

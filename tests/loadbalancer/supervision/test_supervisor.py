@@ -1,4 +1,4 @@
-"""The supervisor with stand-ins for its children: crashes, reloads, stops, and who is left behind."""
+"""The supervisor with stand-ins for its children: crashes, reloads, stops, and what is left behind."""
 
 from __future__ import annotations
 
@@ -15,19 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually, never
 from tests.support.loadbalancer.balancer_process import memory_of
 from twofold.loadbalancer import shared_memory
+from twofold.loadbalancer.supervision.supervisor import RESTARTS
 
 ROOT = Path(__file__).parents[3]
 STAND_INS = ROOT / "tests" / "support" / "loadbalancer" / "stand_in_children.py"
 START = Callable[..., "Balancer"]
-
-
-def eventually(condition: Callable[[], object], what: str, seconds: float = 8.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.005)
 
 
 def free_port() -> int:
@@ -79,6 +74,30 @@ class Balancer:
             raise ConnectionResetError("no answer")
         number, pid, bandwidth = answer.decode().split()
         return int(number), int(pid), bandwidth
+
+    def refuses(self) -> bool:
+        """Whether nothing listens any more."""
+        try:
+            self.ask()
+        except ConnectionRefusedError:
+            return True
+        except ConnectionResetError:
+            pass
+        return False
+
+    def has_been_asked(self, word: str) -> None:
+        """Until a proxy has read it; see stand_in_children.py."""
+        eventually(lambda: word in self.received().split(), f"{word} to arrive")
+
+    def received(self) -> str:
+        path = self.folder / "received"
+        return path.read_text() if path.exists() else ""
+
+    def checks(self) -> bool:
+        """Whether the new program looks at the new settings; see stand_in_children.py."""
+        path = self.folder / "checking"
+        pid = path.read_text() if path.exists() else ""
+        return bool(pid) and alive(int(pid))
 
     def reload(self) -> None:
         before = self.output().count("reloaded in")
@@ -150,7 +169,7 @@ class Client(threading.Thread):
 # ---------------------------------------------------------------------- start
 
 
-def test_it_says_what_it_does_and_how_to_try_it(start: START) -> None:
+def test_the_first_line_says_what_is_served_and_how_to_try_it(start: START) -> None:
     balancer = start("bandwidth_mbps: 20")
     url = f"http://127.0.0.1:{balancer.port}"
     assert f"info    balancing on {url} over 1 instance, 20 Mbps; try: curl -H" in balancer.output()
@@ -187,7 +206,7 @@ def test_the_socket_of_a_killed_balancer_is_taken_over_and_that_of_a_live_one_is
     assert f"cannot bind unix:{path}: Address already in use" in balancer.output() + second.output()
 
 
-def test_a_port_in_use_and_a_bad_setting_end_it_with_their_codes(start: START) -> None:
+def test_a_port_in_use_and_a_bad_setting_have_their_exit_codes(start: START) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -200,7 +219,7 @@ def test_a_port_in_use_and_a_bad_setting_end_it_with_their_codes(start: START) -
     assert expected in bad.output()
 
 
-def test_a_proxy_that_never_starts_ends_it(start: START) -> None:
+def test_a_proxy_that_never_starts_ends_the_load_balancer(start: START) -> None:
     balancer = start("bandwidth_mbps: 13", ready=False)
     assert balancer.process.wait(8) == 1
     assert "proxy 0 ended (exited with code 1) before anything was served" in balancer.output()
@@ -215,7 +234,7 @@ def test_a_killed_proxy_is_replaced_at_once_and_no_connection_is_refused(start: 
     gaps = []
     for _ in range(2):
         _, victim, _ = balancer.ask()
-        time.sleep(1.2)  # a life that is no crash loop
+        time.sleep(RESTARTS.healthy_s + 0.2)  # or its death would count as one of a crash loop
         client.failures.clear()
         killed = time.monotonic()
         os.kill(victim, signal.SIGKILL)
@@ -223,7 +242,7 @@ def test_a_killed_proxy_is_replaced_at_once_and_no_connection_is_refused(start: 
         assert all(isinstance(error, ConnectionResetError) for error in client.failures), client.failures
         assert len(client.failures) <= 1  # the one that it was talking to
     client.end()
-    assert max(gaps) < 0.3
+    assert max(gaps) < 5.0  # seconds; 0.1 where nothing else runs
     assert balancer.output().count("proxy 0 ended (killed by SIGKILL) and is replaced") == 2
 
 
@@ -236,7 +255,7 @@ def test_a_crash_loop_is_slowed_down(start: START) -> None:
     begun = time.monotonic()
     balancer.ask()
     assert times >= 3
-    assert 0.2 < time.monotonic() - begun < 4
+    assert time.monotonic() - begun > 0.2
 
 
 def test_a_killed_controller_and_a_killed_log_writer_are_replaced(start: START, tmp_path: Path) -> None:
@@ -253,7 +272,7 @@ def test_a_killed_controller_and_a_killed_log_writer_are_replaced(start: START, 
     eventually(lambda: log.read_text().count("\n") > before, "the log goes on")
 
 
-def test_a_killed_supervisor_leaves_nobody_behind(start: START) -> None:
+def test_a_killed_supervisor_leaves_no_process_behind(start: START) -> None:
     balancer = start("proxies: 2")
     eventually(lambda: len(balancer.children()) == 4, "all have started")
     pids = balancer.children()
@@ -273,11 +292,9 @@ def test_a_stop_lets_requests_finish(start: START, number: int, tmp_path: Path) 
     slow = threading.Thread(target=lambda: answers.append(balancer.ask("sleep 0.8")))
     answers: list[tuple[int, int, str]] = []
     slow.start()
-    time.sleep(0.2)
+    balancer.has_been_asked("sleep")
     balancer.process.send_signal(number)
-    time.sleep(0.2)
-    with pytest.raises(ConnectionRefusedError):
-        balancer.ask()
+    eventually(balancer.refuses, "the end of the listener")
     assert balancer.process.wait(8) == 0
     slow.join()
     assert len(answers) == 1
@@ -285,7 +302,7 @@ def test_a_stop_lets_requests_finish(start: START, number: int, tmp_path: Path) 
     assert balancer.output().endswith("stopped\n")
 
 
-def test_a_second_signal_ends_it_at_once(start: START) -> None:
+def test_a_second_signal_ends_the_load_balancer_at_once(start: START) -> None:
     balancer = start()
     failures: list[OSError] = []
 
@@ -297,26 +314,24 @@ def test_a_second_signal_ends_it_at_once(start: START) -> None:
 
     slow = threading.Thread(target=ask)
     slow.start()
-    time.sleep(0.3)
+    balancer.has_been_asked("sleep")
     balancer.process.terminate()
-    time.sleep(0.3)
+    eventually(balancer.refuses, "the end of the listener")
     assert balancer.process.poll() is None
-    begun = time.monotonic()
     balancer.process.terminate()
-    assert balancer.process.wait(8) == 0
-    assert time.monotonic() - begun < 1
+    assert balancer.process.wait(8) == 0, "the request would take 20 s"
     slow.join()
     assert len(failures) == 1
 
 
-def test_who_does_not_leave_in_time_is_ended(start: START) -> None:
+def test_a_child_that_does_not_stop_in_time_is_killed(start: START) -> None:
     balancer = start("drain_timeout: 0.2")
     _, proxy, _ = balancer.ask()
     os.kill(proxy, signal.SIGSTOP)
     begun = time.monotonic()
     balancer.process.terminate()
-    assert balancer.process.wait(8) == 0
-    assert 1.0 < time.monotonic() - begun < 4.0
+    assert balancer.process.wait(30) == 0
+    assert time.monotonic() - begun > 1.0
     assert not alive(proxy)
 
 
@@ -350,7 +365,7 @@ def test_a_reload_waits_for_the_requests_of_the_old_ones(start: START) -> None:
     answers: list[tuple[int, int, str]] = []
     slow = threading.Thread(target=lambda: answers.append(balancer.ask("sleep 1.5")))
     slow.start()
-    time.sleep(0.3)
+    balancer.has_been_asked("sleep")
     balancer.write("bandwidth_mbps: 20")
     balancer.reload()
     eventually(lambda: balancer.ask()[2] == "20", "the new settings hold")
@@ -386,7 +401,7 @@ def test_a_bad_configuration_changes_nothing_and_says_why(start: START, text: st
     assert balancer.ask()[2] == "10"
 
 
-def test_an_address_that_cannot_be_had_changes_nothing(start: START) -> None:
+def test_an_address_in_use_changes_nothing(start: START) -> None:
     balancer = start()
     before = balancer.children()
     with socket.socket() as other:
@@ -418,7 +433,7 @@ def test_a_generation_that_does_not_accept_leaves_the_old_one_in_place(start: ST
     balancer.write(f"bandwidth_mbps: {mbps}")
     balancer.process.send_signal(signal.SIGHUP)
     if mbps == 14:
-        time.sleep(1.0)
+        never(lambda: balancer.ask()[1] != before, "an answer of the new proxy", 1.0)
         balancer.process.terminate()
         assert balancer.process.wait(8) == 0
         return
@@ -446,7 +461,7 @@ def test_a_storm_of_reloads_keeps_two_generations_and_loses_nothing(start: START
     client.end()
     assert 1 <= most <= 2
     assert client.failures == []
-    assert 2 < balancer.output().count("reloaded in") < storm
+    assert 2 <= balancer.output().count("reloaded in") < storm
     eventually(lambda: len(balancer.children()) == 3, "one generation is left")
 
 
@@ -462,25 +477,22 @@ def proxies(balancer: Balancer) -> int:
 
 
 def test_a_stop_during_the_check_of_a_reload(start: START) -> None:
-    balancer = start("", CHECK_TAKES="5")
+    balancer = start("", CHECK_TAKES="30")
     balancer.process.send_signal(signal.SIGHUP)
-    time.sleep(0.5)
-    begun = time.monotonic()
+    eventually(balancer.checks, "the check of the reload")
     balancer.process.terminate()
-    assert balancer.process.wait(8) == 0
-    assert time.monotonic() - begun < 2
+    assert balancer.process.wait(20) == 0, "the check would take 30 s"
 
 
 def test_a_crash_during_the_check_of_a_reload(start: START) -> None:
-    balancer = start("", CHECK_TAKES="1.5")
+    balancer = start("", CHECK_TAKES="3")
     _, proxy, _ = balancer.ask()
     balancer.process.send_signal(signal.SIGHUP)
-    time.sleep(1.2)
+    eventually(balancer.checks, "the check of the reload")
     os.kill(proxy, signal.SIGKILL)
-    begun = time.monotonic()
-    eventually(lambda: not alive(proxy), "it is dead")
+    eventually(lambda: not alive(proxy), "its end")
     balancer.ask()
-    assert time.monotonic() - begun < 0.3
+    assert balancer.checks(), "the proxy is replaced while the check goes on"
     balancer.says("reloaded in")
     assert balancer.ask()
 

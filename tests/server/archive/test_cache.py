@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually
 from twofold.errors import ResourceError
 from twofold.server.archive.cache import Cache
 
@@ -22,13 +23,6 @@ def fill_with(text: str) -> Callable[[Path], None]:
         (folder / "content").write_text(text)
 
     return fill
-
-
-def wait_for(condition: Callable[[], object], timeout: float = 10.0) -> None:
-    until = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < until, "not in time"
-        time.sleep(0.01)
 
 
 def names(cache: Cache) -> list[str]:
@@ -119,7 +113,7 @@ def test_killed_in_the_middle(step: str, tmp_path: Path) -> None:
     steps = (hang,) if step == "fill" else (fill_with("x"), hang)
     process = CONTEXT.Process(target=cache.make, args=("key", *steps))
     process.start()
-    wait_for(lambda: list(cache.folder.glob("*/half")) if cache.folder.exists() else [])
+    eventually(lambda: list(cache.folder.glob("*/half")), "a half of it")
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join(5)
@@ -135,7 +129,7 @@ def test_what_is_being_made_is_not_swept(tmp_path: Path) -> None:
     process = CONTEXT.Process(target=cache.make, args=("slow", lambda folder: time.sleep(60)))
     process.start()
     try:
-        wait_for((cache.folder / ".slow.part").exists)
+        eventually((cache.folder / ".slow.part").exists, "the folder in the making")
         cache.make("other", fill_with("x"))
         assert (cache.folder / ".slow.part").exists()
     finally:
@@ -156,7 +150,7 @@ def test_child_of_the_dead_keeps_the_lock(tmp_path: Path) -> None:
 
     process = CONTEXT.Process(target=start)
     process.start()
-    wait_for(lambda: pids.exists() and pids.read_text())
+    eventually(lambda: pids.exists() and pids.read_text(), "the pid")
     process.kill()
     process.join(5)
     second = CONTEXT.Process(target=cache.make, args=("key", fill_with("x")))

@@ -11,13 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.eventually import eventually
 from tests.support.instance_process import alive, free_port, serve, write_artifact
 from twofold import __main__, __version__, errors
 from twofold.errors import ExitCode, ModelError, TwofoldError
@@ -264,9 +264,7 @@ def test_a_check_that_is_ended_leaves_nothing_behind(tmp_path: Path, number: int
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     trying = tmp_path / "pid"
     try:
-        until = time.monotonic() + 20
-        while not (trying.exists() and trying.read_text().endswith(".")) and time.monotonic() < until:
-            time.sleep(0.02)
+        eventually(lambda: trying.exists() and trying.read_text().endswith("."), "the model's import", 20)
         process.send_signal(number)
         _, printed = process.communicate(timeout=20)
     finally:

@@ -22,6 +22,7 @@ import pytest
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.eventually import eventually, never
 from twofold.server.front import asgi
 from twofold.server.front.api import create_app
 from twofold.server.front.route import RouteRules
@@ -276,10 +277,8 @@ def served() -> Iterator[Served]:
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        end = time.monotonic() + 10
-        while not server.started:
-            assert thread.is_alive() and time.monotonic() < end
-            time.sleep(0.01)
+        eventually(lambda: server.started or not thread.is_alive(), "uvicorn's start")
+        assert thread.is_alive()
         yield Served(pretended, listener.getsockname()[1])
         server.should_exit = True
         thread.join(10)
@@ -306,13 +305,9 @@ def test_a_client_that_leaves_cancels_its_request(served: Served) -> None:
     try:
         with socket.create_connection(("127.0.0.1", served.port)) as connection:
             connection.sendall(b"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nhold")
-            end = time.monotonic() + 10
-            while not served.backend.asked or served.backend.asked[-1][0] != b"hold":
-                assert time.monotonic() < end
-                time.sleep(0.01)
-        while not served.backend.cancelled:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+            asked = served.backend.asked
+            eventually(lambda: asked and asked[-1][0] == b"hold", "the request")
+        eventually(lambda: served.backend.cancelled, "its end")
     finally:
         served.backend.hold = False
 
@@ -324,7 +319,7 @@ def test_a_client_that_leaves_in_its_body_is_not_asked_about(served: Served) -> 
         time.sleep(0.1)
     with served.client() as client:
         assert client.get("/health/live").status_code == 200
-    assert len(served.backend.asked) == before
+    never(lambda: len(served.backend.asked) != before, "a request without its whole body", 0.1)
 
 
 def test_importing_does_nothing_and_app_is_made_when_asked_for() -> None:

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually
 from tests.support.instance_process import Instance, alive, descendants, free_port, kill, write_artifact
 from tests.support.misbehaving_model import SCORE
 
@@ -120,7 +120,4 @@ def test_the_instance_ends_with_its_host(embedded: Instance) -> None:
     assert len(below) >= 4
     kill(embedded.process.pid)
     embedded.process.wait(5)
-    until = time.monotonic() + 10
-    while [pid for pid in below if alive(pid)] and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not [pid for pid in below if alive(pid)]
+    eventually(lambda: not any(map(alive, below)), "the end of all its processes")

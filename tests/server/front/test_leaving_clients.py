@@ -41,7 +41,7 @@ def ask_and_reset(server: Instance, stay: float) -> None:
         time.sleep(stay)
 
 
-def test_who_leaves_at_once_is_counted_and_logged(server: Instance) -> None:
+def test_a_client_that_leaves_at_once_is_counted_and_logged(server: Instance) -> None:
     # Between two ticks the front's clock is older than a request that comes and goes in between.
     for wait in range(20):
         ask_and_reset(server, stay=0.002)

@@ -8,11 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually
 from tests.support.instance_process import Instance, serve, write_artifact
 from twofold.errors import AddressError, ConfigError
 from twofold.server.config import AUTO, NONE, HttpSettings
@@ -162,12 +162,12 @@ def test_a_path_that_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["relative/path", "automatic", "/" + "x" * 107])
-def test_what_is_no_socket(name: str) -> None:
+def test_names_that_are_no_socket(name: str) -> None:
     with pytest.raises(ConfigError, match=r"socket.*a path from / on"):
         HttpSettings(socket=name)
 
 
-def test_who_waits_to_be_accepted_is_and_who_comes_later_is_not() -> None:
+def test_connections_of_the_backlog_are_accepted_and_later_ones_refused() -> None:
     listeners = locally(AUTO)
     waiting = dial(listeners.local_name)
     listeners.stop_connecting()
@@ -186,7 +186,7 @@ def told(instance: Instance) -> str:
 
 
 @pytest.mark.parametrize("kind", ["auto", "path"])
-def test_predict_over_it(tmp_path: Path, kind: str) -> None:
+def test_predict_over_a_unix_socket(tmp_path: Path, kind: str) -> None:
     path = str(tmp_path / "s")
     options = () if kind == "auto" else ("--socket", path)
     with serve(write_artifact(tmp_path / "model", SLOW), tmp_path / "run", *options) as instance:
@@ -198,23 +198,18 @@ def test_predict_over_it(tmp_path: Path, kind: str) -> None:
                 assert json.loads(answered(client)) == value
             client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
             assert b'"ready"' in answered(client)
-            post(client, 0.5)
-            time.sleep(0.1)
+            post(client, 2)
+            instance.holds(1)
             instance.process.send_signal(signal.SIGTERM)
-            assert json.loads(answered(client)) == 0.5  # what is in hand is finished
+            assert json.loads(answered(client)) == 2  # a request in flight is finished
         assert instance.process.wait(10) == 0
         assert not os.path.exists(path)
 
 
-def test_nothing_is_left_of_it_when_the_supervisor_is_killed(tmp_path: Path) -> None:
+def test_a_killed_supervisor_leaves_no_socket(tmp_path: Path) -> None:
     with serve(write_artifact(tmp_path / "model", SLOW), tmp_path / "run") as instance:
         name = told(instance)
         instance.process.kill()
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
-            try:
-                dial(name).close()
-            except ConnectionRefusedError:
-                break
-            time.sleep(0.05)
-        assert name.encode() not in Path("/proc/net/unix").read_bytes()
+        eventually(lambda: name.encode() not in Path("/proc/net/unix").read_bytes(), "the socket's end")
+        with pytest.raises(ConnectionRefusedError):
+            dial(name)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually
 from tests.support.instance_process import Instance, serve, write_artifact
 
 SCORE = """
@@ -78,14 +79,22 @@ def room_of_the_socket(server: Instance) -> int:
     """How much of an answer the kernel takes for a client that does not read."""
     with connect(server) as client:
         client.sendall(asking(16 << 20))
-        time.sleep(0.3)
-        table = Path("/proc/net/tcp").read_text().splitlines()[1:]
-        mine = f"{server.port:04X}"
-        return max(
-            int(line.split()[4].split(":")[0], 16)
-            for line in table
-            if line.split()[1].endswith(mine) and line.split()[3] == "01"
-        )
+        rooms = [0]
+
+        def full() -> bool:
+            """It has not grown for a while."""
+            rooms.append(waiting_to_be_sent(server.port))
+            return rooms[-1] > 0 and rooms[-1] == rooms[max(0, len(rooms) - 20)]
+
+        eventually(full, rooms)
+        return rooms[-1]
+
+
+def waiting_to_be_sent(port: int) -> int:
+    """Most bytes in the send queue of a connection of the port."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    queues = [fields[4] for fields in lines if fields[1].endswith(f":{port:04X}") and fields[3] == "01"]
+    return max((int(queue.split(":")[0], 16) for queue in queues), default=0)
 
 
 def test_the_end_of_a_large_answer_may_wait_for_the_reader(server: Instance) -> None:
@@ -96,13 +105,11 @@ def test_the_end_of_a_large_answer_may_wait_for_the_reader(server: Instance) -> 
             client.sendall(asking(room + rest))
             time.sleep(0.02)
             assert len(read_answer(client)) == room + rest + 2
-            asked = time.monotonic()
             client.sendall(asking(1))
-            assert read_answer(client) == b'"x"'
-            assert time.monotonic() - asked < 1.5, f"{rest} beyond the socket's room"
+            assert read_answer(client) == b'"x"', f"{rest} beyond the socket's room"
 
 
-def test_who_does_not_read_is_not_read_from_either(server: Instance) -> None:
+def test_a_client_that_does_not_read_is_not_read_from(server: Instance) -> None:
     before, sent, ahead = memory(server), 0, asking(60_000) * 100
     with connect(server) as client:
         client.settimeout(0.5)
@@ -115,7 +122,7 @@ def test_who_does_not_read_is_not_read_from_either(server: Instance) -> None:
         assert memory(server) - before < 30 << 20, f"after {sent} bytes of requests"
 
 
-def test_what_waits_for_a_slow_reader_is_served_when_it_reads(server: Instance) -> None:
+def test_pipelined_requests_of_a_slow_reader_are_all_answered(server: Instance) -> None:
     with connect(server) as client:
         client.sendall(asking(60_000) * 100 + asking(7))
         time.sleep(0.5)
@@ -125,11 +132,11 @@ def test_what_waits_for_a_slow_reader_is_served_when_it_reads(server: Instance) 
         assert stream.count(b"HTTP/1.1 200 ") == 101
 
 
-def test_who_never_reads_is_left(server: Instance) -> None:
+def test_a_client_that_never_reads_is_disconnected(server: Instance) -> None:
     stuck = [connect(server, 2048) for _ in range(8)]
     for client in stuck:
         client.sendall(asking(60_000) * 80)
     opened = "twofold_connections_open 0.0"  # the one that asks has its answer before it is counted
-    server.wait_until(lambda: opened in server.call("/metrics").body.decode() or None, timeout=15, every=0.5)
+    server.wait_until(lambda: opened in server.call("/metrics").body.decode(), timeout=15)
     for client in stuck:
         client.close()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.eventually import eventually
 from tests.support.instance_process import alive, write_artifact
 from twofold.errors import ExitCode
 from twofold.server import config
@@ -265,9 +266,6 @@ def test_model_that_hangs_is_ended_with_its_children(tmp_path: Path, cache: Path
     done = Checked(write_artifact(tmp_path / "slow", score), cache, load_timeout=1.5)
     error = done.only_error(ExitCode.MODEL)
     assert "longer than 1.5 s" in error.message and "--load-timeout" in error.remedy
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 50, "the model sleeps for 60 s"
     child = int((tmp_path / "pid").read_text())
-    until = time.monotonic() + 5
-    while alive(child) and time.monotonic() < until:
-        time.sleep(0.02)
-    assert not alive(child)
+    eventually(lambda: not alive(child), "the end of its child")

@@ -21,6 +21,7 @@ from mmap import mmap
 from pathlib import Path
 from typing import Any
 
+from tests.support.eventually import eventually_async
 from tests.support.instance_process import alive, descendants, free_port, kill
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.bandwidth.lease import SharedBucket
@@ -29,15 +30,6 @@ from twofold.telemetry.counters import totals
 ROOT = Path(__file__).parents[3]
 START_TIMEOUT = 20.0
 MEMFD = "/memfd:twofold-balance"
-
-
-async def eventually(condition: Callable[[], object], what: object = "", seconds: float = 5.0) -> None:
-    """Until the condition holds. `what` is said if it does not: a text, or a callable that makes one."""
-    until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
-            raise AssertionError(f"not within {seconds} s: {what() if callable(what) else what}")
-        await asyncio.sleep(0.005)
 
 
 @dataclass
@@ -120,8 +112,8 @@ class Balancer:
         return accepting(self.port, self.children())
 
     def rss(self) -> int:
-        """KiB of memory in the proxies."""
-        return sum(_status(pid, "VmRSS") for pid in self.proxies())
+        """KiB of the proxies' own memory; pages of the code that they run are not counted."""
+        return sum(_status(pid, "RssAnon") for pid in self.proxies())
 
     def cpu(self) -> float:
         """Seconds of CPU that the proxies have used."""
@@ -161,7 +153,7 @@ class Balancer:
 
     async def settled(self, seconds: float = 3.0) -> None:
         """Nothing in hand, no client, and as many descriptors as before but for idle connections."""
-        await eventually(lambda: not self._unsettled(), lambda: str(self._unsettled()), seconds)
+        await eventually_async(lambda: not self._unsettled(), lambda: str(self._unsettled()), seconds)
 
     def _unsettled(self) -> dict[str, int]:
         counted = totals(shared_memory.read_counters(self.look()))
@@ -270,8 +262,8 @@ async def _started(balancer: Balancer) -> None:
             raise AssertionError(f"did not start: {balancer.process.poll()}\n{balancer.printed()}")
         return "balancing on" in balancer.printed()
 
-    await eventually(accepts, balancer.printed, START_TIMEOUT)
-    await eventually(balancer.proxies, "a proxy", 5)
+    await eventually_async(accepts, balancer.printed, START_TIMEOUT)
+    await eventually_async(balancer.proxies, "a proxy", 5)
     named = balancer.upstreams.read_text().split()
-    await eventually(lambda: all(map(balancer.state, named)), balancer.printed, 5)
+    await eventually_async(lambda: all(map(balancer.state, named)), balancer.printed, 5)
     balancer.remember_fds()

@@ -1,4 +1,4 @@
-"""A load balancer's bandwidth in simulated time: the real throttles over one shared bucket, no sockets.
+"""A load balancer's bandwidth in simulated time: the real limiters over one shared bucket, no sockets.
 
 Pure but for a memory of its own.  Time passes only from event to event; timers fire late by up to
 `lateness`, and in whole milliseconds, as those of a busy event loop do.
@@ -67,7 +67,7 @@ class Loop:
 
 
 class Balancer:
-    """`proxies` throttles over one bucket; what passes is written down as (ns, bytes)."""
+    """`proxies` limiters over one bucket; what passes is written down as (ns, bytes)."""
 
     def __init__(self, loop: Loop, rate: int, proxies: int = 1) -> None:
         self.loop = loop
@@ -75,23 +75,23 @@ class Balancer:
         self.shared = shared_memory.attach(self.fd)
         self.bucket = SharedBucket(self.shared, self.fd, lambda: loop.now)
         self.bucket.set_rate(rate)
-        self.meters = [Lease(self.bucket, number=n if proxies > 1 else None) for n in range(proxies)]
-        self.throttles = [BandwidthLimiter(meter, 1.0, lambda: loop.now) for meter in self.meters]
+        self.leases = [Lease(self.bucket, number=n if proxies > 1 else None) for n in range(proxies)]
+        self.limiters = [BandwidthLimiter(lease, 1.0, lambda: loop.now) for lease in self.leases]
         self.passed: list[tuple[int, int]] = []
         self.dead: list[BandwidthLimiter] = []
-        for limiter in self.throttles:
+        for limiter in self.limiters:
             limiter.start(cast(asyncio.AbstractEventLoop, loop))
             loop.at(loop.now + loop.dice.randrange(TICK), partial(self._tick, limiter))
 
     def close(self) -> None:
-        for meter in self.meters:
-            meter.share.close()
+        for lease in self.leases:
+            lease.share.close()
         self.shared.close()
         os.close(self.fd)
 
     def kill(self, number: int) -> None:
         """It does nothing any more, and nothing is tidied up."""
-        self.dead.append(self.throttles[number])
+        self.dead.append(self.limiters[number])
 
     def _tick(self, limiter: BandwidthLimiter) -> None:
         if limiter in self.dead:
@@ -129,7 +129,7 @@ class Elephant:
 
 
 @dataclass
-class Predicts:
+class PredictTraffic:
     """Small requests at random times, `a_second` on average; `waits` is how long each waited, in ns."""
 
     balancer: Balancer

@@ -35,7 +35,7 @@ class Toxics:
 
 
 @dataclass
-class Chaos:
+class ChaosProxy:
     """Listens on `port` for what is meant for `target`. `up`: to the instance; `down`: from it."""
 
     target: int
@@ -57,7 +57,7 @@ class Chaos:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def start(self) -> Chaos:
+    async def start(self) -> ChaosProxy:
         self._listener = listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setblocking(False)

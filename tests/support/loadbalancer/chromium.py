@@ -12,9 +12,10 @@ import select
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
+
+from tests.support.eventually import eventually
 
 PROGRAM = shutil.which("chromium")
 QUIET = (
@@ -58,11 +59,7 @@ class Browser:
 
     def wait(self, script: str) -> Any:
         """Until it is true in the page."""
-        until = time.monotonic() + PATIENCE
-        while not (found := self.evaluate(script)):
-            assert time.monotonic() < until, f"not in {PATIENCE} s: {script}\n{self.text()}"
-            time.sleep(0.05)
-        return found
+        return eventually(lambda: self.evaluate(script), lambda: f"{script}\n{self.text()}", PATIENCE)
 
     def text(self) -> str:
         return str(self.evaluate("document.body.innerText"))

@@ -14,13 +14,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from mmap import mmap
 from pathlib import Path
 from typing import Any
 
+from tests.support.eventually import eventually
 from twofold.loadbalancer import shared_memory
 from twofold.telemetry import histograms
 
@@ -28,14 +28,7 @@ ROOT = Path(__file__).parents[3]
 PATIENCE = 10.0
 
 
-def eventually(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
-
-
-class PretendedProxy:
+class FakeProxy:
     """Shows what a proxy of this number would."""
 
     def __init__(self, shared: mmap, number: int = 0) -> None:
@@ -67,7 +60,7 @@ class PretendedProxy:
             row[word] = value
 
 
-class Overseen:
+class ControllerProcess:
     """`folder` has the admin socket; `shared` is what the controller and the proxies share."""
 
     def __init__(self, folder: Path, options: Mapping[str, object]) -> None:
@@ -151,8 +144,8 @@ class Overseen:
 
 
 @contextmanager
-def overseen(folder: Path, **options: object) -> Iterator[Overseen]:
-    made = Overseen(folder, options)
+def running_controller(folder: Path, **options: object) -> Iterator[ControllerProcess]:
+    made = ControllerProcess(folder, options)
     try:
         made.start()
         yield made

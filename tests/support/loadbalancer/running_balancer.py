@@ -1,4 +1,4 @@
-"""Where tests of the load balancer play: one that several of them share, or one of their own.
+"""A load balancer before scripted instances: one that several tests share, or one for a single test.
 
 The shared one has its loop in a thread, which runs between tests, too, so that the instance goes on
 answering probes.
@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 import uvloop
 
 from tests.support.loadbalancer.balancer_process import Balancer, balance
-from tests.support.loadbalancer.chaos_proxy import Chaos
-from tests.support.loadbalancer.scripted_instance import Origin, Play, echo, served
+from tests.support.loadbalancer.chaos_proxy import ChaosProxy
+from tests.support.loadbalancer.scripted_instance import Handler, Origin, echo, responding_after
 
 T = TypeVar("T")
 
 
-class Stage:
-    """`run` plays a coroutine on the loop; `origin` is the only instance of `balancer`."""
+class RunningBalancer:
+    """`run` awaits a coroutine on the loop; `origin` is the only instance of `balancer`."""
 
     balancer: Balancer
     origin: Origin
@@ -44,13 +44,13 @@ class Stage:
     def port(self) -> int:
         return self.balancer.port
 
-    def run(self, play: Coroutine[Any, Any, T], timeout: float = 60.0) -> T:
-        return asyncio.run_coroutine_threadsafe(play, self._loop).result(timeout)
+    def run(self, scenario: Coroutine[Any, Any, T], timeout: float = 60.0) -> T:
+        return asyncio.run_coroutine_threadsafe(scenario, self._loop).result(timeout)
 
-    def on(self, play: Play) -> Origin:
-        """What the instance does from now on; what it was asked before is forgotten."""
-        self.origin.play = play
-        self.origin.asked.clear()
+    def handle_with(self, handler: Handler) -> Origin:
+        """What the instance does from now on; earlier exchanges are forgotten."""
+        self.origin.handler = handler
+        self.origin.exchanges.clear()
         return self.origin
 
     async def _open(self, folder: Path, options: tuple[str, ...]) -> None:
@@ -68,40 +68,40 @@ class Stage:
 
 
 @dataclass
-class Scene:
-    """Four instances behind a load balancer, the first perhaps by a way that can be spoilt."""
+class BalancedPool:
+    """Four instances behind a load balancer, the first perhaps by a network that can fail."""
 
     lb: Balancer
     origins: list[Origin]
-    ways: list[Chaos]
+    chaos: list[ChaosProxy]
 
     @property
     def url(self) -> str:
-        """Of the instance that has the trouble."""
-        return self.ways[0].url if self.ways else self.origins[0].url
+        """Of the instance that fails."""
+        return self.chaos[0].url if self.chaos else self.origins[0].url
 
 
-def act(scenario: Coroutine[Any, Any, None]) -> None:
-    """Play it on a loop of its own."""
+def run_scenario(scenario: Coroutine[Any, Any, None]) -> None:
+    """On a loop of its own."""
     uvloop.run(scenario)
 
 
 @asynccontextmanager
-async def scene(
+async def balanced_pool(
     folder: Path,
     *options: str,
     service: float = 0.01,
-    spoilt: bool = False,
+    with_chaos: bool = False,
     limit: Callable[[], None] | None = None,
-) -> AsyncIterator[Scene]:
-    """Four instances of two workers each, that take `service` seconds; with `spoilt`, one by a detour."""
+) -> AsyncIterator[BalancedPool]:
+    """Four instances, two workers each, `service` seconds a request; `with_chaos`: one behind ChaosProxy."""
     async with AsyncExitStack() as stack:
-        origins = [await Origin(served(service)).start() for _ in range(4)]
+        origins = [await Origin(responding_after(service)).start() for _ in range(4)]
         for origin in origins:
             stack.push_async_callback(origin.stop)
-        ways = [await Chaos(origins[0].port).start()] if spoilt else []
-        for way in ways:
-            stack.push_async_callback(way.stop)
-        urls = [way.url for way in ways] + [origin.url for origin in origins[len(ways) :]]
+        chaos = [await ChaosProxy(origins[0].port).start()] if with_chaos else []
+        for proxy in chaos:
+            stack.push_async_callback(proxy.stop)
+        urls = [proxy.url for proxy in chaos] + [origin.url for origin in origins[len(chaos) :]]
         lb = await stack.enter_async_context(balance(folder, *options, instances=urls, limit=limit))
-        yield Scene(lb, origins, ways)
+        yield BalancedPool(lb, origins, chaos)

@@ -1,7 +1,7 @@
 """An instance that does what a test tells it to, byte by byte: a server on the test's own event loop.
 
-Loopback only. `GET /health` is answered as an instance of ours answers it; everything else is played
-by `origin.play`, which may be exchanged at any time and holds for requests that come afterwards.
+Loopback only. `GET /health` is answered as an instance of ours answers it; everything else by
+`origin.handler`, which may be replaced at any time and holds for requests that come afterwards.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ class Exchange:
         found = _LENGTH.search(head)
         self.length = int(found[1]) if found else 0
         self.body = bytearray()
-        self.began = asyncio.get_running_loop().time()
-        self.left_at = 0.0  # when the load balancer closed the connection
-        self._news: asyncio.Future[None] | None = None
+        self._change: asyncio.Future[None] | None = None
 
     @property
     def target(self) -> str:
@@ -60,28 +58,28 @@ class Exchange:
     def gone(self) -> bool:
         return self.connection.lost
 
-    async def news(self) -> None:
+    async def changed(self) -> None:
         """Until more of the body has come, or the load balancer has gone."""
         if not self.gone:
-            self._news = asyncio.get_running_loop().create_future()
-            await self._news
+            self._change = asyncio.get_running_loop().create_future()
+            await self._change
 
-    def stir(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+    def notify(self) -> None:
+        if self._change is not None and not self._change.done():
+            self._change.set_result(None)
 
     async def whole(self) -> bytes:
         """The body, when all of it is here."""
         while not self.complete:
             if self.gone:
                 raise Gone
-            await self.news()
+            await self.changed()
         return bytes(self.body)
 
     async def abandoned(self) -> None:
         """Until the load balancer closes the connection."""
         while not self.gone:
-            await self.news()
+            await self.changed()
 
     def send(self, data: bytes) -> None:
         self.connection.transport.write(data)
@@ -111,8 +109,7 @@ class Connection(asyncio.Protocol):
         self.lost = True
         self.origin.connections.discard(self)
         if self.exchange is not None:
-            self.exchange.left_at = asyncio.get_running_loop().time()
-            self.exchange.stir()
+            self.exchange.notify()
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -131,34 +128,34 @@ class Connection(asyncio.Protocol):
         missing = exchange.length - len(exchange.body)
         exchange.body += self.buffer[:missing]
         del self.buffer[:missing]
-        exchange.stir()
+        exchange.notify()
         if fresh:
             self.origin.take(exchange)
 
     def done(self) -> None:
-        """The exchange was played; what is missing of its body is not waited for."""
+        """The handler has ended; what is missing of the body is not waited for."""
         self.exchange = None
         if self.buffer and not self.lost:
             self.step()
 
 
-Play = Callable[[Exchange], Awaitable[None]]
+Handler = Callable[[Exchange], Awaitable[None]]
 
 
 class Origin:
-    """`workers`: what its health says, and what `served` keeps busy. `asked`: everything but probes."""
+    """`workers`: as its health says, and as `responding_after` keeps busy. `exchanges`: all but probes."""
 
-    def __init__(self, play: Play, workers: int = 2, port: int = 0) -> None:
-        self.play = play
+    def __init__(self, handler: Handler, workers: int = 2, port: int = 0) -> None:
+        self.handler = handler
         self.workers = workers
         self.port = port
-        self.well = True
-        self.local = ""  # the Unix socket that its health tells of
+        self.healthy = True
+        self.unix_socket = ""  # as its health tells
         self.accepted = 0
         self.probes = 0
         self.inside = 0
         self.most_inside = 0
-        self.asked: deque[Exchange] = deque(maxlen=REMEMBERED)
+        self.exchanges: deque[Exchange] = deque(maxlen=REMEMBERED)
         self.connections: set[Connection] = set()
         self.slots = asyncio.Semaphore(workers)
         self._server: asyncio.Server | None = None
@@ -195,23 +192,23 @@ class Origin:
         if exchange.target == "/health":
             self._tell_health(exchange)
             return
-        self.asked.append(exchange)
+        self.exchanges.append(exchange)
         self.inside += 1
         self.most_inside = max(self.most_inside, self.inside)
-        task = asyncio.get_running_loop().create_task(self._play(exchange))
+        task = asyncio.get_running_loop().create_task(self._handle(exchange))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _tell_health(self, exchange: Exchange) -> None:
         self.probes += 1
-        told = {"replicas": [{"state": "ready"}] * self.workers, "socket": self.local}
+        told = {"replicas": [{"state": "ready"}] * self.workers, "socket": self.unix_socket}
         body = json.dumps(told).encode()
-        exchange.send(answer(body, status=200 if self.well else 503))
+        exchange.send(answer(body, status=200 if self.healthy else 503))
         exchange.connection.transport.close()
 
-    async def _play(self, exchange: Exchange) -> None:
+    async def _handle(self, exchange: Exchange) -> None:
         try:
-            await self.play(exchange)
+            await self.handler(exchange)
         except Gone:
             pass
         finally:
@@ -230,7 +227,7 @@ def reset(transport: asyncio.WriteTransport) -> None:
     transport.abort()
 
 
-# ---------------------------------------------------------------------- answers, and plays that give them
+# ---------------------------------------------------------------------- answers, and handlers that give them
 
 
 def answer(body: bytes = b'{"prediction":1}', status: int = 200, fields: bytes = b"") -> bytes:
@@ -251,37 +248,37 @@ STREAM = (
 )
 
 
-def saying(data: bytes) -> Play:
+def responding(data: bytes) -> Handler:
     """The same bytes for every request, when it is here whole."""
 
-    async def play(exchange: Exchange) -> None:
+    async def handler(exchange: Exchange) -> None:
         await exchange.whole()
         exchange.send(data)
 
-    return play
+    return handler
 
 
-def saying_and_closing(data: bytes) -> Play:
-    async def play(exchange: Exchange) -> None:
+def responding_and_closing(data: bytes) -> Handler:
+    async def handler(exchange: Exchange) -> None:
         await exchange.whole()
         exchange.send(data)
         exchange.close()
 
-    return play
+    return handler
 
 
-def served(seconds: float, data: bytes | None = None) -> Play:
+def responding_after(seconds: float, data: bytes | None = None) -> Handler:
     """Each request keeps a worker busy for so long."""
     said = answer() if data is None else data
 
-    async def play(exchange: Exchange) -> None:
+    async def handler(exchange: Exchange) -> None:
         await exchange.whole()
         async with exchange.origin.slots:
             await asyncio.sleep(seconds)
         if not exchange.gone:
             exchange.send(said)
 
-    return play
+    return handler
 
 
 async def echo(exchange: Exchange) -> None:
@@ -289,6 +286,6 @@ async def echo(exchange: Exchange) -> None:
     exchange.send(answer(await exchange.whole()))
 
 
-async def never(exchange: Exchange) -> None:
+async def never_responding(exchange: Exchange) -> None:
     """It takes the request, and that is all."""
     await exchange.abandoned()

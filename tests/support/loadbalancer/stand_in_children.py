@@ -2,7 +2,8 @@
 
 A stand-in proxy answers a line with a line: `who` with its number, its pid and its bandwidth; `sleep S`
 the same after S seconds; `die` not at all.  A bandwidth of 13 Mbps makes a proxy that cannot start, and
-one of 14 a proxy that never accepts.
+one of 14 a proxy that never accepts.  What a proxy has read stands in the file `received`, and the pid of
+a program that checks settings in `checking`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ async def serve(place: ProxyContext) -> None:
     async def talk(client: socket.socket) -> None:
         asked = await loop.sock_recv(client, 100)
         word, _, argument = asked.decode().strip().partition(" ")
+        with Path("received").open("a") as received:
+            received.write(f"{word}\n")
         if word == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if word == "sleep":
@@ -98,6 +101,7 @@ LIVES = ChildEntries(proxy, controller, preload=(), modules=())
 def balance(settings: Config, check: bool) -> int:
     startup_checks.verify(settings)
     if check:
+        Path("checking").write_text(str(os.getpid()))
         time.sleep(float(os.environ.get("CHECK_TAKES", "0")))
         startup_checks.load(LIVES)
         print(CATALOGUE.to_json(settings))

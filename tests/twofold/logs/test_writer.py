@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.eventually import eventually
 from twofold.logs import sinks
 from twofold.logs import writer as log_writer
 
@@ -49,13 +50,6 @@ def numbers(*paths: Path) -> list[int]:
     return found
 
 
-def eventually(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
-
-
 def written(path: Path) -> int:
     """LineBuffer so far; to be waited for, as the log writer may be writing one right now."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
@@ -64,6 +58,12 @@ def written(path: Path) -> int:
 def drained(writer: log_writer.PipeWriter) -> bool:
     writer.flush()
     return not writer.pending
+
+
+def send(writer: log_writer.PipeWriter, lines: bytes) -> None:
+    """Until the pipe has all of it: what the writer holds back is lost when the test closes the pipe."""
+    assert writer.write(lines) == 0
+    eventually(lambda: drained(writer), "room in the pipe")
 
 
 class Running:
@@ -135,7 +135,7 @@ def test_streams_go_to_their_files_and_the_last_words_are_kept(start: START, tmp
     )  # fmt: skip
     writer = log_writer.PipeWriter(running.writing[0])
     for number in range(1000):
-        assert writer.write(line(number)) == 0
+        send(writer, line(number))
     os.write(running.writing[1], line(7))
     os.write(running.writing[2], b"Fatal Python error: Segmentation fault\n\x18no end")
     running.end()
@@ -162,9 +162,9 @@ def test_rotation_keeps_what_it_should(start: START, tmp_path: Path) -> None:
     running = start(directory=str(tmp_path), max_bytes=10_000, keep=2)
     writer = log_writer.PipeWriter(running.writing[0])
     for number in range(0, 400, 100):  # both by the line and more than a file at once
-        writer.write(b"".join(line(each) for each in range(number, number + 60)))
+        send(writer, b"".join(line(each) for each in range(number, number + 60)))
         for each in range(number + 60, number + 100):
-            writer.write(line(each))
+            send(writer, line(each))
     running.end()
     paths = [tmp_path / name for name in ("access.log.2", "access.log.1", "access.log")]
     assert sorted(tmp_path.glob("access*")) == sorted(paths)
@@ -244,15 +244,14 @@ def test_a_disk_of_one_megabyte_fills_up_and_is_emptied(start: START, tmp_path: 
     writer = log_writer.PipeWriter(running.writing[0])
     block = b"".join(line(number) for number in range(500))
     for _ in range(12):
-        assert writer.write(block) == 0
-        eventually(lambda: drained(writer), "the log writer keeps reading")
+        send(writer, block)
     eventually(running.dropped, "a full disk")
     eventually(lambda: written(inside) + running.dropped() == 6000, "every line is written or counted")
     assert len(numbers(inside)) + running.dropped() == 6000
     assert 0.9 * 2**20 < inside.stat().st_size <= 2**20
     os.truncate(inside, 0)
     dropped = running.dropped()
-    writer.write(line(1))
+    send(writer, line(1))
     eventually(lambda: written(inside) == 1, "logging again")
     assert numbers(inside) == [1]
     running.end()
@@ -353,7 +352,7 @@ def test_a_writer_killed_in_mid_line_leaves_whole_lines(start: START, tmp_path: 
         writer.communicate()
         running.process.send_signal(signal.SIGCONT)
         eventually(lambda: not pending(fd), "the log writer has read everything")
-    log_writer.PipeWriter(fd).write(line(1))
+    send(log_writer.PipeWriter(fd), line(1))
     running.end()
     found = numbers(tmp_path / "access.log")
     assert found[-1] == 1
@@ -369,7 +368,7 @@ def pending(fd: int) -> int:
 def test_half_a_line_of_a_dead_writer_is_called_off_and_counted(start: START, tmp_path: Path) -> None:
     running = start(directory=str(tmp_path))
     os.write(running.writing[0], line(1) + line(2)[:50])
-    log_writer.PipeWriter(running.writing[0]).write(line(3))
+    send(log_writer.PipeWriter(running.writing[0]), line(3))
     running.end()
     assert numbers(tmp_path / "access.log") == [1, 3]
     assert running.dropped() == 1
@@ -444,11 +443,10 @@ def test_a_writer_holds_back_what_the_pipe_does_not_take() -> None:
 def test_a_line_without_end_does_not_fill_the_memory(start: START, tmp_path: Path) -> None:
     running = start(directory=str(tmp_path))
     writer = log_writer.PipeWriter(running.writing[0])
-    writer.write(line(1))
+    send(writer, line(1))
     for _ in range(3 * sinks.MAX_LINE // 65536):
-        writer.write(b"x" * 65536)
-        eventually(lambda: drained(writer), "room in the pipe")
-    writer.write(b"\n" + line(2))
+        send(writer, b"x" * 65536)
+    send(writer, b"\n" + line(2))
     running.end()
     assert numbers(tmp_path / "access.log") == [1, 2]
     assert running.dropped() == 1
@@ -472,8 +470,7 @@ def test_the_log_writer_is_small(start: START, tmp_path: Path) -> None:
     running = start(directory=str(tmp_path))
     writer = log_writer.PipeWriter(running.writing[0])
     for _ in range(100):
-        writer.write(line(1) * 500)
-        eventually(lambda: drained(writer), "room in the pipe")
+        send(writer, line(1) * 500)
     modules = subprocess.run(
         [sys.executable, "-c", "import sys; from twofold.logs import writer; print(*sys.modules)"],
         cwd=ROOT, capture_output=True, text=True, check=True,

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.loadbalancer.balancer_process import balance
 from tests.support.loadbalancer.http_clients import once, post
-from tests.support.loadbalancer.running_balancer import act
+from tests.support.loadbalancer.running_balancer import run_scenario
 from tests.support.loadbalancer.scripted_instance import Origin, echo
 from twofold.loadbalancer.cli.control import AdminClient
 from twofold.native import build, load
@@ -135,4 +135,4 @@ def test_both_forms_serve_and_say_which_they_are(form: str, tmp_path: Path) -> N
             found = await asyncio.to_thread(AdminClient(str(lb.folder / "admin.sock")).state)
             assert found["compiled"] is (form == "compiled")
 
-    act(scenario())
+    run_scenario(scenario())

@@ -208,7 +208,7 @@ def test_hostile_heads_cost_no_more_than_long_ones() -> None:
     ):
         with pytest.raises(BadRequest):
             parse_head(data)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 # ---------------------------------------------------------------- properties
