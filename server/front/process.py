@@ -16,6 +16,7 @@ import uvloop
 from twofold.logs.console import say
 from twofold.logs.journal import AccessJournal
 from twofold.process import worker
+from twofold.process.heartbeat import Heartbeat
 from twofold.server.config import Config
 from twofold.server.front import asgi, request_counts, responses, route, timeouts
 from twofold.server.front.api import create_app
@@ -60,6 +61,7 @@ class Front:
             place.config.log.deployment_id or "twofold",
         )  # fmt: skip
         self.cells = counters.cells
+        self._heart = Heartbeat(metrics.heartbeats(place.memory), place.number)
         self.journal = self.access_journal.entries
         self.rules = RouteRules(place.layout.max_body, self.http.root_ocid)
         self.memo: HeadMemo[RoutePlan] = HeadMemo()
@@ -112,6 +114,7 @@ class Front:
 
     def tick(self) -> None:
         """Every TICK_S: deadlines, counts, and once a second the date and the connections that are late."""
+        self._heart.beat()
         loop = asyncio.get_running_loop()
         self.now_s = loop.time()
         self.dispatch.tick()

@@ -16,18 +16,23 @@ preload: "none" leaves all to the replica; "imports" imports what score.py impor
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
+import mmap
 import os
+import select
 import signal
-import socket
 import sys
 import time
 import traceback
-from typing import Any
+from typing import Any, Iterator
 
-from . import loop, model, prctl
+from . import loop, model, prctl, slots
 from .inherited import EXIT_LOAD_FAILED, Inherited
+
+READ_SIZE = 65536
+BEAT_MS = 1000  # at most, between two signs of life
 
 
 def main() -> None:
@@ -43,13 +48,33 @@ def main() -> None:
         sys.exit(EXIT_LOAD_FAILED)
     gc.collect()
     gc.freeze()
-    orders = socket.socket(fileno=inherited.control).makefile("r", encoding="utf-8")
-    for line in iter(orders.readline, ""):
-        order = json.loads(line)
+    faulthandler.enable()  # a SIGABRT of the watchdog prints where it hangs
+    for order in orders(inherited):
         try:
             fork_replica(inherited, order, preloaded)
         except OSError as error:  # EAGAIN: the process table or a limit is full
             inherited.report("not_forked", replica=order["replica"], error=str(error))
+
+
+def orders(inherited: Inherited) -> Iterator[dict[str, Any]]:
+    """The supervisor's orders until it closes its end; between them, a sign of life once a second."""
+    control = mmap.mmap(inherited.memory, slots.CONTROL_SIZE)
+    offset = slots.HEARTBEATS_OFFSET + slots.FORK_SERVER_BEAT * slots.HEARTBEAT.size
+    poll = select.poll()
+    poll.register(inherited.control, select.POLLIN)
+    rest = b""
+    while True:
+        slots.HEARTBEAT.pack_into(control, offset, int(time.monotonic() * 1e9))
+        if not poll.poll(BEAT_MS):
+            continue
+        chunk = os.read(inherited.control, READ_SIZE)
+        if not chunk:
+            return
+        lines = (rest + chunk).split(b"\n")
+        rest = lines.pop()
+        for line in lines:
+            yield json.loads(line.decode("utf-8"))
+            slots.HEARTBEAT.pack_into(control, offset, int(time.monotonic() * 1e9))
 
 
 def preload(inherited: Inherited) -> model.Model | None:

@@ -64,6 +64,14 @@ DRAINING = 8
 STATUS_SEQUENCE = 12  # which half of the instance status is whole: sequence % 2
 UNAVAILABLE = 16  # 1 when no replica is ready and none is about to be: fronts refuse at once
 
+# Heartbeats, behind the control words: 64-bit, each stamped (CLOCK_MONOTONIC, ns) by the one process that it
+# belongs to: the fronts by number, then these two.
+HEARTBEATS_OFFSET = 2048
+HEARTBEAT = struct.Struct("<Q")
+LOG_WRITER_BEAT = MAX_FRONTS
+FORK_SERVER_BEAT = MAX_FRONTS + 1
+HEARTBEATS = MAX_FRONTS + 2
+
 # Replica words: 64-bit counters of one replica.
 REPLICA_WORDS = struct.Struct("<QQQQQQQQ")
 REQUESTS_SERVED = 0

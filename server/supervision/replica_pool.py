@@ -39,6 +39,7 @@ HANG_GRACE_S = 0.25  # past its deadline before a replica counts as hung
 ABORT_GRACE_S = 1.0  # between SIGABRT, which makes it say where it hangs, and SIGKILL
 TRIAL_TIMEOUT_S = 30.0  # for the first replica forked from a loaded model
 ORDER_AGAIN_S = 0.1  # the fork server has ended, and its successor is about to start
+FORK_SERVER = "fork_server"  # a reason of twofold_replica_restarts_total
 MAX_UNKNOWN_ENDS = 64
 
 
@@ -206,6 +207,7 @@ class ReplicaPool:
     def _fork_server_ended(self, status: int, now_s: float) -> None:
         """Its replicas go on; those that it had not forked are ordered again."""
         self.fork_server.ended(status)
+        self.incidents.count_restart(FORK_SERVER)
         for replica in self.replicas:
             if replica.state == State.LOADING and not replica.pid:
                 replica.die("the fork server ended before it was forked", useful=False, now_s=now_s)

@@ -9,6 +9,7 @@ into a pipe.  It is the subreaper of all below it: every end arrives here, and a
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
@@ -25,7 +26,9 @@ from twofold.process.backoff import Backoff
 from twofold.process.child import Child, RestartPolicy
 from twofold.process.exit_status import how
 from twofold.process.forking import reap
+from twofold.process.heartbeat import Heartbeat
 from twofold.process.signals import STOP_SIGNALS, SignalPipe
+from twofold.process.watchdog import Watchdog
 from twofold.server.artifact.artifact import Artifact
 from twofold.server.config import Config
 from twofold.server.environment.environment import Environment
@@ -84,11 +87,14 @@ class Supervisor:
     failed: TwofoldError | None = None
     announced: bool = False
     signals: SignalPipe = field(init=False)
+    watchdog: Watchdog = field(init=False)
     _reports: bytes = b""
+    _watched_pid: int = 0  # of the fork server
     _published_at: float = 0.0
 
     def run(self) -> ExitCode:
         self.signals = SignalPipe()
+        self.watchdog = Watchdog(metrics.heartbeats(self.channels.memory), now_s=time.monotonic())
         self.pool.step_availability()
         self._make_children()
         try:
@@ -127,6 +133,7 @@ class Supervisor:
         if not self.stop.requested_at:
             self._restart(now)
             self.pool.step(now)
+            self._end_silent(now)
         if serves := not self.announced and self.pool.settled():
             self.pool.measure_sharing()
         self._publish(now)
@@ -171,10 +178,11 @@ class Supervisor:
     # ------------------------------------------------------------------ our own children
 
     def _make_children(self) -> None:
-        self.children.append(Child(LOG_WRITER, RESTARTS, self._be_log_writer))
+        self.children.append(Child(LOG_WRITER, RESTARTS, self._be_log_writer, beat=slots.LOG_WRITER_BEAT))
         if self.listeners is not None:
             for number in range(self.channels.layout.fronts):
-                self.children.append(Child(FRONT, RESTARTS, partial(self._be_front, number), number))
+                life = partial(self._be_front, number)
+                self.children.append(Child(FRONT, RESTARTS, life, number, beat=number))
         elif self.embedder is not None:
             _send_plumbing(self.embedder, self.channels)
 
@@ -217,13 +225,15 @@ class Supervisor:
             settings.log_dir, int(settings.log_max_mb * channels.MEGABYTE), settings.log_keep,
             settings.deployment_id or "twofold",
         )  # fmt: skip
-        writer.run(inputs, destination, dropped)
+        heart = Heartbeat(metrics.heartbeats(pipes.memory), slots.LOG_WRITER_BEAT)
+        writer.run(inputs, destination, dropped, heart.beat)
         return int(ExitCode.OK)
 
     def _ended(self, pid: int, status: int, now: float) -> bool:
         child = next((child for child in self.children if child.pid == pid), None)
         if child is None:
             return False
+        self.watchdog.forget(child.beat)
         child.ended(now)
         if not self.stop.requested_at:
             ending = how(os.waitstatus_to_exitcode(status))
@@ -234,9 +244,25 @@ class Supervisor:
     def _start(self, child: Child, now: float) -> None:
         try:
             child.start(now)
+            self.watchdog.watch(child.beat, child.pid)
         except OSError as error:
             child.failed(now, child.failures + 1)
             self.announce(Note(f"cannot start {child.name}: {error.strerror}; trying again"))
+
+    def _end_silent(self, now: float) -> None:
+        """Children that hang are told to end. The fork server is watched from its first heartbeat on."""
+        fork_server = self.pool.fork_server.pid
+        if fork_server != self._watched_pid:
+            self._watched_pid = fork_server
+            self.watchdog.forget(slots.FORK_SERVER_BEAT)
+            if fork_server:  # it may load a model for as long as load_timeout
+                self.watchdog.watch(slots.FORK_SERVER_BEAT, fork_server, math.inf)
+        names = {child.beat: child.name for child in self.children}
+        for alarm in self.watchdog.look(now):
+            if alarm.number == signal.SIGABRT:
+                name = names.get(alarm.index, "the fork server")
+                self.pool.incidents.note(f"{name} hangs: no sign of life for {alarm.silent_s:.0f} s")
+            os.kill(alarm.pid, alarm.number)
 
     def _restart(self, now: float) -> None:
         for child in self.children:

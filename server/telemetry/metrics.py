@@ -40,6 +40,11 @@ LOG_WRITER = slots.MAX_FRONTS - 1  # the log writer's block: no front may have t
 GAUGES = (OPEN_CONNECTIONS, REQUESTS_INSIDE)
 
 
+def heartbeats(memory: mmap.mmap) -> memoryview:
+    """The 64-bit words that fronts, log writer and fork server stamp."""
+    return counters.words(memory, slots.HEARTBEATS_OFFSET, slots.HEARTBEATS)
+
+
 def open_counters(memory: mmap.mmap, block: int) -> counters.Counters:
     """The counters of the one process that writes this block."""
     return counters.Counters(counters.words(memory, _start(block), CELLS), GAUGES)

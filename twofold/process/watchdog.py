@@ -65,6 +65,7 @@ class _Watched:
     silent_s: float = 0.0
     schedule: Schedule | None = None
     aborted_s: float = 0.0  # `silent_s` at SIGABRT; 0: not sent
+    start_patience_s: float = START_PATIENCE_S
 
 
 class Watchdog:
@@ -77,10 +78,10 @@ class Watchdog:
         self._looked_s = now_s
         self._watched: dict[int, _Watched] = {}
 
-    def watch(self, index: int, pid: int) -> None:
+    def watch(self, index: int, pid: int, start_patience_s: float = START_PATIENCE_S) -> None:
         """A child has started, whose heartbeat is the word at `index`."""
         self._words[index] = 0
-        self._watched[index] = _Watched(pid)
+        self._watched[index] = _Watched(pid, start_patience_s=start_patience_s)
 
     def adopt(self, index: int, pid: int) -> None:
         """As `watch`, for a child that beats already."""
@@ -110,7 +111,7 @@ class Watchdog:
         if one.aborted_s:
             due = one.silent_s - one.aborted_s >= KILL_AFTER_S
             return Alarm(index, one.pid, signal.SIGKILL, one.silent_s) if due else None
-        if one.silent_s < (PATIENCE_S if stamp else START_PATIENCE_S):
+        if one.silent_s < (PATIENCE_S if stamp else one.start_patience_s):
             return None
         one.aborted_s = one.silent_s
         return Alarm(index, one.pid, signal.SIGABRT, one.silent_s)
