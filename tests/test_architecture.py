@@ -71,7 +71,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "loadbalancer.supervision": {
         "", "loadbalancer", "loadbalancer.access", "loadbalancer.bandwidth", "loadbalancer.control",
-        "loadbalancer.proxy", "logs", "process",
+        "loadbalancer.proxy", "logs", "native", "process",
     },
     "loadbalancer.cli": {"", "cli", "loadbalancer", "loadbalancer.supervision", "logs"},
 }  # fmt: skip

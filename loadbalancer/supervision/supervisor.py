@@ -33,6 +33,7 @@ from twofold.loadbalancer.config import CATALOGUE, Config
 from twofold.loadbalancer.supervision import reload_check
 from twofold.loadbalancer.supervision.exec_handover import ExecHandover
 from twofold.loadbalancer.supervision.resources import NUMBERS, ChildEntries, Resources
+from twofold.native import load
 from twofold.process.backoff import Backoff
 from twofold.process.child import Child, Life, RestartPolicy
 from twofold.process.exit_status import how
@@ -358,6 +359,10 @@ def _retired(resources: Resources, facts: dict[str, Any]) -> Child:
 
 def start(config: Config, lives: ChildEntries, announce: Announce) -> ExitCode:
     """Balance until told to stop; the exit code of whatever ended it."""
+    if not load.used() and not os.environ.get(load.SWITCH):
+        announce(
+            "info", "the hot path is interpreted: `python -m twofold.native.build` compiles it, in a minute"
+        )
     fd = shared_memory.create()
     resources = Resources(config, lives, fd, shared_memory.attach(fd))
     return Supervisor(resources, announce, GenerationProgress(time.monotonic(), first=True), _command()).run()
