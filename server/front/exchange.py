@@ -140,9 +140,9 @@ class HttpExchange:
         plan, front, now_ns, started_ns = self.plan, self.front, self.dispatch.now_ns, self.started_ns
         # now_ns may be older than a request that came since the last answers and has failed already.
         total_us = (now_ns - started_ns) // 1000 if 0 < started_ns < now_ns else 0
-        wall_ns = now_ns + front.wall_offset_ns
         front.journal.append((
-            (wall_ns, plan.message, status, predict_us, self.request_id, sent, total_us),
+            (now_ns + front.wall_offset_ns, plan.message, status, predict_us,
+             self.request_id, sent, total_us),
             queue_us, encode_us, plan.length, body,
         ))  # fmt: skip
         self.request_id = b""
