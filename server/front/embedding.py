@@ -87,28 +87,28 @@ class SlotBackend:
         waiting = _EmbeddedCall(dispatch, len(body))
         dispatch.submit(waiting, slot, len(body), kind, minted)
         try:
-            outcome, payload, spent = await waiting.done
+            outcome, payload, server_timing = await waiting.done
         except asyncio.CancelledError:
             dispatch.cancel(waiting, slot)
             raise
         if outcome == frame.ANSWERED:
-            return PredictResponse(200, payload, _fields(minted, spent))
-        return _refused(failure(outcome, payload), minted, spent)
+            return PredictResponse(200, payload, _fields(minted, server_timing))
+        return _refused(failure(outcome, payload), minted, server_timing)
 
 
-def _fields(request_id: bytes, spent: bytes) -> tuple[tuple[bytes, bytes], ...]:
+def _fields(request_id: bytes, server_timing: bytes) -> tuple[tuple[bytes, bytes], ...]:
     return (
         (b"content-type", b"application/json"),
         (b"x-content-type-options", b"nosniff"),
         (b"opc-request-id", request_id),
-        (b"server-timing", spent),
+        (b"server-timing", server_timing),
     )
 
 
 def _refused(
-    refusal: Refusal, request_id: bytes, spent: bytes, more: tuple[tuple[bytes, bytes], ...] = ()
+    refusal: Refusal, request_id: bytes, server_timing: bytes, more: tuple[tuple[bytes, bytes], ...] = ()
 ) -> PredictResponse:
-    return PredictResponse(refusal.status, refusal.body(), (*_fields(request_id, spent), *more))
+    return PredictResponse(refusal.status, refusal.body(), (*_fields(request_id, server_timing), *more))
 
 
 @asynccontextmanager

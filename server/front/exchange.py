@@ -73,8 +73,8 @@ class HttpExchange:
         start = table.answers_offset + slot * table.stride
         body = table.memory[start : start + size]
         if fields:
-            spent = (queue_us, predict_us, encode_us)
-            data = front.answers.head(spent, self.request_id, fields, size) + body
+            spent_us = (queue_us, predict_us, encode_us)
+            data = front.answers.head(spent_us, self.request_id, fields, size) + body
         else:
             data = front.answers.whole(queue_us, predict_us, encode_us, self.request_id, body)
         self._record(200, len(data), size, queue_us, predict_us, encode_us)
@@ -82,7 +82,7 @@ class HttpExchange:
         table.release(slot, size if size > plan.length else plan.length)
         connection.finish(plan.close or front.draining)
 
-    def _fail(self, slot: int, size: int, outcome: int, spent: tuple[int, int, int]) -> None:
+    def _fail(self, slot: int, size: int, outcome: int, spent_us: tuple[int, int, int]) -> None:
         front, plan = self.front, self.plan
         refusal = failure(outcome, bytes(self.table.answer(slot, size)))
         if outcome < frame.RETRY:
@@ -92,8 +92,8 @@ class HttpExchange:
         if (cell := COUNTED.get(outcome)) is not None:
             front.cells[cell] += 1
         fields = front.connection or plan.connection
-        payload = front.answers.error(refusal, self.request_id, fields, responses.timing(*spent))
-        self._record(refusal.status, len(payload), responses.body_size(payload), *spent)
+        payload = front.answers.error(refusal, self.request_id, fields, responses.timing(*spent_us))
+        self._record(refusal.status, len(payload), responses.body_size(payload), *spent_us)
         self.connection.transport.write(payload)
         self.connection.finish(plan.close or front.draining)
 
@@ -140,9 +140,9 @@ class HttpExchange:
         plan, front, now_ns, started_ns = self.plan, self.front, self.dispatch.now_ns, self.started_ns
         # now_ns may be older than a request that came since the last answers and has failed already.
         total_us = (now_ns - started_ns) // 1000 if 0 < started_ns < now_ns else 0
-        wall_ns = now_ns + front.wall_offset_ns
         front.journal.append((
-            (wall_ns, plan.message, status, predict_us, self.request_id, sent, total_us),
+            (now_ns + front.wall_offset_ns, plan.message, status, predict_us,
+             self.request_id, sent, total_us),
             queue_us, encode_us, plan.length, body,
         ))  # fmt: skip
         self.request_id = b""

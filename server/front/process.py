@@ -1,7 +1,7 @@
 """A front: one process that speaks HTTP on the shared listener and hands predict to the replicas.
 
 Touches the listener, its connections, its block of counters and the access-log pipe.  What all
-connections share lives here: the plans of heads seen before, ids, the tick, the drain.
+connections share is here: the plans of heads seen before, ids, the tick, the drain.
 """
 
 from __future__ import annotations
@@ -49,21 +49,25 @@ class FrontContext:
 
 
 class Front:
-    def __init__(self, place: FrontContext) -> None:
-        self.place = place
-        self.http = place.config.http
+    def __init__(self, context: FrontContext) -> None:
+        self.context = context
+        self.http = context.config.http
         self.dispatch = Dispatch(
-            place.memory, place.layout, place.number, place.queue_pipes, place.config.replicas.predict_timeout
+            context.memory,
+            context.layout,
+            context.number,
+            context.queue_pipes,
+            context.config.replicas.predict_timeout,
         )
-        counters = metrics.open_counters(place.memory, place.number)
+        counters = metrics.open_counters(context.memory, context.number)
         self.access_journal = AccessJournal(
-            counters, metrics.ACCESS_DROPPED, request_counts.count, place.access_log,
-            place.config.log.deployment_id or "twofold",
+            counters, metrics.ACCESS_DROPPED, request_counts.count, context.access_log,
+            context.config.log.deployment_id or "twofold",
         )  # fmt: skip
         self.cells = counters.cells
         self._heart = Heartbeat(metrics.heartbeats(place.memory), place.number)
         self.journal = self.access_journal.entries
-        self.rules = RouteRules(place.layout.max_body, self.http.root_ocid)
+        self.rules = RouteRules(context.layout.max_body, self.http.root_ocid)
         self.memo: HeadMemo[RoutePlan] = HeadMemo()
         self.plans = self.memo.plans
         nothing = route.make_plan(request_head.parse_head(b"GET / HTTP/1.0\r\n\r\n"), self.rules)
@@ -145,13 +149,13 @@ class Front:
         self.dispatch.start(loop)
         self.tick()
         worker.settle_garbage_collector()
-        listeners = self.place.listeners
+        listeners = self.context.listeners
         servers = [await loop.create_server(lambda: Connection(self), sock=listeners.port)]
         if listeners.local is not None:
             servers.append(await loop.create_unix_server(lambda: Connection(self), sock=listeners.local))
         ticking = loop.create_task(worker.tick_forever(TICK_S, self.tick, _say_bug))
         await stopping.wait()
-        if self.place.memory[slots.DRAINING]:  # otherwise it is only this front that ends
+        if self.context.memory[slots.DRAINING]:  # otherwise it is only this front that ends
             listeners.stop_connecting()
         self.draining, self.connection = True, responses.CLOSE
         await asyncio.sleep(TICK_S)  # a client whose SYN has arrived still connects
@@ -177,8 +181,8 @@ def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
     return address[:2] if address else None
 
 
-def run(place: FrontContext) -> int:
+def run(context: FrontContext) -> int:
     """Be a front until told to stop; the exit code."""
     worker.raise_descriptor_limit()
-    uvloop.run(Front(place).serve())
+    uvloop.run(Front(context).serve())
     return 0

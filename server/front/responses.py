@@ -49,23 +49,31 @@ class Responses:
     def __init__(self) -> None:
         self.refresh(0.0)
 
-    def refresh(self, now: float) -> None:
-        """Called once a second with the wall clock (seconds): the Date field (RFC 9110, 6.6.1)."""
-        self._date = date = formatdate(now, usegmt=True).encode()
+    def refresh(self, unix_s: float) -> None:
+        """Called once a second with Unix time: the Date field (RFC 9110, 6.6.1)."""
+        self._date = date = formatdate(unix_s, usegmt=True).encode()
         self._ok = (
             b"HTTP/1.1 200 OK\r\nserver: twofold\r\ndate: " + date + b"\r\n"
             b"content-type: application/json\r\nx-content-type-options: nosniff\r\n"
             b"server-timing: queue;dur="
         )
 
-    def head(self, spent: tuple[int, int, int], request_id: bytes, fields: bytes, size: int) -> bytes:
+    def head(self, spent_us: tuple[int, int, int], request_id: bytes, fields: bytes, size: int) -> bytes:
         """The head of a 200 whose body has `size` bytes.
 
-        `spent` is microseconds in queue, predict and encoding; `fields` are whole lines, or nothing.
+        `spent_us` is the times in queue, predict and encoding; `fields` are whole lines, or nothing.
         """
         return (
             b"%b%b, predict;dur=%b, encode;dur=%b\r\nopc-request-id: %b\r\n%bcontent-length: %d\r\n\r\n"
-        ) % (self._ok, millis(spent[0]), millis(spent[1]), millis(spent[2]), request_id, fields, size)
+        ) % (
+            self._ok,
+            millis(spent_us[0]),
+            millis(spent_us[1]),
+            millis(spent_us[2]),
+            request_id,
+            fields,
+            size,
+        )
 
     def whole(self, queue_us: int, predict_us: int, encode_us: int, request_id: bytes, body: bytes) -> bytes:
         """A whole 200 without further fields: the hot path's `head`, and the body."""
@@ -79,15 +87,15 @@ class Responses:
         ))  # fmt: skip
 
     def error(
-        self, refusal: Refusal, request_id: bytes, connection: bytes = b"", spent: bytes = NO_TIMING
+        self, refusal: Refusal, request_id: bytes, connection: bytes = b"", server_timing: bytes = NO_TIMING
     ) -> bytes:
-        """A whole error answer; `spent` is its Server-Timing."""
+        """A whole error answer; `server_timing` is its field of that name."""
         body = refusal.body()
         return (
             b"HTTP/1.1 %d %b\r\nserver: twofold\r\ndate: %b\r\ncontent-type: application/json\r\n"
             b"x-content-type-options: nosniff\r\nserver-timing: %b\r\nopc-request-id: %b\r\n"
             b"%b%bcontent-length: %d\r\n\r\n%b"
         ) % (
-            refusal.status, REASONS[refusal.status], self._date, spent, request_id,
+            refusal.status, REASONS[refusal.status], self._date, server_timing, request_id,
             refusal.headers, connection, len(body), body,
         )  # fmt: skip
