@@ -103,6 +103,8 @@ THIRD_PARTY: dict[str, dict[str, bool]] = {
     },
     "uvloop": {"server.front.process": True, "loadbalancer.proxy.process": True},
     "typer": {
+        "cli.options": True,
+        "cli.program": True,
         "server.cli.commands": True,
         "loadbalancer.cli.commands": True,
         "loadbalancer.cli.control": True,
