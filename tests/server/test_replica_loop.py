@@ -234,14 +234,14 @@ def test_outcomes(lone: Lone) -> None:
     assert served == 8
 
 
-def test_it_is_a_process_of_its_own(lone: Lone) -> None:
+def test_a_replica_is_a_process_of_its_own(lone: Lone) -> None:
     assert os.getpgid(lone.pid) == lone.pid
     status = Path(f"/proc/{lone.pid}/status").read_text()
     assert f"PPid:\t{os.getpid()}\n" in status
     assert Path(f"/proc/{lone.pid}/oom_score_adj").read_text() == "500\n"
 
 
-def test_what_nobody_waits_for_is_skipped(lone: Lone) -> None:
+def test_cancelled_and_expired_requests_are_skipped(lone: Lone) -> None:
     desk = lone.desk
     blocker = desk.submit({"do": "sleep", "seconds": 0.05, "n": 1})
     left = desk.submit({"n": 2})
@@ -260,7 +260,7 @@ def test_records_of_another_generation_are_dropped(lone: Lone) -> None:
     assert desk.all_free() and len(desk.dispatch.table.free) == SLOTS
 
 
-def test_sigterm_finishes_what_is_in_hand_and_takes_nothing_more(lone: Lone) -> None:
+def test_sigterm_finishes_the_claimed_request_and_claims_no_more(lone: Lone) -> None:
     desk = lone.desk
     busy = desk.submit({"do": "sleep", "seconds": 0.2, "n": 7})
     desk.until(desk.cells)
@@ -297,7 +297,7 @@ def test_the_mailbox_of_the_dead_names_its_request(lone: Lone) -> None:
     assert desk.cells() == [(caller.slot, frame.JSON, 0, 0)] and not caller.said
 
 
-def test_the_mailbox_tells_what_was_handled_from_what_was_not(lone: Lone) -> None:
+def test_the_mailbox_marks_handled_requests(lone: Lone) -> None:
     """Four taken at once; the third is fatal."""
     desk = lone.desk
     lone.warm_up()
