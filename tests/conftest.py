@@ -43,16 +43,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         interpreted = item.get_closest_marker("interpreted")
         if COMPILED and interpreted is not None:
             item.add_marker(pytest.mark.skip(reason=f"interpreted only: {interpreted.args[0]}"))
-        if isinstance(item, pytest.Function) and _exercises_hot_code(item.path.parent, item.module):
+        if isinstance(item, pytest.Function) and _exercises_hot_code(item.path, item.module):
             item.add_marker(pytest.mark.compiled)
 
 
-def _exercises_hot_code(folder: Path, module: ModuleType) -> bool:
-    """Whether a test file lies beside hot modules, in the tree of tests, and imports one of them."""
-    rooms = load.HOT.keys() - {"twofold.loadbalancer"}  # its shared_memory has no test there, only readers
-    if folder not in [TESTS.joinpath(*_place(room)) for room in rooms]:
-        return False
-    hot = {f"{package}.{name}" for package, names in load.HOT.items() for name in names}
+def _exercises_hot_code(path: Path, module: ModuleType) -> bool:
+    """Whether a test file lies beside hot modules, in the tree of tests, and imports one of them.
+
+    In the room of the half itself only by its name: there other tests read the shared memory, too.
+    """
+    room = next((room for room in load.HOT if path.parent == TESTS.joinpath(*_place(room))), "")
+    if room in ("", "twofold.loadbalancer"):
+        return path.stem.removeprefix("test_") in load.HOT.get(room, ())
+    hot = {f"{room}.{name}" for room, names in load.HOT.items() for name in names}
     return any(
         getattr(value, "__module__", None) in hot or (isinstance(value, ModuleType) and value.__name__ in hot)
         for value in vars(module).values()

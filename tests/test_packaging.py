@@ -87,7 +87,7 @@ def test_the_top_level_is_twofold_alone(wheel: Path) -> None:
         assert f"twofold/{path.relative_to(ROOT)}" in names
 
 
-def test_the_version_tells_the_form(installed: Path, tmp_path: Path) -> None:
+def test_the_version_names_the_form(installed: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [str(installed), "-m", "twofold", "--version"],
         cwd=tmp_path,

@@ -152,7 +152,7 @@ def test_faults_in_variables_and_options() -> None:
         config.load(None, {}, {})
 
 
-def test_the_variables_of_others_are_left_alone() -> None:
+def test_variables_of_kubernetes_and_of_instances_are_ignored() -> None:
     environ = {
         "TWOFOLD_PORT": "x",
         "TWOFOLD_BALANCE_SERVICE_HOST": "10.0.0.1",
@@ -163,7 +163,7 @@ def test_the_variables_of_others_are_left_alone() -> None:
     assert instance.load("", None, {"TWOFOLD_BALANCE_UPSTREAM": "x"}, {}) == instance.Config()
 
 
-def test_a_value_out_of_its_limits_cannot_be_made() -> None:
+def test_values_out_of_limits_cannot_be_constructed() -> None:
     with pytest.raises(ConfigError, match="^listen: listen must be HOST:PORT"):
         config.ListenSettings(listen=("x",))
     with pytest.raises(ConfigError, match="^upstream: upstream must be text"):
@@ -201,7 +201,7 @@ def test_addresses_of_instances(text: str, name: str, dns: bool) -> None:
      "http://a..b:1", f"http://{'a' * 64}:1", "http://.a:1", f"http://{'.'.join(['a' * 63] * 4)}:1",
      "http://[:::::]:1", "unix:/a\nb", "unix:/a\0b"],
 )  # fmt: skip
-def test_what_is_no_address_of_an_instance(text: str) -> None:
+def test_invalid_addresses_of_instances(text: str) -> None:
     assert address.upstream(text) is None
 
 

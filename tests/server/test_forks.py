@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
 
 
 @pytest.mark.parametrize(("child", "status"), [("exits", 7), ("raises", 1), ("returns", 0)])
-def test_only_the_parent_answers(server: Instance, child: str, status: int) -> None:
+def test_only_the_parent_of_a_fork_answers(server: Instance, child: str, status: int) -> None:
     processes = len(server.descendants())
     for _ in range(3):
         answer = server.predict({"child": child})
@@ -56,6 +56,6 @@ def test_only_the_parent_answers(server: Instance, child: str, status: int) -> N
     assert [json.loads(answer.body) for answer in answers] == waits  # and no slot was lost
 
 
-def test_what_the_child_says_is_logged(server: Instance) -> None:
+def test_output_of_a_forked_child_is_logged(server: Instance) -> None:
     server.predict({"child": "raises"})
     server.wait_until(lambda: any("in the child" in r["data"]["message"] for r in server.log("predict")))

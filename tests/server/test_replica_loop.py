@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.dispatch_harness import Heard, Turns, laid, queue_pipes
+from tests.support.dispatch_harness import ManualLoop, RecordingCaller, open_channels, queue_pipes
 from tests.support.eventually import eventually
 from twofold.errors import ExitCode
 from twofold.server.config import Config, ReplicaSettings
@@ -71,13 +71,13 @@ def subreaper() -> Iterator[None]:
 
 
 @dataclass
-class Desk:
-    """A front's dispatch over fresh channels, and the reports of whoever works there."""
+class FrontDriver:
+    """A front's dispatch over fresh channels, and the reports of its replicas."""
 
     pipes: Channels
     artifact: Path
     dispatch: Dispatch
-    turns: Turns = field(default_factory=Turns)
+    turns: ManualLoop = field(default_factory=ManualLoop)
     reports: list[Report] = field(default_factory=list)
     partial: bytes = b""
 
@@ -87,11 +87,11 @@ class Desk:
             threads=1, claim=claim, source="test", sample=None,
         )  # fmt: skip
 
-    def submit(self, body: bytes | dict[str, Any], kind: int = frame.JSON) -> Heard:
+    def submit(self, body: bytes | dict[str, Any], kind: int = frame.JSON) -> RecordingCaller:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         slot = self.dispatch.table.take()
         assert slot is not None
-        caller = Heard(self.dispatch, slot=slot)
+        caller = RecordingCaller(self.dispatch, slot=slot)
         self.dispatch.table.body(slot, len(raw))[:] = raw
         self.dispatch.submit(caller, slot, len(raw), kind, b"request-1")
         return caller
@@ -133,17 +133,19 @@ class Desk:
 
 
 @contextmanager
-def open_desk(tmp_path: Path, replicas: int = 1, timeout: float = 60.0) -> Iterator[Desk]:
+def open_driver(tmp_path: Path, replicas: int = 1, timeout: float = 60.0) -> Iterator[FrontDriver]:
     artifact = tmp_path / "artifact"
     artifact.mkdir(exist_ok=True)
     (artifact / "score.py").write_text(SCORE)
-    with laid(SLOTS, 65536, 65536, replicas=replicas) as pipes:
-        desk = Desk(pipes, artifact, Dispatch(pipes.memory, pipes.layout, 0, queue_pipes(pipes), timeout))
-        desk.turns.start(desk.dispatch)
-        yield desk
+    with open_channels(SLOTS, 65536, 65536, replicas=replicas) as pipes:
+        front = FrontDriver(
+            pipes, artifact, Dispatch(pipes.memory, pipes.layout, 0, queue_pipes(pipes), timeout)
+        )
+        front.turns.start(front.dispatch)
+        yield front
 
 
-def all_heard(callers: list[Heard]) -> bool:
+def all_answered(callers: list[RecordingCaller]) -> bool:
     return all(caller.said for caller in callers)
 
 
@@ -170,25 +172,25 @@ def reaped(pid: int) -> int | None:
 
 
 @dataclass
-class Lone:
+class SingleReplica:
     """One replica without a pool: nobody settles what it leaves behind."""
 
-    desk: Desk
+    front: FrontDriver
     fork_server: ForkServerProcess
     pid: int = 0
 
     def order(self) -> None:
-        before = len(self.desk.reports)
+        before = len(self.front.reports)
         assert self.fork_server.order(0, False, {"TWOFOLD_REPLICA": "0"})
-        self.desk.until(lambda: self.desk.ready(before))
-        (ready,) = self.desk.ready(before)
+        self.front.until(lambda: self.front.ready(before))
+        (ready,) = self.front.ready(before)
         self.pid = ready.pid
 
     def warm_up(self) -> None:
         """So many short predicts that it dares to take several at once."""
         for _ in range(40):
-            callers = [self.desk.submit({"n": 1}) for _ in range(32)]
-            self.desk.until(partial(all_heard, callers))
+            callers = [self.front.submit({"n": 1}) for _ in range(32)]
+            self.front.until(partial(all_answered, callers))
 
     def end(self, number: int) -> int:
         pid, self.pid = self.pid, 0
@@ -197,9 +199,9 @@ class Lone:
 
 
 @pytest.fixture
-def lone(tmp_path: Path) -> Iterator[Lone]:
-    with open_desk(tmp_path) as desk:
-        made = Lone(desk, ForkServerProcess(desk.pipes, desk.spec()))
+def single(tmp_path: Path) -> Iterator[SingleReplica]:
+    with open_driver(tmp_path) as front:
+        made = SingleReplica(front, ForkServerProcess(front.pipes, front.spec()))
         try:
             made.order()
             yield made
@@ -213,124 +215,124 @@ def lone(tmp_path: Path) -> Iterator[Lone]:
 # ---------------------------------------------------------------------- what it answers
 
 
-def test_outcomes(lone: Lone) -> None:
-    desk = lone.desk
-    assert desk.answer({"n": 4}) == (frame.ANSWERED, b"40")
-    assert desk.answer(b"\0\xff", frame.BYTES) == (frame.ANSWERED, b'{"bytes":2}')
-    outcome, reason = desk.answer(b"{no json}")
+def test_outcomes(single: SingleReplica) -> None:
+    front = single.front
+    assert front.answer({"n": 4}) == (frame.ANSWERED, b"40")
+    assert front.answer(b"\0\xff", frame.BYTES) == (frame.ANSWERED, b'{"bytes":2}')
+    outcome, reason = front.answer(b"{no json}")
     assert outcome == frame.MALFORMED and reason
-    assert desk.answer({"do": "raise"}) == (frame.RAISED, b"")
-    assert desk.answer({"do": "exit"}) == (frame.RAISED, b"")
-    assert desk.answer({"do": "big", "size": 65536 - 2})[0] == frame.ANSWERED, (
+    assert front.answer({"do": "raise"}) == (frame.RAISED, b"")
+    assert front.answer({"do": "exit"}) == (frame.RAISED, b"")
+    assert front.answer({"do": "big", "size": 65536 - 2})[0] == frame.ANSWERED, (
         "two quotes make it fit exactly"
     )
-    assert desk.answer({"do": "big", "size": 65536 - 1}) == (frame.TOO_LARGE, b"")
-    assert desk.answer({"n": 5}) == (frame.ANSWERED, b"50"), "all of that by one process"
-    log = os.read(desk.pipes.predict_log.read, 65536).decode()
+    assert front.answer({"do": "big", "size": 65536 - 1}) == (frame.TOO_LARGE, b"")
+    assert front.answer({"n": 5}) == (frame.ANSWERED, b"50"), "all of that by one process"
+    log = os.read(front.pipes.predict_log.read, 65536).decode()
     assert "said to the log" in log and "request-1" in log and "max_answer_mb" in log
-    desk.until(lambda: not desk.cells())
-    assert desk.all_free()
-    served = slots.REPLICA_WORDS.unpack_from(desk.pipes.memory, slots.REPLICA_WORDS_OFFSET)[0]
+    front.until(lambda: not front.cells())
+    assert front.all_free()
+    served = slots.REPLICA_WORDS.unpack_from(front.pipes.memory, slots.REPLICA_WORDS_OFFSET)[0]
     assert served == 8
 
 
-def test_it_is_a_process_of_its_own(lone: Lone) -> None:
-    assert os.getpgid(lone.pid) == lone.pid
-    status = Path(f"/proc/{lone.pid}/status").read_text()
+def test_a_replica_is_a_process_of_its_own(single: SingleReplica) -> None:
+    assert os.getpgid(single.pid) == single.pid
+    status = Path(f"/proc/{single.pid}/status").read_text()
     assert f"PPid:\t{os.getpid()}\n" in status
-    assert Path(f"/proc/{lone.pid}/oom_score_adj").read_text() == "500\n"
+    assert Path(f"/proc/{single.pid}/oom_score_adj").read_text() == "500\n"
 
 
-def test_what_nobody_waits_for_is_skipped(lone: Lone) -> None:
-    desk = lone.desk
-    blocker = desk.submit({"do": "sleep", "seconds": 0.05, "n": 1})
-    left = desk.submit({"n": 2})
-    desk.dispatch.cancel(left, left.slot)
-    desk.dispatch.timeout_ns = 1_000
-    late = desk.submit({"n": 3})
-    desk.until(lambda: blocker.said and desk.all_free())
+def test_cancelled_and_expired_requests_are_skipped(single: SingleReplica) -> None:
+    front = single.front
+    blocker = front.submit({"do": "sleep", "seconds": 0.05, "n": 1})
+    left = front.submit({"n": 2})
+    front.dispatch.cancel(left, left.slot)
+    front.dispatch.timeout_ns = 1_000
+    late = front.submit({"n": 3})
+    front.until(lambda: blocker.said and front.all_free())
     assert blocker.said == [(frame.ANSWERED, b"10")] and not left.said and late.outcomes == [EXPIRED]
 
 
-def test_records_of_another_generation_are_dropped(lone: Lone) -> None:
-    desk = lone.desk
-    stale = frame.DESCRIPTOR.pack(desk.dispatch.table.free[-1], 4_000_000_000, 7, frame.JSON, 0, 0)
-    os.write(desk.pipes.queue.write, stale)
-    assert desk.answer({"n": 6}) == (frame.ANSWERED, b"60")
-    assert desk.all_free() and len(desk.dispatch.table.free) == SLOTS
+def test_records_of_another_generation_are_dropped(single: SingleReplica) -> None:
+    front = single.front
+    stale = frame.DESCRIPTOR.pack(front.dispatch.table.free[-1], 4_000_000_000, 7, frame.JSON, 0, 0)
+    os.write(front.pipes.queue.write, stale)
+    assert front.answer({"n": 6}) == (frame.ANSWERED, b"60")
+    assert front.all_free() and len(front.dispatch.table.free) == SLOTS
 
 
-def test_sigterm_finishes_what_is_in_hand_and_takes_nothing_more(lone: Lone) -> None:
-    desk = lone.desk
-    busy = desk.submit({"do": "sleep", "seconds": 0.2, "n": 7})
-    desk.until(desk.cells)
+def test_sigterm_finishes_the_claimed_request_and_claims_no_more(single: SingleReplica) -> None:
+    front = single.front
+    busy = front.submit({"do": "sleep", "seconds": 0.2, "n": 7})
+    front.until(front.cells)
     for number in range(5):
-        desk.submit({"n": number})
-    desk.turn(0)
-    assert lone.end(signal.SIGTERM) == 0
-    desk.until(lambda: busy.said)
+        front.submit({"n": number})
+    front.turn(0)
+    assert single.end(signal.SIGTERM) == 0
+    front.until(lambda: busy.said)
     assert busy.said == [(frame.ANSWERED, b"70")]
-    assert desk.dispatch.queued() == 5 and not desk.cells()
-    lone.order()
-    desk.until(desk.all_free)
+    assert front.dispatch.queued() == 5 and not front.cells()
+    single.order()
+    front.until(front.all_free)
 
 
-def test_sigterm_ends_an_idle_replica_at_once(lone: Lone) -> None:
-    lone.warm_up()
-    assert lone.end(signal.SIGTERM) == 0
+def test_sigterm_ends_an_idle_replica_at_once(single: SingleReplica) -> None:
+    single.warm_up()
+    assert single.end(signal.SIGTERM) == 0
 
 
-def test_a_process_short_of_memory_answers_and_ends(lone: Lone) -> None:
-    assert lone.desk.answer({"do": "memory"}) == (frame.RAISED, b"")
-    pid, lone.pid = lone.pid, 0
-    assert wait_for(pid) == ExitCode.RESOURCES and not lone.desk.cells()
+def test_a_process_short_of_memory_answers_and_ends(single: SingleReplica) -> None:
+    assert single.front.answer({"do": "memory"}) == (frame.RAISED, b"")
+    pid, single.pid = single.pid, 0
+    assert wait_for(pid) == ExitCode.RESOURCES and not single.front.cells()
 
 
 # ---------------------------------------------------------------------- what it had in hand
 
 
-def test_the_mailbox_of_the_dead_names_its_request(lone: Lone) -> None:
-    desk = lone.desk
-    caller = desk.submit({"do": "sleep", "seconds": 60})
-    desk.until(desk.cells)
-    assert lone.end(signal.SIGKILL) == -signal.SIGKILL
-    assert desk.cells() == [(caller.slot, frame.JSON, 0, 0)] and not caller.said
+def test_the_mailbox_of_the_dead_names_its_request(single: SingleReplica) -> None:
+    front = single.front
+    caller = front.submit({"do": "sleep", "seconds": 60})
+    front.until(front.cells)
+    assert single.end(signal.SIGKILL) == -signal.SIGKILL
+    assert front.cells() == [(caller.slot, frame.JSON, 0, 0)] and not caller.said
 
 
-def test_the_mailbox_tells_what_was_handled_from_what_was_not(lone: Lone) -> None:
+def test_the_mailbox_marks_handled_requests(single: SingleReplica) -> None:
     """Four taken at once; the third is fatal."""
-    desk = lone.desk
-    lone.warm_up()
-    desk.until(lambda: not desk.cells())
+    front = single.front
+    single.warm_up()
+    front.until(lambda: not front.cells())
     bodies: list[dict[str, Any]] = [{"n": 1}, {"n": 2}, {"do": "die"}, {"n": 4}]
-    callers = [desk.submit(body) for body in bodies]
-    desk.turn(0)
-    pid, lone.pid = lone.pid, 0
+    callers = [front.submit(body) for body in bodies]
+    front.turn(0)
+    pid, single.pid = single.pid, 0
     assert wait_for(pid) == -signal.SIGKILL
-    desk.turn(0)
-    assert [cell[0] for cell in desk.cells()] == [caller.slot for caller in callers]
-    assert [cell[3] for cell in desk.cells()] == [frame.HANDLED, frame.HANDLED, 0, 0]
+    front.turn(0)
+    assert [cell[0] for cell in front.cells()] == [caller.slot for caller in callers]
+    assert [cell[3] for cell in front.cells()] == [frame.HANDLED, frame.HANDLED, 0, 0]
     assert not any(caller.said for caller in callers), "what was handled had not been reported"
 
 
 # ---------------------------------------------------------------------- with the pool
 
 
-class Staff:
-    """The pool over a desk, with the supervisor's turn in a few lines."""
+class PoolDriver:
+    """The pool over a front, with the supervisor's turn in a few lines."""
 
-    def __init__(self, desk: Desk, replicas: int, replay: str = "once") -> None:
+    def __init__(self, front: FrontDriver, replicas: int, replay: str = "once") -> None:
         config = Config(replicas=ReplicaSettings(replicas=replicas, replay=replay))
         plan = capacity.CapacityPlan(replicas, 1, (None,) * replicas, "")
-        spec = desk.spec(slots.MAX_CLAIM if replay == "once" else 1)
-        quarantine = Quarantine(desk.pipes.memory, desk.artifact.parent / "kept", 60.0, 1 << 20)
-        self.desk = desk
+        spec = front.spec(slots.MAX_CLAIM if replay == "once" else 1)
+        quarantine = Quarantine(front.pipes.memory, front.artifact.parent / "kept", 60.0, 1 << 20)
+        self.front = front
         self.said: list[Event] = []
-        self.pool = ReplicaPool(PoolContext(config, plan, spec, desk.pipes, quarantine, self.said.append))
+        self.pool = ReplicaPool(PoolContext(config, plan, spec, front.pipes, quarantine, self.said.append))
 
     def turn(self) -> None:
         now = time.monotonic()
-        for report in self.desk.turn(0.005):
+        for report in self.front.turn(0.005):
             self.pool.hear(report, now)
         for replica in self.pool.replicas:
             if replica.pid:
@@ -354,65 +356,65 @@ class Staff:
 
 
 @contextmanager
-def staffed(tmp_path: Path, replicas: int, replay: str = "once") -> Iterator[Staff]:
+def running_pool(tmp_path: Path, replicas: int, replay: str = "once") -> Iterator[PoolDriver]:
     with ExitStack() as stack:
-        desk = stack.enter_context(open_desk(tmp_path, replicas))
-        staff = Staff(desk, replicas, replay)
-        stack.callback(staff.close)
-        staff.pool.start(time.monotonic())
-        staff.until(staff.pool.settled)
-        yield staff
+        front = stack.enter_context(open_driver(tmp_path, replicas))
+        driver = PoolDriver(front, replicas, replay)
+        stack.callback(driver.close)
+        driver.pool.start(time.monotonic())
+        driver.until(driver.pool.settled)
+        yield driver
 
 
 def test_only_the_fatal_request_of_a_batch_is_refused(tmp_path: Path) -> None:
-    with staffed(tmp_path, 1) as staff:
-        desk = staff.desk
+    with running_pool(tmp_path, 1) as driver:
+        front = driver.front
         for _ in range(40):
-            callers = [desk.submit({"n": 1}) for _ in range(32)]
-            staff.until(partial(all_heard, callers))
+            callers = [front.submit({"n": 1}) for _ in range(32)]
+            driver.until(partial(all_answered, callers))
         bodies: list[dict[str, Any]] = [{"n": 1}, {"n": 2}, {"do": "die"}, {"n": 4}]
-        callers = [desk.submit(body) for body in bodies]
-        staff.until(partial(all_heard, callers))
+        callers = [front.submit(body) for body in bodies]
+        driver.until(partial(all_answered, callers))
         answered = frame.ANSWERED
         assert [caller.said for caller in callers] == [
             [(answered, b"10")], [(answered, b"20")], [(frame.REFUSED, b"")], [(answered, b"40")]
         ]  # fmt: skip
-        assert staff.pool.replicas[0].restarts == 2
+        assert driver.pool.replicas[0].restarts == 2
         (kept,) = (tmp_path / "kept").iterdir()
         assert json.loads(kept.read_bytes()) == {"do": "die"}
-        staff.until(desk.all_free)
+        driver.until(front.all_free)
 
 
 def test_without_replay_the_first_death_is_final(tmp_path: Path) -> None:
-    with staffed(tmp_path, 1, replay="never") as staff:
-        callers = [staff.desk.submit(body) for body in ({"do": "die"}, {"n": 2})]
-        staff.until(partial(all_heard, callers))
+    with running_pool(tmp_path, 1, replay="never") as driver:
+        callers = [driver.front.submit(body) for body in ({"do": "die"}, {"n": 2})]
+        driver.until(partial(all_answered, callers))
         assert [caller.said for caller in callers] == [[(frame.REFUSED, b"")], [(frame.ANSWERED, b"20")]]
-        assert staff.desk.dispatch.replayed == 0 and staff.pool.replicas[0].restarts == 1
+        assert driver.front.dispatch.replayed == 0 and driver.pool.replicas[0].restarts == 1
 
 
 @pytest.mark.parametrize(("seed", "replay"), [(1, "once"), (2, "once"), (3, "never")])
 def test_random_kills_lose_nothing_and_answer_nothing_twice(tmp_path: Path, seed: int, replay: str) -> None:
     """Thousands of requests, a replica killed every few milliseconds, at any point of its loop."""
     chance = random.Random(seed)
-    with staffed(tmp_path, 3, replay) as staff:
-        desk = staff.desk
-        asked: dict[int, Heard] = {}
-        waiting: list[Heard] = []
+    with running_pool(tmp_path, 3, replay) as driver:
+        front = driver.front
+        asked: dict[int, RecordingCaller] = {}
+        waiting: list[RecordingCaller] = []
         killed: set[int] = set()
         kill_at, end = time.monotonic() + 0.1, time.monotonic() + 1.5
         while waiting or time.monotonic() < end:
             waiting = [caller for caller in waiting if not caller.said]
-            while desk.dispatch.table.admits() and time.monotonic() < end:
+            while front.dispatch.table.admits() and time.monotonic() < end:
                 body: dict[str, Any] = {"n": len(asked)}
                 if chance.random() < 0.01:
                     body.update(do="sleep", seconds=0.003)
-                asked[len(asked)] = caller = desk.submit(body)
+                asked[len(asked)] = caller = front.submit(body)
                 waiting.append(caller)
-            staff.turn()
+            driver.turn()
             now = time.monotonic()
             # One that was killed stays ready until the pool has heard of its end.
-            pids = [replica.pid for replica in staff.pool.replicas if replica.state == State.READY]
+            pids = [replica.pid for replica in driver.pool.replicas if replica.state == State.READY]
             pids = [pid for pid in pids if pid not in killed]
             if kill_at < now < end and pids:
                 killed.add(pid := chance.choice(pids))
@@ -427,6 +429,6 @@ def test_random_kills_lose_nothing_and_answer_nothing_twice(tmp_path: Path, seed
         kills = len(killed)
         assert kills >= 10 and len(asked) > 1000
         assert refused <= (kills if replay == "never" else kills // 2)
-        assert sum(replica.restarts for replica in staff.pool.replicas) >= kills - 3
-        staff.until(desk.all_free)
-        assert desk.dispatch.queued() == 0 and not any(desk.cells(index) for index in range(3))
+        assert sum(replica.restarts for replica in driver.pool.replicas) >= kills - 3
+        driver.until(front.all_free)
+        assert front.dispatch.queued() == 0 and not any(front.cells(index) for index in range(3))

@@ -22,7 +22,7 @@ SECOND = 1_000_000_000
 
 
 @contextmanager
-def laid(
+def open_channels(
     count: int = 8, body: int = 4096, answer: int = 4096, fronts: int = 1, replicas: int = 1
 ) -> Iterator[Channels]:
     """Channels for `count` slots with room for so many bytes, closed again at the end."""
@@ -67,7 +67,7 @@ class Clock:
 
 
 @dataclass
-class Turns:
+class ManualLoop:
     """A loop that turns when it is told to."""
 
     readers: dict[int, Callable[[], None]] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Turns:
 
 
 @dataclass
-class Heard:
+class RecordingCaller:
     """A caller that writes down what it is told, and gives its slot back as the protocol asks."""
 
     dispatch: Dispatch
@@ -114,7 +114,7 @@ class Heard:
 
 @dataclass(frozen=True)
 class Claim:
-    """A descriptor in a replica's hands."""
+    """A descriptor that a replica has claimed."""
 
     slot: int
     generation: int
@@ -125,7 +125,7 @@ class Claim:
     body: bytes
 
 
-class Hands:
+class FakeReplicas:
     """What replicas and the supervisor do with descriptors, by the rules of server/replica/loop.py."""
 
     def __init__(self, pipes: Channels, now: Callable[[], int] = time.monotonic_ns) -> None:
@@ -156,7 +156,7 @@ class Hands:
         self.pipes.memory[base + slots.STATE_OFFSET] = slots.DONE
         self._send(claim, len(payload), outcome, claim.attempt, **spent)
 
-    def bury(self, claim: Claim, outcome: int) -> None:
+    def report_death(self, claim: Claim, outcome: int) -> None:
         """The supervisor's word: the replica that held this has died."""
         self._send(claim, claim.size, outcome, claim.attempt + 1, kind=claim.kind)
 

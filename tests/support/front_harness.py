@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from tests.support.dispatch_harness import Hands, Turns, laid, queue_pipes
+from tests.support.dispatch_harness import FakeReplicas, ManualLoop, open_channels, queue_pipes
 from twofold.server.config import Config, HttpSettings
 from twofold.server.front.http1 import Connection
 from twofold.server.front.listeners import Listeners
@@ -109,8 +109,8 @@ class Socket(asyncio.Transport):
 class FrontHarness:
     pipes: Channels
     front: Front
-    hands: Hands
-    turns: Turns = field(default_factory=Turns)
+    replicas: FakeReplicas
+    turns: ManualLoop = field(default_factory=ManualLoop)
 
     def connect(self) -> Socket:
         return Socket(Connection(self.front))
@@ -119,8 +119,8 @@ class FrontHarness:
         """Have all that was handed in answered; how many requests that were."""
         served = 0
         self.turns.turn()
-        while (claim := self.hands.claim()) is not None:
-            self.hands.complete(claim, outcome, answer)
+        while (claim := self.replicas.claim()) is not None:
+            self.replicas.complete(claim, outcome, answer)
             served += 1
         self.turns.turn()
         return served
@@ -138,7 +138,7 @@ class FrontHarness:
 @contextmanager
 def open_front(count: int = 8, size: int = 262144, **settings: Any) -> Iterator[FrontHarness]:
     """A front of `count` slots with room for `size` bytes of body and of answer; `settings` are of HTTP."""
-    with laid(count, size, size) as pipes:
+    with open_channels(count, size, size) as pipes:
         context = FrontContext(
             number=0,
             listeners=cast(Listeners, None),
@@ -148,6 +148,6 @@ def open_front(count: int = 8, size: int = 262144, **settings: Any) -> Iterator[
             access_log=-1,
             config=Config(http=HttpSettings(**settings)),
         )
-        harness = FrontHarness(pipes, Front(context), Hands(pipes))
+        harness = FrontHarness(pipes, Front(context), FakeReplicas(pipes))
         harness.turns.start(harness.front.dispatch)
         yield harness

@@ -90,7 +90,7 @@ def test_silence_and_staying_open() -> None:
         assert not client.closes(within=0.1)
 
 
-def test_more_bytes_are_not_a_close() -> None:
+def test_more_bytes_are_not_taken_for_a_close() -> None:
     with peer(b"x") as client:
         assert not client.closes()
 

@@ -51,7 +51,7 @@ def keys(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_without_settings_everybody_comes_in() -> None:
+def test_without_settings_every_client_is_authorised() -> None:
     chosen = guard()
     assert chosen.admits("192.0.2.1") and chosen.admits("fd00::1") and chosen.admits("")
     assert chosen.refusal(request(), 0.0) == (None, NEVER)
@@ -65,7 +65,7 @@ def test_an_allow_list() -> None:
     assert chosen.admits("")  # a Unix socket is guarded by its mode
 
 
-def test_a_line_is_expected_of_trusted_peers_when_it_is_on() -> None:
+def test_a_proxy_line_is_expected_of_trusted_peers_where_it_is_set() -> None:
     access = AccessSettings(trusted_proxies=("10.0.0.0/8",))
     on = Authorization(Config(access=access, listen=ListenSettings(proxy_protocol="v1v2")))
     assert on.expects_line("10.0.0.1") and not on.expects_line("192.0.2.1") and not on.expects_line("")
@@ -112,7 +112,7 @@ def test_the_body_belongs_to_the_signature(keys: str) -> None:
     assert body_refusal(b"", hashlib.sha256(b"").digest()) == NOT_FOUND
 
 
-def test_either_of_the_two_will_do(tokens: str, keys: str) -> None:
+def test_a_token_or_a_signature_suffices(tokens: str, keys: str) -> None:
     chosen, lines = guard(bearer_token_file=tokens, signature_keys=keys), unsigned()
     head = read([*lines, authorization(parameters(lines, WHOLE))])
     bearing = read([*lines, "Authorization: Bearer old/token+1~_"])
@@ -121,7 +121,7 @@ def test_either_of_the_two_will_do(tokens: str, keys: str) -> None:
     assert chosen.refusal(read(lines), NOW) == (NOT_FOUND, NEVER)
 
 
-def test_a_request_that_was_here_before_goes_no_further(tokens: str) -> None:
+def test_a_request_that_loops_is_refused(tokens: str) -> None:
     pseudonym = identity.hops(Config()).pseudonym.decode()
     refused, until = guard().refusal(request(f"via: 1.1 {pseudonym}"), 0.0)
     assert refused is not None and refused.status == 508 and until == NEVER

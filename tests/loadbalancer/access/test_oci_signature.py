@@ -37,7 +37,7 @@ KEYS = Keys({"me": KEY.public_key()})
 
 
 @pytest.mark.parametrize("name", ["post", "get"])
-def test_what_oracles_sdk_signed(name: str) -> None:
+def test_signatures_of_the_oci_sdk(name: str) -> None:
     raw = (SIGNED / f"{name}.head").read_bytes()
     keys = Keys.read(SIGNED / "keys.txt")
     assert keys.judge(parse_head(raw), SIGNED_AT) == SignatureVerdict(True, SIGNED_AT + SKEW_S)
@@ -74,7 +74,7 @@ def test_an_absolute_target_is_signed_as_path_and_query() -> None:
 
 
 @pytest.mark.parametrize("missing", [name for name in WHOLE if name != "date"])
-def test_all_that_matters_must_be_signed(missing: str) -> None:
+def test_required_fields_must_be_signed(missing: str) -> None:
     names = tuple(name for name in WHOLE if name != missing)
     assert KEYS.judge(signed(unsigned(), names), NOW) == FORGED
 
@@ -97,7 +97,7 @@ def test_a_body_of_any_method_must_be_signed() -> None:
     assert KEYS.judge(signed(lines, BODILESS), NOW) == FORGED
 
 
-def test_time_decides() -> None:
+def test_old_and_future_signatures_are_refused() -> None:
     head = signed(unsigned())
     assert KEYS.judge(head, NOW + SKEW_S) == FORGED
     assert KEYS.judge(head, NOW - SKEW_S) == GENUINE
@@ -146,7 +146,7 @@ CHANGES: list[Callable[[dict[str, str]], object]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_not_signed_so_is_forged(change: Callable[[dict[str, str]], object]) -> None:
+def test_invalid_signatures_are_refused(change: Callable[[dict[str, str]], object]) -> None:
     lines = unsigned()
     given = parameters(lines, WHOLE)
     assert KEYS.judge(read([*lines, authorization(given)]), NOW) == GENUINE
@@ -154,13 +154,13 @@ def test_what_is_not_signed_so_is_forged(change: Callable[[dict[str, str]], obje
     assert KEYS.judge(read([*lines, authorization(given)]), NOW) == FORGED
 
 
-def test_another_hash_is_forged() -> None:
+def test_another_hash_is_refused() -> None:
     lines = unsigned()
     assert KEYS.judge(read([*lines, authorization(parameters(lines, WHOLE, SHA1()))]), NOW) == FORGED
 
 
 @pytest.mark.parametrize("line", ["X-Content-SHA256: eA==", "Date: Fri, 15 Jan 2027 08:00:00 GMT"])
-def test_what_is_there_twice_could_be_read_in_two_ways(line: str) -> None:
+def test_repeated_fields_are_refused(line: str) -> None:
     lines = unsigned()
     assert KEYS.judge(read([*lines, line, authorization(parameters(lines, WHOLE))]), NOW) == FORGED
 
@@ -179,7 +179,7 @@ def test_authorization_is_read_strictly() -> None:
     )
 
 
-def test_a_digest_that_is_none_is_no_bodys() -> None:
+def test_an_invalid_digest_is_refused() -> None:
     for value in ("%", "eA==", ""):
         lines = [line if not line.startswith("X-C") else f"X-Content-SHA256: {value}" for line in unsigned()]
         digest = body_digest(read(lines))

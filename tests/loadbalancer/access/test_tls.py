@@ -113,7 +113,7 @@ def der(pair: Pair) -> bytes:
     return ssl.PEM_cert_to_DER_cert(pair.pem.decode())
 
 
-def test_what_is_offered(tmp_path: Path) -> None:
+def test_offered_protocols_and_ciphers(tmp_path: Path) -> None:
     async def visit(port: int) -> None:
         caller = await Caller.to(port)
         assert await caller.echo() == b"hello"
@@ -132,7 +132,7 @@ def test_what_is_offered(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
-def test_what_is_too_old(tmp_path: Path) -> None:
+def test_old_versions_are_refused(tmp_path: Path) -> None:
     async def visit(port: int) -> None:
         oldest = client()
         oldest.minimum_version = oldest.maximum_version = ssl.TLSVersion.TLSv1_1
@@ -334,7 +334,7 @@ def test_another_authority_for_clients_holds_at_once(tmp_path: Path, newest: ssl
         b"\x16\x03\x01\x00\x05hello",
     ],
 )
-def test_what_is_no_handshake_ends_the_connection_and_nothing_else(tmp_path: Path, garbage: bytes) -> None:
+def test_garbage_instead_of_a_handshake_ends_its_connection_only(tmp_path: Path, garbage: bytes) -> None:
     async def visit(port: int) -> None:
         good = await Caller.to(port)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -43,7 +43,7 @@ def test_credits_cover_the_workers_and_two_milliseconds() -> None:
     assert one.credits == 4 + 14
 
 
-def test_what_is_less_than_a_request_in_two_milliseconds_is_for_a_long_queue() -> None:
+def test_credits_below_a_request_in_two_milliseconds() -> None:
     one = instance(workers=4)
     one.rate = 400.0
     one.grant(0, 1, 1.0)
@@ -88,7 +88,7 @@ def test_a_ramp_begins_with_one_credit() -> None:
     assert seen == [1, 2, 4, 6, 8]
 
 
-def test_a_change_of_workers_keeps_what_is_in_hand() -> None:
+def test_a_change_of_workers_keeps_outstanding_requests() -> None:
     one = instance(workers=4)
     one.load = 3 * one.step
     for workers in (2, 7, 0, 1, 13, 256, 3):
@@ -135,7 +135,7 @@ def test_failures_count_neither_as_served_nor_in_the_mean() -> None:
     assert (one.newly, one.newly_sum_us, one.outstanding) == (4, 4000, 0)
 
 
-def test_its_figures_in_shared_memory() -> None:
+def test_the_figures_in_shared_memory() -> None:
     shared = shared_memory.attach(shared_memory.create())
     one = instance()
     words = shared_memory.cell(shared, 2, one.cell)

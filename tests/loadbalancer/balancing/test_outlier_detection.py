@@ -23,19 +23,19 @@ from twofold.loadbalancer.balancing.outlier_detection import (
         (Failure.REFUSED, 1),
     ],
 )
-def test_so_many_in_a_row(failure: Failure, enough: int) -> None:
+def test_consecutive_failures_eject(failure: Failure, enough: int) -> None:
     record = OutlierRecord()
     assert [record.condemns(failure) for _ in range(enough)] == [False] * (enough - 1) + [True]
 
 
-def test_a_success_ends_every_row() -> None:
+def test_a_success_resets_the_counts() -> None:
     record = OutlierRecord()
     for _ in range(10):
         assert not any(record.condemns(Failure.ANSWER) for _ in range(4))
         assert not record.acquit()
 
 
-def test_broken_answers_stand_in_one_row_with_5xx() -> None:
+def test_broken_answers_and_5xx_are_counted_together() -> None:
     record = OutlierRecord()
     kinds = [Failure.ANSWER, Failure.BROKEN] * 2
     assert not any(record.condemns(kind) for kind in kinds)
@@ -54,7 +54,7 @@ def test_each_ejection_is_longer_up_to_a_minute() -> None:
     assert lengths == [min(EJECTION_NS * count, LONGEST_NS) for count in range(1, 15)]
 
 
-def test_a_minute_of_good_conduct_is_a_fresh_start() -> None:
+def test_a_minute_without_failures_resets_the_ejection_time() -> None:
     record = OutlierRecord()
     record.eject(0, False)
     record.expire(record.until_ns)
@@ -85,7 +85,7 @@ def test_at_most_half_of_the_pool_and_never_the_last() -> None:
     assert not may_eject(records(0), 3)
 
 
-def test_nobody_is_ejected_for_what_most_of_the_others_answer_too() -> None:
+def test_no_instance_is_ejected_for_failures_that_most_others_share() -> None:
     assert may_eject(records(5, 0, 0), 4)
     assert not may_eject(records(4, 2, 0), 4)
     assert not may_eject(records(4), 2)

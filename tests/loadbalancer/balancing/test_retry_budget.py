@@ -6,19 +6,19 @@ from collections import deque
 from twofold.loadbalancer.balancing.retry_budget import FLOOR, SLOT, SLOTS, RetryBudget
 
 
-def test_a_floor_for_those_who_ask_rarely() -> None:
+def test_three_retries_are_granted_at_any_rate() -> None:
     budget = RetryBudget(0)
     budget.requests = 1
     assert [budget.take(0) for _ in range(5)] == [True, True, True, False, False]
 
 
-def test_a_fifth_of_the_requests() -> None:
+def test_a_fifth_of_the_requests_may_be_retried() -> None:
     budget = RetryBudget(0)
     budget.requests = 1000
     assert sum(budget.take(5) for _ in range(1000)) == 200
 
 
-def test_what_leaves_the_window_pays_no_more() -> None:
+def test_requests_outside_of_the_window_grant_no_retries() -> None:
     budget = RetryBudget(0)
     budget.requests = 1000
     assert sum(budget.take(9 * SLOT) for _ in range(100)) == 100

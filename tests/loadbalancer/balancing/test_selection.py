@@ -48,7 +48,7 @@ def serve(made: InstancePool, one: Instance, latency_us: int, number: int, now: 
         made.finished(one, now, latency_us, 200)
 
 
-def test_the_least_busy_one() -> None:
+def test_the_least_busy_instance_is_chosen() -> None:
     made = pool("a", "b", "c", "d")
     first = [take(made).name for _ in range(4)]
     assert sorted(first) == ["a", "b", "c", "d"]
@@ -56,7 +56,7 @@ def test_the_least_busy_one() -> None:
     assert take(made).name == "c"
 
 
-def test_busy_is_measured_by_workers() -> None:
+def test_busyness_is_relative_to_workers() -> None:
     made = InstancePool(SelectionSettings(), Random(1), START)
     made.apply([entry("small", workers=2), entry("large", workers=6)], START)
     for _ in range(16):
@@ -79,7 +79,7 @@ def test_equally_busy_ones_are_chosen_by_latency_and_then_at_random() -> None:
     assert set(chosen) == {"ac", "ca"}
 
 
-def test_nobody_is_chosen_beyond_its_credits() -> None:
+def test_no_instance_is_chosen_beyond_its_credits() -> None:
     made = pool("a", "b", credits=3)
     for _ in range(6):
         take(made)
@@ -126,7 +126,7 @@ def test_an_empty_pool_is_not_usable() -> None:
     assert not made.candidates.usable
 
 
-def test_a_returned_instance_starts_slowly_and_the_first_ones_do_not() -> None:
+def test_a_returned_instance_starts_slowly_and_those_of_the_start_do_not() -> None:
     made = InstancePool(SelectionSettings(), Random(1), START)
     made.apply([entry("a", workers=4), entry("new", workers=4, since=START)], START)
     assert made.instances["a"].credits == 8
@@ -166,7 +166,7 @@ def test_five_5xx_in_a_row_eject_for_five_seconds_then_one_request_tries() -> No
     assert bad.credits == 4
 
 
-def test_what_an_ejected_instance_had_in_hand_does_not_bring_it_back() -> None:
+def test_answers_outstanding_at_its_ejection_do_not_bring_an_instance_back() -> None:
     made = pool("a", "b", "c")
     bad = made.instances["a"]
     for _ in range(4):
@@ -180,7 +180,7 @@ def test_what_an_ejected_instance_had_in_hand_does_not_bring_it_back() -> None:
 
 @pytest.mark.parametrize("at_once", [1, 3, 8])
 @pytest.mark.parametrize("per_tick", [1, 10, 100])
-def test_a_payload_that_no_model_takes_ejects_nobody(at_once: int, per_tick: int) -> None:
+def test_a_payload_that_fails_everywhere_ejects_no_instance(at_once: int, per_tick: int) -> None:
     """A caller that sends nothing else, alone on the pool."""
     made, now = pool("a", "b", "c", "d"), START
     for _ in range(50):
@@ -234,7 +234,7 @@ def test_a_success_of_the_probes_ends_an_ejection() -> None:
     assert one.serving and one.credits == 1
 
 
-def test_a_second_attempt_goes_to_somebody_else() -> None:
+def test_a_second_attempt_goes_to_another_instance() -> None:
     made = pool("a", "b", credits=1)
     a, b = take(made), take(made)
     assert made.candidates.another(a) is b  # beyond its credits

@@ -75,7 +75,7 @@ def test_short_and_long_requests_beat_round_robin(workers: int) -> None:
 
 
 @pytest.mark.parametrize(("workers", "work"), [(1, 10 * MS), (2, 1 * MS), (4, 10 * MS)])
-def test_a_slow_instance_does_not_show(workers: int, work: float) -> None:
+def test_a_slow_instance_does_not_raise_the_p99(workers: int, work: float) -> None:
     requests = stream(0.5, workers, work, min(30.0, 6 * work / MS))
     _, healthy = run(alike(4, workers), requests)
     _, outcome = run([*alike(3, workers), Server(workers, slow=lambda now: 10.0)], requests)
@@ -143,7 +143,7 @@ def test_all_down_and_back() -> None:
     assert first < 4.1
 
 
-def test_a_drained_instance_fails_nobody() -> None:
+def test_a_drained_instance_fails_no_request() -> None:
     requests = stream(0.5, 2, 10 * MS, 6)
     simulation = Simulation(alike(4, 2), SEED)
 

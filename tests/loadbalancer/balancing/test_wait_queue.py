@@ -36,7 +36,7 @@ def test_bounded_by_count_and_bytes() -> None:
     assert waiting.pop() == "c"
 
 
-def test_nobody_waits_longer_than_the_limit_or_its_deadline() -> None:
+def test_no_request_waits_longer_than_the_limit_or_its_deadline() -> None:
     waiting = queue(wait_ns=100 * MS)
     waiting.push("patient", 1, 0, FAR)
     waiting.push("hasty", 1, 0, 30 * MS)
@@ -65,7 +65,7 @@ def drained(waiting: WaitQueue[str], per_tick: int, ticks: int) -> int:
     return now
 
 
-def test_what_would_be_served_too_late_is_refused_at_once() -> None:
+def test_a_request_that_would_be_served_too_late_is_refused_at_once() -> None:
     waiting = queue(count=10_000, size=1 << 20)
     now = drained(waiting, per_tick=2, ticks=50)
     assert abs(waiting.rate - 100) < 5  # per second
@@ -99,7 +99,7 @@ def test_a_pool_that_halts_for_a_moment_is_no_reason_to_refuse() -> None:
     assert not waiting.push("z", 1, 300 * MS, FAR)  # it is more than a moment
 
 
-def test_an_old_drain_rate_refuses_nobody() -> None:
+def test_an_old_drain_rate_refuses_no_request() -> None:
     """When everything hung, nothing drained; the next queue must not suffer for it."""
     waiting = queue(wait_ns=100 * MS)
     waiting.push("a", 1, 0, FAR)

@@ -57,7 +57,7 @@ def test_several_proxies_share_one_rate(shared: tuple[int, mmap.mmap], workers: 
     assert expected * 0.98 <= passed <= expected + depth(rate)
 
 
-def test_whoever_is_killed_takes_one_lease_along_at_most(shared: tuple[int, mmap.mmap]) -> None:
+def test_a_killed_proxy_loses_one_lease_at_most(shared: tuple[int, mmap.mmap]) -> None:
     rate = 100_000_000
     bucket = SharedBucket(shared[1], shared[0])
     bucket.set_rate(rate)
@@ -83,7 +83,7 @@ STEPS = st.tuples(
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.sampled_from([1_000_000, 10_000_000, 100_000_000]), st.lists(STEPS, min_size=5, max_size=120))
-def test_whatever_proxies_do_and_whoever_dies_the_rate_is_kept(
+def test_the_rate_is_kept_whatever_proxies_do_and_whichever_die(
     rate: int, steps: list[tuple[str, int, int, int]]
 ) -> None:
     fd = shared_memory.create()
@@ -115,7 +115,7 @@ def test_whatever_proxies_do_and_whoever_dies_the_rate_is_kept(
     os.close(fd)
 
 
-def test_a_visit_to_the_bucket_is_as_good_as_opening_it(shared: tuple[int, mmap.mmap]) -> None:
+def test_exchange_equals_opening_the_bucket(shared: tuple[int, mmap.mmap]) -> None:
     clock = Clock()
     bucket = SharedBucket(shared[1], shared[0], clock)
     bucket.set_rate(1_000_000)
@@ -139,7 +139,7 @@ def test_an_unlimited_rate_is_felt_at_the_next_lease_and_costs_nothing(shared: t
     assert meter.debt == 0
 
 
-def test_the_next_look_is_foretold_without_a_visit(shared: tuple[int, mmap.mmap]) -> None:
+def test_the_delay_is_computed_without_a_visit_to_the_bucket(shared: tuple[int, mmap.mmap]) -> None:
     clock = Clock()
     bucket = SharedBucket(shared[1], shared[0], clock)
     bucket.set_rate(8_000_000)  # a byte in a microsecond
@@ -154,7 +154,7 @@ def test_the_next_look_is_foretold_without_a_visit(shared: tuple[int, mmap.mmap]
     assert meter.delay_ns(1000) == 0 and meter.spend(1000)
 
 
-def test_what_is_larger_than_the_bucket_passes_when_it_is_full(shared: tuple[int, mmap.mmap]) -> None:
+def test_a_message_larger_than_the_bucket_passes_when_it_is_full(shared: tuple[int, mmap.mmap]) -> None:
     clock, rate = Clock(), 1_000_000
     bucket = SharedBucket(shared[1], shared[0], clock)
     bucket.set_rate(rate)
@@ -166,7 +166,7 @@ def test_what_is_larger_than_the_bucket_passes_when_it_is_full(shared: tuple[int
     assert meter.spend(1)
 
 
-def test_a_new_rate_reaches_everybody(shared: tuple[int, mmap.mmap]) -> None:
+def test_a_new_rate_reaches_every_proxy(shared: tuple[int, mmap.mmap]) -> None:
     bucket = SharedBucket(shared[1], shared[0])
     bucket.set_rate(1_000_000)
     meter = Lease(bucket)

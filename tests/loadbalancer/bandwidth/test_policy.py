@@ -60,7 +60,7 @@ def test_what_the_admin_sets_outlives_the_controller_but_not_a_change_of_setting
         (10, math.nan),
     ],
 )
-def test_what_does_not_fit_changes_nothing(bucket: SharedBucket, mbps: float, maximum: float) -> None:
+def test_invalid_bandwidths_change_nothing(bucket: SharedBucket, mbps: float, maximum: float) -> None:
     made = limits(bucket, 10)
     with pytest.raises(ValueError, match="mbps must be"):
         made.set(mbps, maximum)
@@ -72,7 +72,7 @@ def load(made: BandwidthPolicy, seconds: range, utilisation: float) -> None:
         made.hear(second * SECOND, utilisation)
 
 
-def test_it_is_raised_under_load_and_lowered_without(bucket: SharedBucket) -> None:
+def test_the_bandwidth_is_raised_under_load_and_lowered_without(bucket: SharedBucket) -> None:
     made = limits(bucket, 10, 20)
     assert made.rate == 10_000_000
     load(made, range(1, 61), 1.0)
@@ -83,7 +83,7 @@ def test_it_is_raised_under_load_and_lowered_without(bucket: SharedBucket) -> No
     assert made.rate == 10_000_000
 
 
-def test_a_raised_one_stays_raised_with_the_next_controller(bucket: SharedBucket) -> None:
+def test_a_raised_bandwidth_stays_raised_with_the_next_controller(bucket: SharedBucket) -> None:
     made = limits(bucket, 10, 20)
     load(made, range(1, 70), 1.0)
     raised = made.rate

@@ -124,7 +124,7 @@ def test_a_new_rate_is_felt_within_50_ms_and_without_a_burst(proxies: int) -> No
             before = rate
 
 
-def test_without_a_limit_nobody_waits_and_nothing_is_owed_afterwards() -> None:
+def test_without_a_limit_nothing_waits_and_no_debt_remains() -> None:
     with balancing(10 * MBPS) as balancer:
         elephants(balancer, 0, 0, 0)
         balancer.loop.run(SECOND)
@@ -157,7 +157,7 @@ def test_a_flow_fares_no_better_on_a_proxy_with_few(mbps: int, places: tuple[int
         assert sum(sent) * 8 >= 0.98 * 5 * mbps * MBPS
 
 
-def test_a_proxy_of_small_pieces_starves_nobody() -> None:
+def test_a_proxy_with_small_pieces_starves_no_flow() -> None:
     with balancing(MBPS, 2) as balancer:
         large = elephants(balancer, 0, 0)
         small = elephants(balancer, 1, 1)

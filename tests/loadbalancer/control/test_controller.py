@@ -69,7 +69,7 @@ def test_the_first_table_knows_who_is_well(tmp_path: Path, instances: Instances)
         assert not controller.socket.exists()
 
 
-def test_it_goes_out_and_comes_back_slowly(tmp_path: Path, instances: Instances) -> None:
+def test_an_instance_goes_down_and_returns_with_a_slow_start(tmp_path: Path, instances: Instances) -> None:
     one, other = instances.make(), instances.make()
     with running_controller(tmp_path, upstream=[one.url, other.url]) as controller:
         began = time.monotonic_ns()
@@ -113,9 +113,7 @@ def test_a_name_of_dns(tmp_path: Path, instances: Instances) -> None:
         assert controller.said(f"{names[1]}: ")
 
 
-def test_a_killed_controller_is_followed_by_one_that_knows_everything(
-    tmp_path: Path, instances: Instances
-) -> None:
+def test_the_successor_of_a_killed_controller_has_its_state(tmp_path: Path, instances: Instances) -> None:
     named, added, removed, drained = (instances.make() for _ in range(4))
     file = tmp_path / "pool"
     file.write_text(f"{named.url}\n{removed.url}\n{drained.url}\n")
@@ -147,7 +145,7 @@ def test_a_table_that_cannot_be_read_is_replaced(tmp_path: Path, instances: Inst
         assert controller.said("the settings hold") and controller.states() == {one.url: "up"}
 
 
-def test_a_controller_ends_when_it_can_no_longer_watch(tmp_path: Path, instances: Instances) -> None:
+def test_a_controller_whose_probes_fail_with_a_bug_ends(tmp_path: Path, instances: Instances) -> None:
     """The supervisor starts another; one that probes nobody would be worse than none."""
     with running_controller(tmp_path, upstream=[instances.make().url]) as controller:
         assert controller.process is not None
@@ -164,7 +162,7 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_a_controller_that_was_stopped_blames_nobody(tmp_path: Path, instances: Instances) -> None:
+def test_a_stopped_controller_takes_no_instance_out(tmp_path: Path, instances: Instances) -> None:
     one = instances.make()
     options = {"upstream": [one.url], "probe_timeout": "0.2", "probe_interval": "0.05"}
     with running_controller(tmp_path, **options) as controller:
@@ -195,7 +193,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_nobody_else_may_open_the_admin_socket(tmp_path: Path) -> None:
+def test_other_users_may_not_open_the_admin_socket(tmp_path: Path) -> None:
     path = tmp_path / "new" / "admin.sock"
     with running_controller(tmp_path, upstream=["http://127.0.0.1:1"], admin_socket=str(path)):
         assert mode(path) == 0o600 and mode(path.parent) == 0o700
@@ -253,7 +251,7 @@ def test_refusals(quiet: ControllerProcess) -> None:
     assert quiet.state()["bandwidth"]["mbps"] == 10 and len(quiet.states()) == 1
 
 
-def test_a_reload_is_the_supervisors(quiet: ControllerProcess) -> None:
+def test_a_reload_is_passed_to_the_supervisor(quiet: ControllerProcess) -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGHUP, lambda number, stack: heard.append(number))
     try:

@@ -67,7 +67,7 @@ def test_every_form_of_an_instance() -> None:
         (f"[{A},\n http://host:99999]", "pool:2"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(text: str, place: str) -> None:
+def test_faults_are_named_with_their_line(text: str, place: str) -> None:
     with pytest.raises(ConfigError) as raised:
         parse_file(text, "pool")
     assert str(raised.value).startswith(place)
@@ -107,7 +107,7 @@ def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", ["http://a\nrubbish", "", "\n# all gone\n", "\udcff"])
-def test_a_bad_or_empty_file_changes_nothing_and_is_told_once(
+def test_a_bad_or_empty_file_changes_nothing_and_is_reported_once(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], bad: str
 ) -> None:
     path = tmp_path / "pool"
@@ -199,7 +199,7 @@ def test_while_the_resolver_fails_its_last_answer_holds(
 # ---------------------------------------------------------------------- all of them
 
 
-def test_a_predecessor_is_believed_until_file_and_resolver_answer(tmp_path: Path) -> None:
+def test_the_predecessors_instances_stay_until_file_and_resolver_answer(tmp_path: Path) -> None:
     file = tmp_path / "missing"
     before = [
         Endpoint(A, Address("127.0.0.1", 9001), FILE, 0),

@@ -42,7 +42,7 @@ def test_two_answers_take_out_or_bring_back(up: bool, was_up: bool, answers: str
     assert seen == expected
 
 
-def test_changes_are_told_once() -> None:
+def test_changes_are_reported_once() -> None:
     verdict = ProbeResult()
     assert verdict.why == NOT_ASKED
     steps = (  # the answer, whether it changes anything, workers and flapping afterwards
@@ -125,7 +125,7 @@ OURS = b'{"replicas": [{"state": "ready"}, {"state": "loading"}, {"state": "read
         (b"", Health(False, "closes connections without an answer")),
     ],
 )
-def test_what_an_answer_says(text: bytes, expected: Health) -> None:
+def test_health_from_an_answer(text: bytes, expected: Health) -> None:
     assert ask(says(text)) == expected
 
 
@@ -136,7 +136,7 @@ def test_an_instance_that_keeps_the_connection_is_not_waited_for() -> None:
     assert time.monotonic() - began < 30
 
 
-def test_silence() -> None:
+def test_no_answer_is_unhealthy() -> None:
     assert ask(says(b"HTTP/1.1 200", close=False)) == Health(False, "no answer within 0.3 s")
 
 
@@ -144,7 +144,7 @@ def test_silence() -> None:
     ("line", "begins"),
     [("off", b"GET"), ("v1", b"PROXY UNKNOWN\r\nGET"), ("v2", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0GET")],
 )
-def test_what_an_instance_is_asked(line: str, begins: bytes, tmp_path: Path) -> None:
+def test_the_request_of_a_probe(line: str, begins: bytes, tmp_path: Path) -> None:
     async def put() -> bytes:
         sent = asyncio.get_running_loop().create_future()
 
@@ -162,7 +162,7 @@ def test_what_an_instance_is_asked(line: str, begins: bytes, tmp_path: Path) -> 
     assert asked == begins + b" /health/ready?x=1 HTTP/1.0\r\nhost: localhost\r\n\r\n"
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_a_refused_connection_is_unhealthy(tmp_path: Path) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         where = Address("127.0.0.1", bound.getsockname()[1])

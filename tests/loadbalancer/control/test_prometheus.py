@@ -108,7 +108,7 @@ def test_the_instances(shared: mmap) -> None:
     assert other["failures"] == {"answer": 5, "connect": 3, "late": 2, "broken": 1}
 
 
-def test_one_that_was_never_asked_has_no_latency(shared: mmap) -> None:
+def test_an_instance_without_requests_has_no_latency(shared: mmap) -> None:
     FakeProxy(shared).instance(0, {shared_memory.CREDITS: 4, shared_memory.LATENCY_US: 900})
     (one,) = status_view.instances(ENDPOINTS[:1], SlidingWindow(), read(shared, {A: 0}, SECOND))
     assert one["latency_ms"] is None and one["share"] == 0 and one["state"] == "up"
@@ -172,7 +172,7 @@ def test_metrics(shared: mmap) -> None:
     assert len(found) == len(metrics(text))  # every name is ours
 
 
-def test_metrics_of_nobody(shared: mmap) -> None:
+def test_metrics_of_an_empty_pool(shared: mmap) -> None:
     facts = status_view.StatusFacts("0.1", 0.0, 0, 0, 0.0, 0.0, [])
     found = metrics(prometheus.exposition(facts, SlidingWindow(), read(shared, {}, 0)))
     assert found["twofold_balance_bandwidth_utilisation_percent",] == 0

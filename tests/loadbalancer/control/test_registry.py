@@ -35,7 +35,7 @@ def later() -> int:
     return monotonic_ns() + DWELL_NS
 
 
-def test_who_is_named_joins_and_who_is_not_leaves(registry: Registry) -> None:
+def test_named_instances_join_and_others_leave(registry: Registry) -> None:
     registry.reconcile(wanted(A, B))
     assert states(registry) == {A: "down", B: "down"}
     registry.reconcile(wanted(B, C))
@@ -46,7 +46,7 @@ def test_who_is_named_joins_and_who_is_not_leaves(registry: Registry) -> None:
     assert [registry.endpoints[name].cell for name in (B, C, A)] == [1, 2, 0]
 
 
-def test_nobody_goes_with_requests_in_hand(registry: Registry) -> None:
+def test_no_instance_leaves_with_outstanding_requests(registry: Registry) -> None:
     registry.reconcile(wanted(A))
     row = shared_memory.cell(registry._shared, 3, registry.endpoints[A].cell)
     row[shared_memory.OUTSTANDING] = 1
@@ -56,7 +56,7 @@ def test_nobody_goes_with_requests_in_hand(registry: Registry) -> None:
     assert len(registry.part(later())) == 1
 
 
-def test_who_is_named_again_in_time_stays(registry: Registry) -> None:
+def test_an_instance_that_is_named_again_in_time_stays(registry: Registry) -> None:
     registry.reconcile(wanted(A))
     registry.reconcile({})
     registry.reconcile(wanted(A))
@@ -76,7 +76,7 @@ def test_a_cell_begins_empty(registry: Registry) -> None:
     )
 
 
-def test_what_the_admin_adds_stays_whatever_the_file_says(registry: Registry) -> None:
+def test_instances_added_by_the_admin_stay_whatever_the_file_says(registry: Registry) -> None:
     assert registry.add("http://127.0.0.1:9001/").name == A
     registry.reconcile(wanted(B))
     assert states(registry) == {A: "down", B: "down"}
@@ -85,7 +85,7 @@ def test_what_the_admin_adds_stays_whatever_the_file_says(registry: Registry) ->
     assert states(registry) == {A: "down", B: "drain"}
 
 
-def test_what_the_admin_removes_stays_away_until_it_is_added(registry: Registry) -> None:
+def test_instances_removed_by_the_admin_stay_away_until_they_are_added(registry: Registry) -> None:
     registry.reconcile(wanted(A, B))
     registry.remove(registry.find(A))
     registry.part(later())
@@ -105,7 +105,7 @@ def test_a_removal_is_forgotten_with_the_name(registry: Registry) -> None:
     assert set(states(registry)) == {A, B}
 
 
-def test_a_removal_is_kept_while_somebody_is_still_to_be_heard(registry: Registry) -> None:
+def test_a_removal_is_kept_until_every_source_has_answered(registry: Registry) -> None:
     registry.reconcile(wanted(A, B))
     registry.remove(registry.find(A))
     registry.part(later())
@@ -114,7 +114,7 @@ def test_a_removal_is_kept_while_somebody_is_still_to_be_heard(registry: Registr
     assert set(states(registry)) == {B}
 
 
-def test_a_drained_one_is_drained_until_it_is_added(registry: Registry) -> None:
+def test_a_drained_instance_stays_drained_until_it_is_added(registry: Registry) -> None:
     registry.reconcile(wanted(A))
     registry.find(A).drained = True
     registry.reconcile(wanted(A, B))
@@ -132,7 +132,7 @@ def test_names_may_be_shortened(registry: Registry) -> None:
             registry.find(text)
 
 
-def test_the_pool_has_an_end(registry: Registry, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_pool_is_bounded(registry: Registry, capfd: pytest.CaptureFixture[str]) -> None:
     many = {f"http://10.0.0.1:{port}": Wanted(Address("10.0.0.1", port), "dns") for port in range(1, 259)}
     registry.reconcile(many)
     assert len(registry.endpoints) == shared_memory.MAX_INSTANCES
@@ -156,12 +156,12 @@ def test_a_pool_of_the_longest_names_fits_into_the_table(registry: Registry) -> 
 
 
 @pytest.mark.parametrize("text", ["ftp://host", "dns+http://models:9001", "", "http://", "models", ":9001"])
-def test_what_is_no_instance(registry: Registry, text: str) -> None:
+def test_invalid_instances(registry: Registry, text: str) -> None:
     with pytest.raises(ValueError, match="is no instance"):
         registry.add(text)
 
 
-def test_an_instance_may_be_added_by_what_drain_and_remove_know_it_by(registry: Registry) -> None:
+def test_add_takes_the_names_that_drain_and_remove_take(registry: Registry) -> None:
     assert registry.add("127.0.0.1:9001") is registry.find("http://127.0.0.1:9001")
 
 
@@ -184,7 +184,7 @@ def test_everything_is_in_the_table(registry: Registry) -> None:
     assert states(heir) == {A: "drain", B: "down", C: "drain", "unix:/run/model.sock": "up"}
 
 
-def test_a_line_of_another_version_suffices() -> None:
+def test_entries_of_another_version_are_understood() -> None:
     old = {"cell": 3, "name": A, "host": "127.0.0.1", "port": 9001, "path": "", "state": "up",
            "workers": 2, "since_ns": 0}  # fmt: skip
     endpoint = from_record(from_json(old), 0)
@@ -193,7 +193,7 @@ def test_a_line_of_another_version_suffices() -> None:
         from_json({"name": A})
 
 
-def test_a_table_that_makes_no_sense_is_refused(registry: Registry) -> None:
+def test_an_invalid_table_is_refused(registry: Registry) -> None:
     registry.reconcile(wanted(A, B))
     entries = registry.published()["instances"]
     entries[0]["cell"] = entries[1]["cell"]

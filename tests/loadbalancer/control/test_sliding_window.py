@@ -34,7 +34,7 @@ def reading(at: int, **counts: int) -> Reading:
 # ---------------------------------------------------------------------- percentiles
 
 
-def test_nothing_has_no_percentile() -> None:
+def test_an_empty_window_has_no_percentile() -> None:
     assert percentile([0] * histograms.BUCKETS, 0.99) is None
 
 
@@ -50,7 +50,7 @@ def test_a_percentile_is_in_the_bucket_of_the_true_one(durations: list[int], sha
     assert 2 ** (true.bit_length() - 1) * (true > 0) <= found <= 2 ** true.bit_length()
 
 
-def test_within_a_bucket_it_is_interpolated() -> None:
+def test_percentiles_are_interpolated_within_a_bucket() -> None:
     dice, counts = random.Random(7), [0] * histograms.BUCKETS
     for _ in range(10_000):
         counts[dice.randrange(512, 1024).bit_length()] += 1
@@ -82,7 +82,7 @@ def test_bytes_that_are_counted_late_have_passed_before() -> None:
     assert used[-16:] == pytest.approx([10] * 16) and sum(used[:-16]) < 1e-9
 
 
-def test_both_directions_share_what_is_spread() -> None:
+def test_late_bytes_of_both_directions_are_spread() -> None:
     recent = SlidingWindow()
     for step in range(4):
         recent.hear(reading(step * HALF), 8_000_000)
@@ -107,7 +107,7 @@ def test_the_history_is_bounded_and_has_gaps() -> None:
     assert all(point.p50 is None and point.p99 is None for point in recent.points)
 
 
-def test_percentiles_are_of_late() -> None:
+def test_percentiles_are_of_the_window() -> None:
     recent, shared = SlidingWindow(), shared_memory.attach(shared_memory.create())
     proxy = FakeProxy(shared)
     proxy.answer(1000, us=60_000_000)
@@ -157,7 +157,7 @@ def test_all_proxies_are_added_up() -> None:
     assert not any(found.instances["b"].words)
 
 
-def test_a_proxy_that_has_ended_has_no_opinion_of_latency() -> None:
+def test_a_proxy_that_has_ended_does_not_count_for_latency() -> None:
     shared = shared_memory.attach(shared_memory.create())
     dead, alive = FakeProxy(shared, 0), FakeProxy(shared, 1)
     dead.instance(0, {shared_memory.CREDITS: 0, shared_memory.LATENCY_US: 90_000, shared_memory.REQUESTS: 5})

@@ -54,7 +54,7 @@ async def look(browser: Browser, lb: Balancer, status: int, origin: Origin) -> N
     assert not browser.exceptions
 
 
-def test_the_page_moves_with_the_pool(tmp_path: Path, browser: Browser) -> None:
+def test_the_page_follows_the_pool(tmp_path: Path, browser: Browser) -> None:
     async def scenario() -> None:
         origin, status = await Origin(echo).start(), free_port()
         options = ("--status", f"127.0.0.1:{status}", "--bandwidth-mbps", "10")

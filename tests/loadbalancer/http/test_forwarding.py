@@ -87,12 +87,12 @@ def test_a_plain_request() -> None:
         b"X-A_B: 1\r\nX_A-B: 2",
     ],
 )
-def test_what_a_stranger_says_in_vain(field: bytes) -> None:
+def test_forwarding_fields_of_untrusted_peers_are_dropped(field: bytes) -> None:
     assert passed(request(field)) == []
     assert passed(request(field, b"accept: a")) == [(b"accept", b"a")]
 
 
-def test_framing_is_the_proxys_to_say() -> None:
+def test_framing_fields_are_written_by_the_proxy() -> None:
     head = request(b"Content-Length: 5", start=b"POST /predict HTTP/1.1")
     assert passed(head) == []
     head = request(b"Transfer-Encoding: chunked", start=b"POST /predict HTTP/1.1")
@@ -102,19 +102,19 @@ def test_framing_is_the_proxys_to_say() -> None:
 @pytest.mark.parametrize(
     "name", sorted(forwarding.PROTECTED - {b"host", b"content-length", b"opc-request-id"})
 )
-def test_connection_cannot_take_away_what_matters(name: bytes) -> None:
+def test_connection_cannot_name_fields_that_must_stay(name: bytes) -> None:
     head = request(b"%b: x" % name, b"Connection: close, host, content-length, via, " + name)
     assert passed(head) == [(name, b"x")]
     assert dict(sent(head))[b"host"] == b"h" and dict(sent(head))[b"via"] == b"1.1 lb-1"
 
 
-def test_trailers_are_asked_for_anew() -> None:
+def test_te_trailers_is_written_by_the_proxy() -> None:
     expected = [(b"te", b"trailers"), (b"connection", b"te")]
     for field in (b"TE: trailers", b"TE: gzip;q=0.5, Trailers", b"TE: gzip\r\nTE: trailers"):
         assert passed(request(field, b"Connection: te, close")) == expected
 
 
-def test_names_with_underscores_that_are_nobodys_twin_pass() -> None:
+def test_names_with_underscores_pass_unless_they_imitate_another() -> None:
     fields = [(b"model_name", b"iris"), (b"model_version", b"1"), (b"model-other", b"2")]
     assert passed(request(*(b"%b: %b" % field for field in fields))) == fields
 
@@ -138,7 +138,7 @@ def test_a_trusted_peer_is_believed() -> None:
 
 
 @pytest.mark.parametrize("scheme", [b"x-forwarded-proto: gopher", b"x-forwarded-proto: http, https", b"a: b"])
-def test_a_scheme_that_is_none_is_not_repeated(scheme: bytes) -> None:
+def test_an_invalid_scheme_is_not_forwarded(scheme: bytes) -> None:
     assert dict(sent(request(scheme), PROXY))[b"x-forwarded-proto"] == b"https"
 
 
@@ -147,7 +147,7 @@ def test_clients_at_a_unix_socket_have_no_address() -> None:
     assert b"x-forwarded-for" not in fields and fields[b"x-forwarded-proto"] == b"http"
 
 
-def test_addresses_are_written_plainly() -> None:
+def test_addresses_are_written_without_mapping_and_zone() -> None:
     assert dict(sent(request(), "::ffff:192.0.2.9"))[b"x-forwarded-for"] == b"192.0.2.9"
     assert dict(sent(request(), "fe80::1%eth0"))[b"x-forwarded-for"] == b"fe80::1"
 
@@ -164,7 +164,7 @@ def test_http_1_0_gets_the_host_that_http_1_1_needs() -> None:
 # ------------------------------------------------------------------ loops
 
 
-def test_a_loop_is_seen() -> None:
+def test_a_loop_is_detected() -> None:
     head = request()
     assert not loops(head, HOPS)
     again = request(b"via: " + dict(sent(head))[b"via"])
@@ -184,7 +184,7 @@ def test_a_loop_of_others_ends_too() -> None:
     assert count == MAX_HOPS
 
 
-def test_a_pseudonym_stays_and_is_nobody_elses() -> None:
+def test_a_pseudonym_is_kept_and_unique() -> None:
     def of(*listen: str) -> bytes:
         return identity.hops(Config(listen=ListenSettings(listen=listen))).pseudonym
 
@@ -192,7 +192,7 @@ def test_a_pseudonym_stays_and_is_nobody_elses() -> None:
     assert re.fullmatch(rb"twofold-[0-9a-f]{12}", of("unix:/a"))
 
 
-def test_what_the_settings_say() -> None:
+def test_scheme_and_trusted_peers_come_from_the_settings() -> None:
     hops = identity.hops(
         Config(
             listen=ListenSettings(tls_certificate="x"), access=AccessSettings(trusted_proxies=("10.0.0.0/8",))
@@ -292,7 +292,7 @@ def named_by_connection(fields: list[Field]) -> set[bytes]:
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(FIELDS, st.sampled_from([STRANGER, PROXY, ""]))
-def test_nothing_of_one_connection_passes_and_all_the_rest_does(fields: list[Field], peer: str) -> None:
+def test_only_hop_by_hop_fields_are_dropped(fields: list[Field], peer: str) -> None:
     lines = [b"%b: %b" % field for field in fields]
     try:
         head = request(*lines, start=b"POST /predict HTTP/1.1")
@@ -329,7 +329,7 @@ def test_nothing_of_one_connection_passes_and_all_the_rest_does(fields: list[Fie
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(FIELDS)
-def test_what_has_passed_once_passes_again_unchanged(fields: list[Field]) -> None:
+def test_forwarding_is_idempotent(fields: list[Field]) -> None:
     """Two load balancers in a row: the second has nothing left to remove."""
     try:
         head = request(*(b"%b: %b" % field for field in fields), start=b"POST /predict HTTP/1.1")
@@ -343,7 +343,7 @@ def test_what_has_passed_once_passes_again_unchanged(fields: list[Field]) -> Non
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(FIELDS)
-def test_answers_keep_what_is_the_clients(fields: list[Field]) -> None:
+def test_responses_keep_end_to_end_fields(fields: list[Field]) -> None:
     fields = [(name.lower(), value.strip()) for name, value in fields]
     arrived = answer_fields(fields)
     named = named_by_connection(fields) - forwarding.PROTECTED

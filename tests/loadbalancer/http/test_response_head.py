@@ -41,7 +41,7 @@ OK = (
         b"nonsense\r\n\r\n",
     ],
 )
-def test_what_two_parsers_could_read_differently_is_refused(raw: bytes) -> None:
+def test_ambiguous_responses_are_refused(raw: bytes) -> None:
     with pytest.raises(BadResponse):
         parse(raw)
 
@@ -73,7 +73,7 @@ def test_how_a_body_ends(raw: bytes, to_head: bool, framing: int, length: int, k
     assert (head.framing, head.length, head.keep_alive) == (framing, length, keep)
 
 
-def test_hop_by_hop_fields_stay_behind() -> None:
+def test_hop_by_hop_fields_are_dropped() -> None:
     head = parse(
         b"HTTP/1.1 200 OK\r\nConnection: X-Secret, keep-alive, content-length\r\nKeep-Alive: timeout=5\r\n"
         b"X-Secret: 1\r\nUpgrade: h2c\r\nProxy-Authenticate: x\r\nX-Kept: 2\r\ncontent-length: 0\r\n\r\n"
@@ -96,7 +96,7 @@ def test_a_template_has_holes_where_answers_differ() -> None:
     assert template.match(OK.replace(b"text/plain", b"text/html")) is None
 
 
-def test_what_is_the_same_for_a_second_is_compared_as_one_string() -> None:
+def test_fields_that_stay_the_same_for_a_second_are_compared_as_one_string() -> None:
     template = learn(HeadTemplates(), OK)
     assert OK[: template.size] == template.start and template.start.endswith(b"text/plain\r\n")
     other = OK.replace(b"0.003", b"14.1").replace(b"A/B/C", b"D/E/F").replace(b": 20", b": 7")
@@ -111,7 +111,7 @@ def test_what_is_the_same_for_a_second_is_compared_as_one_string() -> None:
     assert later.startswith(template.start)
 
 
-def test_a_second_look_makes_a_hole_of_what_has_changed() -> None:
+def test_a_field_that_has_changed_becomes_a_hole() -> None:
     templates = HeadTemplates()
     learn(templates, OK)
     html = OK.replace(b"text/plain", b"text/html")
@@ -119,7 +119,7 @@ def test_a_second_look_makes_a_hole_of_what_has_changed() -> None:
     assert template.match(OK) and template.match(html) and template.match(OK.replace(b"plain", b"css"))
 
 
-def test_fields_that_stay_behind_are_cut_out() -> None:
+def test_dropped_fields_are_cut_out_of_a_template() -> None:
     raw = OK.replace(b"server: s\r\n", b"Connection: keep-alive\r\nserver: s\r\nKeep-Alive: timeout=5\r\n")
     template = learn(HeadTemplates(), raw)
     match = template.match(raw)
@@ -156,11 +156,11 @@ def test_an_answer_without_an_id_gets_one(dropped: bytes) -> None:
         b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 1\r\n\r\n",
     ],
 )
-def test_what_a_template_cannot_say_is_parsed_each_time(raw: bytes) -> None:
+def test_heads_without_a_template_are_parsed_each_time(raw: bytes) -> None:
     assert HeadTemplates().learn(raw, parse(raw)) is None
 
 
-def test_what_is_known_is_not_learnt_again() -> None:
+def test_a_known_head_is_not_learnt_again() -> None:
     """Each connection learns for itself, and there is no end of connections."""
     templates = HeadTemplates()
     first = learn(templates, OK)
@@ -190,9 +190,7 @@ VALUES = st.binary(max_size=12).filter(lambda value: re.fullmatch(rb"[\x21-\x7e]
     st.integers(0, 10**6),
     st.booleans(),
 )
-def test_a_match_says_what_parsing_says(
-    first: list[bytes], second: list[bytes], length: int, cut: bool
-) -> None:
+def test_a_match_equals_parsing(first: list[bytes], second: list[bytes], length: int, cut: bool) -> None:
     def raw(values: list[bytes], size: int) -> bytes:
         a, b, c = values
         return (
@@ -253,7 +251,7 @@ def test_an_answer_that_differs_in_id_and_timing_is_compared() -> None:
         (b"opc-request-id", b"opc-request-ie"),
     ],
 )
-def test_what_is_no_twin_is_left_to_the_pattern(old: bytes, new: bytes) -> None:
+def test_heads_that_are_no_twins_are_left_to_the_pattern(old: bytes, new: bytes) -> None:
     template = learn(HeadTemplates(), OK)
     see(template, OK, BODY)
     assert old in OK
@@ -261,7 +259,7 @@ def test_what_is_no_twin_is_left_to_the_pattern(old: bytes, new: bytes) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", BODY[1:], BODY + b"x", BODY + OK + BODY])
-def test_a_body_of_another_length_is_no_twins(body: bytes) -> None:
+def test_a_body_of_another_length_is_no_twin(body: bytes) -> None:
     template = learn(HeadTemplates(), OK)
     see(template, OK, BODY)
     assert template.twin(OK + body) == b""
@@ -291,7 +289,7 @@ FIELDS = {
 
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(st.permutations(list(FIELDS)), st.data())
-def test_a_twin_is_what_the_pattern_says(order: list[str], data: st.DataObject) -> None:
+def test_a_twin_equals_the_match_of_the_pattern(order: list[str], data: st.DataObject) -> None:
     def draw() -> bytes:
         lines = [data.draw(st.sampled_from(FIELDS[name])) for name in order]
         return b"HTTP/1.1 200 OK\r\n" + b"".join(lines) + b"\r\n{}"

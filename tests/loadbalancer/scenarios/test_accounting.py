@@ -36,7 +36,7 @@ async def behind(origin: Origin, folder: Path, *options: str) -> AsyncIterator[B
         await origin.stop()
 
 
-def test_bytes_and_what_waited_for_bandwidth(tmp_path: Path) -> None:
+def test_bytes_and_waits_for_bandwidth_are_counted(tmp_path: Path) -> None:
     async def scenario() -> None:
         origin = Origin(responding(answer(b"z" * 150_000)))
         async with behind(origin, tmp_path, "--bandwidth-mbps", "10") as lb:
@@ -71,7 +71,7 @@ def test_the_next_request_of_a_pipeline_finds_the_credit_of_the_last_one(tmp_pat
     run_scenario(scenario())
 
 
-def test_what_the_instance_needed_is_noted_whichever_way_its_answer_takes(tmp_path: Path) -> None:
+def test_model_latency_is_recorded_for_every_kind_of_answer(tmp_path: Path) -> None:
     """The first answer of a connection, one in pieces, one that waits for bandwidth, and the usual one."""
 
     async def handler(exchange: Exchange) -> None:
@@ -95,7 +95,7 @@ def test_what_the_instance_needed_is_noted_whichever_way_its_answer_takes(tmp_pa
     run_scenario(scenario())
 
 
-def test_a_large_answer_behind_a_small_one_that_waited_is_read_no_faster_than_it_goes_out(
+def test_a_large_answer_after_a_delayed_one_is_read_no_faster_than_it_is_sent(
     tmp_path: Path,
 ) -> None:
     sent = 0
@@ -157,7 +157,7 @@ def test_faulty_requests_get_no_more_bandwidth_than_good_ones(tmp_path: Path) ->
     run_scenario(scenario())
 
 
-def test_nothing_follows_a_refusal_that_belongs_before_it(tmp_path: Path) -> None:
+def test_delayed_interim_answers_do_not_follow_the_final_one(tmp_path: Path) -> None:
     """Interim answers wait for bandwidth when the time of their request is over."""
 
     async def handler(exchange: Exchange) -> None:
@@ -181,7 +181,7 @@ def test_nothing_follows_a_refusal_that_belongs_before_it(tmp_path: Path) -> Non
     run_scenario(scenario())
 
 
-def test_what_waited_for_an_instance(tmp_path: Path) -> None:
+def test_waits_for_an_instance_are_counted(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with behind(Origin(responding_after(0.1), workers=1), tmp_path, "--credits", "1") as lb:
             made = await asyncio.gather(*(once(lb.port, post()) for _ in range(3)))
@@ -239,7 +239,7 @@ def test_the_body_of_a_refused_request_is_not_the_next_one(tmp_path: Path) -> No
     run_scenario(scenario())
 
 
-def test_who_leaves_while_the_end_of_an_answer_waits_for_bandwidth(tmp_path: Path) -> None:
+def test_a_client_leaves_while_the_end_of_its_answer_waits_for_bandwidth(tmp_path: Path) -> None:
     """The instance is through with it, and has been given other work."""
 
     async def scenario() -> None:
@@ -259,7 +259,7 @@ def test_who_leaves_while_the_end_of_an_answer_waits_for_bandwidth(tmp_path: Pat
     run_scenario(scenario())
 
 
-def test_slow_uploads_and_slow_readers_keep_nobody_waiting(tmp_path: Path) -> None:
+def test_slow_uploads_and_slow_readers_delay_no_other_request(tmp_path: Path) -> None:
     """Many times the credits of the only instance; each is answered when it is done."""
 
     async def scenario() -> None:

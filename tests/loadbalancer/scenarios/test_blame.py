@@ -107,7 +107,7 @@ def test_a_body_with_pauses_longer_than_the_time_of_an_answer(tmp_path: Path) ->
     run_scenario(scenario())
 
 
-def test_an_answer_that_has_begun_before_a_body_with_a_pause_has_ended(tmp_path: Path) -> None:
+def test_an_early_answer_to_a_body_with_a_pause(tmp_path: Path) -> None:
     async def scenario() -> None:
         options = ("--predict-timeout", "1", "--body-timeout", "5")
         async with one_instance(duplex, tmp_path, *options) as one:
@@ -166,7 +166,7 @@ def test_an_instance_that_stops_reading_a_body_is_to_blame(tmp_path: Path) -> No
     run_scenario(scenario())
 
 
-def test_connections_are_looked_at_rarely_unless_a_timeout_is_short() -> None:
+def test_connections_are_checked_rarely_unless_a_timeout_is_short() -> None:
     assert timeouts.pause_s(TimeoutSettings()) == 1.0
     assert timeouts.pause_s(TimeoutSettings(predict_timeout=0.5)) == 0.05
     assert timeouts.pause_s(TimeoutSettings(head_timeout=2.0, idle_timeout=30.0)) == 0.2

@@ -45,7 +45,9 @@ def test_a_real_instance_and_the_next_one_at_its_port(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("options", "over"), [((), "socket"), (("--no-unix",), "port")])
 @pytest.mark.parametrize("listens", [True, False])
-def test_the_port_is_what_remains(tmp_path: Path, options: tuple[str, ...], over: str, listens: bool) -> None:
+def test_the_unix_socket_is_used_where_it_listens_and_tcp_otherwise(
+    tmp_path: Path, options: tuple[str, ...], over: str, listens: bool
+) -> None:
     async def scenario() -> None:
         origin = await Origin(echo).start()
         origin.unix_socket = f"@twofold-0-{secrets.token_hex(8)}"

@@ -59,7 +59,7 @@ def test_a_request_is_written_anew(running: RunningBalancer) -> None:
     assert re.fullmatch(r"1\.1 twofold-[0-9a-f]{12}", asked.field("via") or "")
 
 
-def test_a_request_that_comes_round_again_is_refused(running: RunningBalancer) -> None:
+def test_a_looping_request_is_refused(running: RunningBalancer) -> None:
     origin = running.handle_with(echo)
 
     async def round_again() -> int:
@@ -125,7 +125,7 @@ LENGTHS = [
 
 
 @pytest.mark.parametrize("fields, statuses", LENGTHS, ids=[repr(fields) for fields, _ in LENGTHS])
-def test_a_body_of_doubtful_length_reaches_nobody(
+def test_a_body_of_ambiguous_length_reaches_no_instance(
     running: RunningBalancer, fields: bytes, statuses: set[int]
 ) -> None:
     origin = running.handle_with(echo)
@@ -170,7 +170,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("data, statuses", REFUSED, ids=[repr(data[:50]) for data, _ in REFUSED])
-def test_what_is_no_plain_request_reaches_nobody(
+def test_invalid_requests_reach_no_instance(
     running: RunningBalancer, data: bytes, statuses: set[int]
 ) -> None:
     origin = running.handle_with(echo)
@@ -237,7 +237,7 @@ def test_a_client_of_http_1_0(running: RunningBalancer, fields: bytes, stays: bo
 # ---------------------------------------------------------------------- bodies
 
 
-def test_a_client_that_expects_100_is_told_to_go_on_only_if_it_is_welcome(running: RunningBalancer) -> None:
+def test_100_continue_is_sent_only_if_the_request_is_admitted(running: RunningBalancer) -> None:
     async def expecting() -> None:
         origin = running.handle_with(echo)
         async with Caller(running.port) as caller:
@@ -255,7 +255,7 @@ def test_a_client_that_expects_100_is_told_to_go_on_only_if_it_is_welcome(runnin
     running.run(expecting())
 
 
-def test_a_large_body_flows(running: RunningBalancer) -> None:
+def test_a_large_body_is_streamed(running: RunningBalancer) -> None:
     """The instance has the first byte while the client still has the last one."""
 
     async def flowing() -> None:
@@ -321,7 +321,7 @@ def test_a_client_that_leaves_ends_the_instances_work(running: RunningBalancer, 
     )
 
 
-def test_half_a_body_and_its_connection_are_given_up_together(running: RunningBalancer) -> None:
+def test_an_incomplete_body_closes_its_upstream_connection(running: RunningBalancer) -> None:
     async def half() -> None:
         origin = running.handle_with(echo)
         async with Caller(running.port) as caller:

@@ -170,7 +170,7 @@ def test_a_length_where_no_body_can_be_is_not_passed_on(running: RunningBalancer
     running.run(read())
 
 
-def test_an_old_instance_that_keeps_connections_is_not_quoted(running: RunningBalancer) -> None:
+def test_keep_alive_of_an_http_1_0_instance_is_not_forwarded(running: RunningBalancer) -> None:
     said = b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 3\r\n\r\n[1]"
     running.handle_with(responding(said))
 
@@ -203,7 +203,7 @@ def test_head_is_answered_with_a_length_and_no_body(running: RunningBalancer) ->
     running.run(read())
 
 
-def test_interim_answers_reach_who_knows_them(running: RunningBalancer) -> None:
+def test_interim_answers_reach_http_1_1_clients(running: RunningBalancer) -> None:
     said = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nlink: </a>\r\n\r\n" + answer(b"[1]")
 
     async def read() -> None:
@@ -216,7 +216,7 @@ def test_interim_answers_reach_who_knows_them(running: RunningBalancer) -> None:
     running.run(read())
 
 
-def test_interim_answers_have_an_end(running: RunningBalancer) -> None:
+def test_interim_answers_are_bounded(running: RunningBalancer) -> None:
     running.handle_with(responding(b"HTTP/1.1 103 Hints\r\nlink: </a>\r\n\r\n" * 200 + answer(b"[1]")))
     made = running.run(once(running.port, post()))
     assert made.status == 502 and len(made.interim) <= 100
@@ -358,7 +358,7 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("said", GARBAGE, ids=[repr(said[:60]) for said in GARBAGE])
-def test_garbage_is_502_and_its_connection_is_never_used_again(running: RunningBalancer, said: bytes) -> None:
+def test_garbage_is_502_and_closes_its_upstream_connection(running: RunningBalancer, said: bytes) -> None:
     origin = running.handle_with(responding(said))
 
     async def read() -> None:
@@ -415,9 +415,7 @@ BAD_CHUNKS += [
 
 
 @pytest.mark.parametrize("bad", BAD_CHUNKS, ids=[repr(bad[:20]) for bad in BAD_CHUNKS])
-def test_a_chunk_that_two_could_read_differently_ends_the_answer(
-    running: RunningBalancer, bad: bytes
-) -> None:
+def test_an_ambiguous_chunk_ends_the_answer(running: RunningBalancer, bad: bytes) -> None:
     running.handle_with(responding(STREAM + chunk(b"good") + bad + b"0\r\n\r\n"))
     with pytest.raises(Broken) as broken:
         running.run(once(running.port, post()))
@@ -454,7 +452,9 @@ def poisoning(said: bytes, later: float = 0.0) -> Handler:
     ],
     ids=["length", "chunked", "empty"],
 )
-def test_extra_bytes_are_nobodys_answer(running: RunningBalancer, said: bytes, later: float) -> None:
+def test_extra_bytes_are_never_taken_for_an_answer(
+    running: RunningBalancer, said: bytes, later: float
+) -> None:
     """Response-queue poisoning: what follows an answer must not become the next one."""
 
     async def read() -> None:
@@ -487,7 +487,7 @@ def test_an_idle_connection_that_the_instance_closes_is_not_used(running: Runnin
     running.run(read())
 
 
-def test_no_answer_in_time_is_504_and_late_ones_are_nobodys(running: RunningBalancer) -> None:
+def test_no_answer_in_time_is_504_and_late_ones_are_dropped(running: RunningBalancer) -> None:
     async def handler(exchange: Exchange) -> None:
         await asyncio.sleep(2.7)
         exchange.send(answer(b"late"))

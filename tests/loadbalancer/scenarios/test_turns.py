@@ -64,7 +64,7 @@ def test_a_small_answer_in_pieces_waits_no_longer_than_a_whole_one(tmp_path: Pat
     run_scenario(scenario())
 
 
-def test_what_was_held_back_for_bandwidth_may_still_wait_for_an_instance(tmp_path: Path) -> None:
+def test_a_request_that_waited_for_bandwidth_may_wait_for_an_instance(tmp_path: Path) -> None:
     """The last ones are held back for 2 s, and then wait for one: for less than --queue-wait."""
     options = ("--bandwidth-mbps", "1", "--delay-budget", "10", "--queue-wait", "1.5")
 

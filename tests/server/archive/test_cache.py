@@ -64,7 +64,7 @@ def test_failure_leaves_nothing(step: str, tmp_path: Path) -> None:
     assert (cache.make("key", fill_with("again")) / "content").read_text() == "again"
 
 
-def test_removed_by_hand_is_made_again(tmp_path: Path) -> None:
+def test_an_entry_removed_by_hand_is_made_again(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     made = cache.make("key", fill_with("one"))
     (made / "content").unlink()
@@ -124,7 +124,7 @@ def test_killed_in_the_middle(step: str, tmp_path: Path) -> None:
     assert os.listdir(cache.make("key", fill_with("whole"))) == ["content"]
 
 
-def test_what_is_being_made_is_not_swept(tmp_path: Path) -> None:
+def test_an_entry_in_the_making_is_not_swept(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     process = CONTEXT.Process(target=cache.make, args=("slow", lambda folder: time.sleep(60)))
     process.start()
@@ -137,7 +137,7 @@ def test_what_is_being_made_is_not_swept(tmp_path: Path) -> None:
         process.join(5)
 
 
-def test_child_of_the_dead_keeps_the_lock(tmp_path: Path) -> None:
+def test_a_surviving_child_keeps_the_lock(tmp_path: Path) -> None:
     """What still writes into the folder must have ended before somebody else begins there."""
     cache = Cache(tmp_path / "cache")
     pids = tmp_path / "pid"
@@ -163,7 +163,7 @@ def test_child_of_the_dead_keeps_the_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["file", "below"])
-def test_folder_that_cannot_be(place: str, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_made(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = Cache(tmp_path / "file" if place == "file" else tmp_path / "file" / "cache")
     with pytest.raises(ResourceError, match="cannot write to the cache folder") as caught:

@@ -274,7 +274,7 @@ def test_header_that_would_fill_memory(tmp_path: Path, target: Path) -> None:
     refuse(tmp_path / "b.tar", target, "header of 2097152 bytes")
 
 
-def test_header_that_steps_back(tmp_path: Path, target: Path) -> None:
+def test_header_with_a_negative_size(tmp_path: Path, target: Path) -> None:
     header = bytearray(entry("x").tobuf(tarfile.GNU_FORMAT))
     header[124:136] = b"\xff" * 8 + (-1024).to_bytes(4, "big", signed=True)
     header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
@@ -354,7 +354,7 @@ def test_zip_checksum(tmp_path: Path, target: Path) -> None:
         (bytes(2048), "neither"),
     ],
 )
-def test_no_archive(content: bytes, match: str, tmp_path: Path, target: Path) -> None:
+def test_file_that_is_no_archive(content: bytes, match: str, tmp_path: Path, target: Path) -> None:
     (tmp_path / "a").write_bytes(content)
     refuse(tmp_path / "a", target, match)
 

@@ -186,7 +186,7 @@ def test_version_as_text_or_number(written: str, version: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("written", ["latest", "310", "2.7", "3", "[3, 10]", "3.10-beta", "'3.10; x'"])
-def test_version_that_is_none(written: str, tmp_path: Path) -> None:
+def test_version_that_is_no_version(written: str, tmp_path: Path) -> None:
     with pytest.raises(
         ArtifactError, match=r"INFERENCE_PYTHON_VERSION.*runtime\.yaml|runtime\.yaml.*VERSION"
     ):
@@ -261,7 +261,7 @@ def test_key_in_the_wrong_place(text: str, words: str, tmp_path: Path) -> None:
     assert remark.level == "warning" and re.match(words, f"{remark.message}: {remark.remedy}")
 
 
-def test_nothing_to_remark(tmp_path: Path) -> None:
+def test_a_good_runtime_has_no_diagnostics(tmp_path: Path) -> None:
     folder = write(tmp_path / "artifact", score__py=SCORE, runtime__yaml=RUNTIME)
     assert opened(str(folder), tmp_path / "cache").remarks == ()
 

@@ -210,7 +210,7 @@ def test_a_bad_variable_is_a_config_error(
     assert "TWOFOLD_PORT: port must be a whole number" in capsys.readouterr().err
 
 
-def test_what_kubernetes_says_of_a_service_called_twofold_is_no_setting(
+def test_variables_of_a_kubernetes_service_called_twofold_are_no_settings(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TWOFOLD_PORT", "tcp://10.0.0.1:80")
@@ -274,7 +274,7 @@ def test_a_check_that_is_ended_leaves_nothing_behind(tmp_path: Path, number: int
     assert not alive(int(trying.read_text()[:-1]))
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+def test_a_closed_stdout_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as sink:
@@ -427,7 +427,7 @@ def test_a_command_never_names_the_cache(tmp_path: Path) -> None:
     assert shown_sample(plain, text)[0] == str(folder / "sample.json")
 
 
-def test_nothing_is_said_of_requests_where_none_was_served() -> None:
+def test_a_failed_start_announces_no_requests_in_flight() -> None:
     assert display.sentence(Stopping(served=False, failed=True)) == ""
     assert display.sentence(Stopped(served=False, failed=True)) == ""
     assert display.sentence(Stopping(served=False, failed=False)) == "stopping"
@@ -443,7 +443,7 @@ def test_a_dead_replica_takes_one_line() -> None:
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "1 replica ready"), (2, "2 replicas ready")])
-def test_one_is_not_many(count: int, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_singular_and_plural(count: int, words: str, capfd: pytest.CaptureFixture[str]) -> None:
     ready = InstanceReady("", count, 1.0)
     embedded.announce(ready)
     assert words in capfd.readouterr().err

@@ -110,7 +110,7 @@ def test_wrong_version() -> None:
         ("\x7fELF, but of nothing", "cannot run"),
     ],
 )
-def test_interpreter_that_does_not_serve(
+def test_programs_that_are_no_interpreter(
     program: str, match: str, tmp_path: Path, settings: Settings
 ) -> None:
     file = tmp_path / "python"
@@ -122,7 +122,7 @@ def test_interpreter_that_does_not_serve(
 
 
 @pytest.mark.parametrize("program", ["/bin/ls", "/bin/sh", "/no/such/python"])
-def test_default_python_that_is_none(program: str) -> None:
+def test_default_python_that_is_no_interpreter(program: str) -> None:
     """The setting is named, and our own question to the interpreter is not shown."""
     with pytest.raises(EnvironmentFailure) as caught:
         prepare(None, EnvironmentSettings(default_python=program), nothing)
@@ -378,7 +378,7 @@ def test_oci_path_stays_in_its_folder(path: str, tmp_path: Path, settings: Setti
         prepare(None, settings(env=f"oci://{path}", oci_root=str(tmp_path)), nothing)
 
 
-def test_oci_without_help(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oci_without_ocifs(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive_source, "_installed", lambda package: False)
     with pytest.raises(EnvironmentFailure, match="ocifs.*is not installed") as caught:
         prepare(None, settings(env="oci://packs@namespace/env.tar.gz"), nothing)
@@ -436,7 +436,7 @@ def test_downloaded_once(store: Store, tmp_path: Path, settings: Settings) -> No
     assert store.downloads == 2
 
 
-def test_store_that_is_away(store: Store, settings: Settings) -> None:
+def test_archive_that_is_gone_from_its_store(store: Store, settings: Settings) -> None:
     """What was downloaded serves on, and says so; what was not cannot."""
     archive = pack(store.folder / "env.tar.gz")
     asked = settings(env=store.url + "/env.tar.gz")

@@ -121,7 +121,7 @@ def client(backend: Pretended) -> Client:
     return Client(create_app(backend, RULES))
 
 
-def test_predict_hands_over_and_passes_on(client: Client, backend: Pretended) -> None:
+def test_predict_passes_body_and_answer_on(client: Client, backend: Pretended) -> None:
     answer = client.post("/predict", json=[1], headers={"opc-request-id": "ABC/other/groups"})
     assert (answer.status_code, answer.content) == (200, b'{"echo":true}')
     assert answer.headers["opc-request-id"] == "mine", "the backend's id, which is also in the logs"
@@ -136,7 +136,7 @@ def test_predict_hands_over_and_passes_on(client: Client, backend: Pretended) ->
     ]
 
 
-def test_what_the_backend_refuses_is_passed_on(client: Client) -> None:
+def test_errors_of_the_backend_are_passed_on(client: Client) -> None:
     answer = client.post("/predict", content=b"down")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "4")
     assert answer.json() == {"code": "ServiceUnavailable", "message": "the queue is full"}
@@ -156,7 +156,7 @@ def test_what_the_backend_refuses_is_passed_on(client: Client) -> None:
         ("POST", "/predict", {"content": b"x", "headers": GZIP}, 415, "UnsupportedMediaType"),
     ],
 )  # fmt: skip
-def test_refusals_have_the_contracts_form(
+def test_error_responses_have_the_form_of_the_contract(
     client: Client, backend: Pretended, method: str, path: str, options: Any, status: int, code: str
 ) -> None:
     answer = client.request(method, path, **options)
@@ -199,7 +199,7 @@ def test_metrics_are_for_prometheus(client: Client) -> None:
     assert families["twofold_queue_depth"].samples[0].value == 3
 
 
-def test_what_is_served_for_programs_and_for_people(client: Client) -> None:
+def test_the_root_page_is_json_or_html(client: Client) -> None:
     assert client.get("/").json()["artifact"] == "iris <b>"
     page = client.get("/", headers={"accept": "text/html,*/*"})
     assert page.headers["content-type"].startswith("text/html")
@@ -217,7 +217,9 @@ def test_the_docs_page_needs_nothing_from_anywhere(client: Client) -> None:
     assert "unsafe" not in policy
 
 
-def test_a_bug_is_told_in_the_contracts_words(backend: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_a_500_in_the_form_of_the_contract(
+    backend: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backend, "instance_status", lambda: 1 / 0)
 
     async def exchange() -> httpx.Response:
@@ -248,7 +250,7 @@ def test_openapi_describes_what_is_there(client: Client) -> None:
     assert len(operations) == len(set(operations))
 
 
-def test_in_a_front_the_id_is_the_connections(backend: Pretended) -> None:
+def test_in_a_front_the_request_id_is_that_of_the_connection(backend: Pretended) -> None:
     """Over the ASGI layer that a front uses."""
     app = create_app(backend, RULES)
     head = request_head.parse_head(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -312,7 +314,7 @@ def test_a_client_that_leaves_cancels_its_request(served: Served) -> None:
         served.backend.hold = False
 
 
-def test_a_client_that_leaves_in_its_body_is_not_asked_about(served: Served) -> None:
+def test_an_incomplete_body_does_not_reach_the_backend(served: Served) -> None:
     before = len(served.backend.asked)
     with socket.create_connection(("127.0.0.1", served.port)) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Length: 400\r\n\r\nhalf")

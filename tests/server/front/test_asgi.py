@@ -98,7 +98,7 @@ def test_a_streamed_answer_ends_with_the_connection_on_1_0() -> None:
     assert b"".join(writes).endswith(b"\r\n\r\nonetwo")
 
 
-def test_keep_alive_is_said_on_1_0() -> None:
+def test_keep_alive_is_announced_on_1_0() -> None:
     writes, outcome = run(
         app_of(start(), body(b"x")), call(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
     )
@@ -128,7 +128,7 @@ def test_statuses_without_a_body(status: int) -> None:
         assert b"content-length" not in dict(response.headers)
 
 
-def test_the_scope_says_what_came() -> None:
+def test_the_scope_has_the_fields_of_the_request() -> None:
     seen: Event = {}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -200,14 +200,14 @@ def test_a_failure_later_ends_the_connection(events: list[Event], sent: bytes) -
     assert b"".join(writes).partition(b"\r\n\r\n")[2] == sent, "nothing that looks like a whole answer"
 
 
-def test_what_follows_a_whole_answer_does_no_harm() -> None:
+def test_events_after_a_complete_response_are_ignored() -> None:
     writes, outcome = run(app_of(start(), body(b"whole"), body(b"more")), call())
     assert (outcome.status, outcome.close) == (200, False)
     assert writes[0].endswith(b"whole") and len(writes) == 1
 
 
 @pytest.mark.parametrize("source", ["request", "answer", "server"])
-def test_whoever_wants_to_close_is_heard(source: str) -> None:
+def test_connection_close_is_honoured_from_every_side(source: str) -> None:
     request = b"Connection: close\r\n" if source == "request" else b""
     made = call(b"GET / HTTP/1.1\r\nHost: h\r\n" + request + b"\r\n", close=source == "server")
     fields: dict[str, Any] = {"connection": "close"} if source == "answer" else {}

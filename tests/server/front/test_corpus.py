@@ -109,7 +109,7 @@ def test_truncated_case(echo_server: Any, case: Case, slowly: bool) -> None:
     check_alive(echo_server)
 
 
-def test_idle_neighbour_is_not_disturbed(echo_server: Any) -> None:
+def test_an_idle_connection_is_not_disturbed(echo_server: Any) -> None:
     """A connection that was open before all the bad ones still gets its own answer."""
     with connect(echo_server) as neighbour:
         half = len(GOOD) - 4

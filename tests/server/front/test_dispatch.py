@@ -13,7 +13,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.support.dispatch_harness import SECOND, Claim, Clock, Hands, Heard, Turns, laid, queue_pipes
+from tests.support.dispatch_harness import (
+    SECOND,
+    Claim,
+    Clock,
+    FakeReplicas,
+    ManualLoop,
+    RecordingCaller,
+    open_channels,
+    queue_pipes,
+)
 from twofold.server.front import slot_table
 from twofold.server.front.dispatch import EXPIRED, QUARANTINED, Dispatch
 from twofold.server.replica import frame, slots
@@ -28,21 +37,21 @@ SLOTS = 4
 class Rig:
     pipes: Channels
     clock: Clock
-    turns: Turns
+    turns: ManualLoop
     dispatch: Dispatch
-    hands: Hands
+    replicas: FakeReplicas
 
-    def submit(self, body: bytes = b"[1]", kind: int = frame.JSON) -> tuple[Heard, int]:
+    def submit(self, body: bytes = b"[1]", kind: int = frame.JSON) -> tuple[RecordingCaller, int]:
         slot = self.dispatch.table.take()
         assert slot is not None
-        caller = Heard(self.dispatch)
+        caller = RecordingCaller(self.dispatch)
         self.dispatch.table.body(slot, len(body))[:] = body
         self.dispatch.submit(caller, slot, len(body), kind, b"ID")
         return caller, slot
 
     def claim(self) -> Claim:
         self.turns.turn()
-        claim = self.hands.claim()
+        claim = self.replicas.claim()
         assert claim is not None
         return claim
 
@@ -55,11 +64,11 @@ class Rig:
 
 
 def make_rig(stack: ExitStack, count: int = SLOTS, size: int = 4096) -> Rig:
-    pipes, clock, turns = stack.enter_context(laid(count, size, size)), Clock(), Turns()
+    pipes, clock, turns = stack.enter_context(open_channels(count, size, size)), Clock(), ManualLoop()
     stack.enter_context(clock.installed())
     made = Dispatch(pipes.memory, pipes.layout, 0, queue_pipes(pipes), TIMEOUT)
     turns.start(made)
-    return Rig(pipes, clock, turns, made, Hands(pipes, clock.monotonic_ns))
+    return Rig(pipes, clock, turns, made, FakeReplicas(pipes, clock.monotonic_ns))
 
 
 @pytest.fixture
@@ -76,7 +85,7 @@ def test_a_request_goes_out_and_its_answer_comes_back_once(rig: Rig) -> None:
     claim = rig.claim()
     assert (claim.body, claim.kind, claim.attempt) == (b'{"a": 1}', frame.JSON, 0)
     assert len(rig.dispatch.pending) == 1 and not caller.said
-    rig.hands.complete(claim, frame.ANSWERED, b"[2]")
+    rig.replicas.complete(claim, frame.ANSWERED, b"[2]")
     rig.turns.turn()
     assert caller.said == [(frame.ANSWERED, b"[2]")]
     assert not rig.dispatch.pending and rig.all_free()
@@ -86,11 +95,11 @@ def test_the_request_id_lies_in_the_slot_and_leaves_nothing_of_a_longer_one(rig:
     for request_id in (b"A" * slots.MAX_REQUEST_ID, b"B" * 3):
         slot = rig.dispatch.table.take()
         assert slot is not None
-        rig.dispatch.submit(Heard(rig.dispatch), slot, 0, frame.JSON, request_id)
+        rig.dispatch.submit(RecordingCaller(rig.dispatch), slot, 0, frame.JSON, request_id)
         start = rig.pipes.layout.slot(slot) + slots.REQUEST_ID_OFFSET
         lying = rig.pipes.memory[start : start + slots.MAX_REQUEST_ID]
         assert lying == request_id.ljust(slots.MAX_REQUEST_ID, b"\0")
-        rig.hands.complete(rig.claim(), frame.ANSWERED)
+        rig.replicas.complete(rig.claim(), frame.ANSWERED)
         rig.turns.turn()
 
 
@@ -127,17 +136,17 @@ def test_a_caller_that_left_is_skipped_and_hears_nothing(rig: Rig) -> None:
     assert not rig.dispatch.pending and not rig.all_free(), "its descriptor is still under way"
     claim = rig.claim()
     assert claim.skip
-    rig.hands.complete(claim, frame.ANSWERED)
+    rig.replicas.complete(claim, frame.ANSWERED)
     rig.turns.turn()
     assert not caller.said and rig.all_free()
 
 
 def test_only_the_slots_own_caller_can_cancel_it(rig: Rig) -> None:
     caller, slot = rig.submit()
-    rig.dispatch.cancel(Heard(rig.dispatch), slot)
+    rig.dispatch.cancel(RecordingCaller(rig.dispatch), slot)
     claim = rig.claim()
     assert not claim.skip
-    rig.hands.complete(claim, frame.ANSWERED)
+    rig.replicas.complete(claim, frame.ANSWERED)
     rig.turns.turn()
     assert caller.outcomes == [frame.ANSWERED]
 
@@ -153,7 +162,7 @@ def test_an_answer_after_the_deadline_reaches_nobody_and_frees_the_slot(rig: Rig
     rig.dispatch.tick()
     assert caller.outcomes == [EXPIRED]
     assert slot not in rig.dispatch.table.free, "the replica may still write into it"
-    rig.hands.complete(claim, frame.ANSWERED, b"too late")
+    rig.replicas.complete(claim, frame.ANSWERED, b"too late")
     rig.turns.turn()
     assert caller.outcomes == [EXPIRED] and rig.all_free()
 
@@ -163,19 +172,19 @@ def test_a_replica_that_claims_past_the_deadline_makes_it_expire(rig: Rig) -> No
     rig.turns.turn()
     rig.clock.ns += int(TIMEOUT * SECOND) + 1
     claim = rig.claim()
-    rig.hands.complete(claim, frame.ANSWERED)
+    rig.replicas.complete(claim, frame.ANSWERED)
     rig.turns.turn()
     assert caller.outcomes == [EXPIRED] and rig.all_free()
 
 
 def test_a_death_offers_the_body_once_more_and_a_second_one_is_final(rig: Rig) -> None:
     caller, _ = rig.submit(b"[7]", frame.BYTES)
-    rig.hands.bury(rig.claim(), frame.RETRY)
+    rig.replicas.report_death(rig.claim(), frame.RETRY)
     rig.turns.turn()
     assert rig.dispatch.replayed == 1 and not caller.said
     again = rig.claim()
     assert (again.body, again.kind, again.attempt) == (b"[7]", frame.BYTES, 1)
-    rig.hands.bury(again, frame.REFUSED)
+    rig.replicas.report_death(again, frame.REFUSED)
     rig.turns.turn()
     assert caller.outcomes == [frame.REFUSED] and rig.all_free()
 
@@ -184,12 +193,12 @@ def test_a_death_in_a_request_that_nobody_waits_for_is_not_replayed(rig: Rig) ->
     caller, slot = rig.submit()
     claim = rig.claim()
     rig.dispatch.cancel(caller, slot)
-    rig.hands.bury(claim, frame.RETRY)
+    rig.replicas.report_death(claim, frame.RETRY)
     rig.turns.turn()
-    assert rig.dispatch.replayed == 0 and rig.all_free() and rig.hands.claim() is None
+    assert rig.dispatch.replayed == 0 and rig.all_free() and rig.replicas.claim() is None
 
 
-class Keeper(Heard):
+class Keeper(RecordingCaller):
     """A caller that sends its answer from the slot, and so keeps it for a while."""
 
     def answered(self, slot: int, size: int, outcome: int, *spent: int) -> None:
@@ -205,8 +214,8 @@ def test_a_death_after_the_completion_does_not_free_a_slot_that_is_being_sent(ri
     keeper = Keeper(rig.dispatch)
     rig.dispatch.submit(keeper, slot, 3, frame.JSON, b"")
     claim = rig.claim()
-    rig.hands.complete(claim, frame.ANSWERED, b"[1]")
-    rig.hands.bury(claim, verdict)
+    rig.replicas.complete(claim, frame.ANSWERED, b"[1]")
+    rig.replicas.report_death(claim, verdict)
     rig.turns.turn()
     assert keeper.outcomes == [frame.ANSWERED]
     assert slot not in rig.dispatch.table.free
@@ -218,7 +227,7 @@ def test_the_generation_goes_round_without_a_zero(rig: Rig) -> None:
     """Zero is what a slot says that was never used."""
     rig.dispatch.generations[rig.dispatch.table.free[-1]] = slot_table.GENERATION_MASK
     caller, slot = rig.submit()
-    rig.hands.complete(rig.claim(), frame.ANSWERED)
+    rig.replicas.complete(rig.claim(), frame.ANSWERED)
     rig.turns.turn()
     assert caller.outcomes == [frame.ANSWERED] and rig.dispatch.generations[slot] == 1
     slots.SLOT_HEADER.pack_into(
@@ -237,7 +246,7 @@ def test_a_quarantined_body_is_refused_without_a_replica(rig: Rig, tmp_path: Pat
     assert refused.outcomes == [QUARANTINED]
     claim = rig.claim()
     assert claim.body == b"medicine"
-    rig.hands.complete(claim, frame.ANSWERED)
+    rig.replicas.complete(claim, frame.ANSWERED)
     rig.turns.turn()
     assert served.outcomes == [frame.ANSWERED] and rig.all_free()
     rig.clock.ns += 5 * SECOND
@@ -255,16 +264,16 @@ def test_a_successor_waits_for_slots_that_are_still_in_use(rig: Rig) -> None:
     rig.turns.turn()
     rig.submit(b"queued")
     rig.turns.turn()
-    rig.hands.complete(rig.claim(), frame.ANSWERED)  # and the front is killed before it reads this
+    rig.replicas.complete(rig.claim(), frame.ANSWERED)  # and the front is killed before it reads this
 
     rig.dispatch = rig.successor()
-    rig.turns = Turns()
+    rig.turns = ManualLoop()
     rig.turns.start(rig.dispatch)
     assert finished in rig.dispatch.table.free and len(rig.dispatch.table.free) == SLOTS - 2
     queued = rig.claim()
     assert queued.skip, "nobody waits for it any more"
-    rig.hands.complete(queued, frame.ANSWERED)
-    rig.hands.complete(held, frame.ANSWERED, b"late")
+    rig.replicas.complete(queued, frame.ANSWERED)
+    rig.replicas.complete(held, frame.ANSWERED, b"late")
     rig.turns.turn()
     assert rig.all_free() and busy in rig.dispatch.table.free
     assert not lost.said and not done.said
@@ -286,7 +295,7 @@ def test_a_slot_whose_replica_never_reports_comes_back_after_its_deadline(rig: R
 
 
 def test_a_first_front_finds_everything_free_and_only_its_own() -> None:
-    with laid(count=6, fronts=2) as pipes:
+    with open_channels(count=6, fronts=2) as pipes:
         second = Dispatch(pipes.memory, pipes.layout, 1, queue_pipes(pipes, 1), TIMEOUT)
         assert sorted(second.table.free) == [3, 4, 5] and set(second.generations) == {3, 4, 5}
 
@@ -309,7 +318,7 @@ def test_retry_after_is_depth_over_measured_rate_within_a_minute(rig: Rig) -> No
 def test_the_rate_is_measured_in_completions_per_second(rig: Rig) -> None:
     for _ in range(10):
         rig.submit()
-        rig.hands.complete(rig.claim(), frame.ANSWERED)
+        rig.replicas.complete(rig.claim(), frame.ANSWERED)
         rig.turns.turn()
         rig.clock.ns += SECOND // 10
     rig.dispatch.tick()
@@ -332,7 +341,7 @@ def test_large_slots_give_their_pages_back_when_they_idle() -> None:
         idle = blocks(rig)
         callers = [rig.submit(b"b" * size)[0] for _ in range(6)]
         for _ in callers:
-            rig.hands.complete(rig.claim(), frame.ANSWERED, b"a" * size)
+            rig.replicas.complete(rig.claim(), frame.ANSWERED, b"a" * size)
         rig.turns.turn()
         assert blocks(rig) >= 12 * size
         rig.clock.ns += SECOND // 2
@@ -348,7 +357,7 @@ def test_large_slots_give_their_pages_back_when_they_idle() -> None:
         rig.dispatch.tick()
         assert blocks(rig) <= idle + 6 * slots.PAGE
         again, _ = rig.submit(b"c" * size)
-        rig.hands.complete(rig.claim(), frame.ANSWERED, b"d" * size)
+        rig.replicas.complete(rig.claim(), frame.ANSWERED, b"d" * size)
         rig.turns.turn()
         assert again.said == [(frame.ANSWERED, b"d" * size)]
 
@@ -357,7 +366,7 @@ def test_large_slots_give_their_pages_back_when_they_idle() -> None:
 
 
 @dataclass
-class Client(Heard):
+class Client(RecordingCaller):
     """A caller with a name, which may keep its slot for a while as a large answer does."""
 
     name: bytes = b""
@@ -417,12 +426,12 @@ class Interleavings(RuleBasedStateMachine):
     def claim(self, turn: bool) -> None:
         if turn:
             self.rig.turns.turn()
-        claim = self.rig.hands.claim()
+        claim = self.rig.replicas.claim()
         if claim is None:
             return
         assert all(claim.slot != other.slot for other in self.held), "two replicas hold one slot"
         if claim.skip:  # takes a replica no time
-            self.rig.hands.complete(claim, frame.SKIPPED)
+            self.rig.replicas.complete(claim, frame.SKIPPED)
             self.finished.append(claim)
         else:
             self.held.append(claim)
@@ -431,20 +440,20 @@ class Interleavings(RuleBasedStateMachine):
     @rule(data=st.data(), outcome=st.sampled_from([frame.ANSWERED] * 4 + [frame.RAISED, frame.MALFORMED]))
     def complete(self, data: st.DataObject, outcome: int) -> None:
         claim = self._draw(data, self.held)
-        self.rig.hands.complete(claim, outcome, b"answer to " + claim.body)
+        self.rig.replicas.complete(claim, outcome, b"answer to " + claim.body)
         self.finished.append(claim)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), refuse=st.booleans())
     def die(self, data: st.DataObject, refuse: bool) -> None:
         claim = self._draw(data, self.held)
-        self.rig.hands.bury(claim, frame.REFUSED if refuse or claim.attempt else frame.RETRY)
+        self.rig.replicas.report_death(claim, frame.REFUSED if refuse or claim.attempt else frame.RETRY)
 
     @precondition(lambda self: self.finished)
     @rule(data=st.data(), verdict=st.sampled_from([frame.RETRY, frame.REFUSED]))
     def die_after_completing(self, data: st.DataObject, verdict: int) -> None:
         """Also stands for any other record that comes too late."""
-        self.rig.hands.bury(self._draw(data, self.finished), verdict)
+        self.rig.replicas.report_death(self._draw(data, self.finished), verdict)
 
     @precondition(lambda self: any(client.keeping for client in self.clients))
     @rule(data=st.data())
@@ -469,7 +478,7 @@ class Interleavings(RuleBasedStateMachine):
             )
             if header[4] < now:
                 self.held.remove(claim)
-                self.rig.hands.bury(claim, frame.REFUSED)
+                self.rig.replicas.report_death(claim, frame.REFUSED)
         self.rig.dispatch.tick()
 
     @rule(rarely=st.sampled_from(range(8)))
@@ -478,7 +487,7 @@ class Interleavings(RuleBasedStateMachine):
             return
         for client in self.clients:
             client.left, client.keeping = True, None
-        self.rig.turns = Turns()
+        self.rig.turns = ManualLoop()
         self.rig.dispatch = self.rig.successor()
         self.rig.turns.start(self.rig.dispatch)
 
@@ -492,10 +501,10 @@ class Interleavings(RuleBasedStateMachine):
         with self.stack:
             for _ in range(3):  # a death on the way costs one more round
                 self.rig.turns.turn()
-                while (claim := self.rig.hands.claim()) is not None:
+                while (claim := self.rig.replicas.claim()) is not None:
                     self.held.append(claim)
                 for claim in self.held:
-                    self.rig.hands.complete(claim, frame.ANSWERED, b"answer to " + claim.body)
+                    self.rig.replicas.complete(claim, frame.ANSWERED, b"answer to " + claim.body)
                 self.held.clear()
                 self.rig.turns.turn()
             for client in self.clients:

@@ -80,7 +80,7 @@ def answers(instance: Instance) -> bool:
         ({"TWOFOLD_ARTIFACT": "/no/such/artifact"}, "there is no /no/such/artifact"),
     ],
 )
-def test_what_is_wrong_is_said_without_a_traceback(variables: dict[str, str], words: str) -> None:
+def test_errors_are_reported_without_a_traceback(variables: dict[str, str], words: str) -> None:
     environ = {key: value for key, value in os.environ.items() if not key.startswith("TWOFOLD_")}
     command = [sys.executable, "-m", "uvicorn", "twofold.server.app:app", "--port", str(free_port())]
     done = subprocess.run(command, env={**environ, **variables}, capture_output=True, text=True, timeout=30)
@@ -98,7 +98,7 @@ def test_predict_is_served(embedded: Instance) -> None:
     assert results == list(range(64))
 
 
-def test_refusals_are_those_of_the_express_lane(embedded: Instance) -> None:
+def test_errors_are_those_of_the_express_lane(embedded: Instance) -> None:
     assert embedded.call("/predict").status == 405
     assert embedded.call("/predict", b"[1,").json()["code"] == "InvalidParameter"
     assert embedded.predict({"do": "raise"}).status == 500

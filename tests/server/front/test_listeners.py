@@ -60,7 +60,7 @@ def test_a_port_is_free_again_at_once() -> None:
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "x" * 64 + ".invalid", ""])
-def test_a_host_that_is_none(host: str) -> None:
+def test_a_host_that_does_not_exist(host: str) -> None:
     with pytest.raises(AddressError, match="cannot resolve host"):
         listening(host)
 
@@ -122,7 +122,7 @@ def answered(client: socket.socket) -> bytes:
     return data.partition(b"\r\n\r\n")[2]
 
 
-def test_an_abstract_one_is_there_unless_it_is_not_wanted() -> None:
+def test_an_abstract_socket_is_the_default_and_can_be_switched_off() -> None:
     listeners = locally(AUTO)
     assert listeners.local is not None and not listeners.local.getblocking()
     dial(listeners.local_name).close()
@@ -145,7 +145,7 @@ def test_a_path_leaves_no_file_behind(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_path_that_is_taken(tmp_path: Path) -> None:
+def test_a_path_that_is_in_use(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     listeners = locally(str(path))
     with pytest.raises(AddressError, match="Address already in use") as caught:

@@ -131,7 +131,7 @@ def test_other_routes_take_small_bodies_of_known_length(fields: list[str], statu
         ("POST /predict HTTP/1.1", [], True, b"connection: close\r\n"),
     ],
 )
-def test_what_closes_the_connection(
+def test_requests_that_close_the_connection(
     request_line: str, fields: list[str], close: bool, connection: bytes
 ) -> None:
     made = planned(request_line, *fields)

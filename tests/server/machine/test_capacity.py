@@ -149,7 +149,7 @@ def test_plan(settings: ReplicaSettings, cores: float, gpus: list[str], replicas
     assert str(replicas) in plan.reason
 
 
-def test_one_is_not_many() -> None:
+def test_singular_and_plural() -> None:
     reason = capacity.plan(ReplicaSettings(), 2.0, []).reason
     assert reason == "2 replicas (two for each of 1 OCPU), 1 thread each"
     assert capacity.plan(ReplicaSettings(ocpus=0.5), 1.0, []).reason.endswith("0.5 OCPUs), 1 thread each")

@@ -127,13 +127,13 @@ class Codec:
             with self.subTest(result=result):
                 self.assertEqual(json.loads(self.dumps(result)), value)
 
-    def test_what_is_not_json(self):
+    def test_values_that_are_not_json(self):
         for result in NOT_JSON:
             with self.subTest(result=result), self.assertRaises(TypeError) as caught:
                 self.dumps(result)
             self.assertIn("JSON", str(caught.exception))
 
-    def test_the_place_of_what_is_not_json_is_named(self):
+    def test_the_place_of_a_value_that_is_not_json_is_named(self):
         with self.assertRaises(TypeError) as caught:
             self.dumps({"rows": [1, {"x": {1}}]})
         self.assertIn("['rows'][1]['x']", str(caught.exception))
@@ -156,7 +156,7 @@ class Codec:
             self.dumps([Verdict("a", [{1}])])
         self.assertEqual(str(caught.exception), "the result[0]['scores'][0]: set is not JSON")
 
-    def test_no_moment_is_null(self):
+    def test_not_a_time_is_null(self):
         self.assertEqual(self.dumps([NoTime()]), b"[null]")
 
     def test_deep_results(self):
@@ -165,7 +165,7 @@ class Codec:
             self.dumps(nested(100000))
         self.assertLess(len(str(caught.exception)), 2000)
 
-    def test_what_an_object_raises_while_it_is_encoded_is_not_hidden(self):
+    def test_an_exception_of_an_object_being_encoded_is_not_hidden(self):
         class Broken:
             def tolist(self):
                 raise RuntimeError("the device is gone")
@@ -206,7 +206,7 @@ class Codec:
                 self.assertEqual(json.loads(self.dumps(result)), value)
 
     @unittest.skipIf(numpy is None, "numpy is not installed")
-    def test_numpys_moments(self):
+    def test_numpy_dates_and_times(self):
         for unit in ("D", "s", "ms", "us", "ns"):
             with self.subTest(unit=unit):
                 moments = numpy.array(["2026-01-02", "NaT", "1970-01-01"], dtype="datetime64[%s]" % unit)
@@ -220,7 +220,7 @@ class Codec:
             )
 
     @unittest.skipIf(numpy is None, "numpy is not installed")
-    def test_numpys_odd_kinds(self):
+    def test_other_kinds_of_numpy(self):
         for result, value in [
             (numpy.longdouble(1.5), 1.5),
             (numpy.array([1.5, numpy.nan], dtype=numpy.longdouble), [1.5, None]),
@@ -249,7 +249,7 @@ class StandardLibrary(Codec, unittest.TestCase):
 class Orjson(Codec, unittest.TestCase):
     loads, dumps = (staticmethod(function) for function in codec.select())
 
-    def test_it_is_chosen(self):
+    def test_orjson_is_used_where_it_is_installed(self):
         self.assertIs(codec.select()[0], orjson.loads)
 
 

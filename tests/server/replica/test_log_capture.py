@@ -99,7 +99,7 @@ class OutputTest(unittest.TestCase):
         self.assertGreater(captured.dropped, 900)
         self.assertEqual(len(captured.records) + captured.dropped, 1000)
 
-    def test_nobody_reads(self):
+    def test_a_pipe_without_a_reader(self):
         with Captured() as captured:
             end = captured.write
             os.dup2(os.open(os.devnull, os.O_RDONLY), end)  # writing there fails
@@ -148,7 +148,7 @@ class OutputTest(unittest.TestCase):
             print("and on")
         self.assertEqual(captured.messages, ["wrapped", "after close", "and on"])
 
-    def test_of_a_line_that_never_ends_little_is_held(self):
+    def test_a_line_that_never_ends_takes_little_memory(self):
         """Holding a progress bar whole would copy all of it at each write."""
         parts = ["\r%6d of 20000 done" % number for number in range(20000)]
         with Captured() as captured:

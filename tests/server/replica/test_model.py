@@ -79,7 +79,7 @@ class ModelTest(unittest.TestCase):
         """
         self.assertEqual(self.outcome(score), {"result": "a"})
 
-    def test_load_model_in_bodies_is_the_users_business(self):
+    def test_calls_of_load_model_in_bodies_are_left_alone(self):
         score = """
             CALLS = []
             def load_model(size="small"):

@@ -49,7 +49,7 @@ class ThreadsTest(unittest.TestCase):
             with self.subTest(before=before):
                 self.assertEqual(self.probe(before).strip(), "[(3, 1), (7, 0), (3, 1)] ['CPU']")
 
-    def test_being_asked_for_is_no_import(self):
+    def test_find_spec_imports_nothing(self):
         """Libraries look with find_spec() whether onnxruntime is there, long before it is imported."""
         asking = "import importlib.util; importlib.util.find_spec('onnxruntime')\nimport onnxruntime"
         changed = PROBE.replace("import onnxruntime\n", asking + "\n", 1)

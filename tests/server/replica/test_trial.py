@@ -54,7 +54,7 @@ class PreflightTest(unittest.TestCase):
         self.assertGreater(load["memory_mb"], 40)
         self.assertGreater(load["peak_mb"], 50)
 
-    def test_what_load_takes_counts_for_it_though_the_import_calls_it(self):
+    def test_load_model_called_by_the_import_counts_for_the_load_stage(self):
         score = """
 import time
 def load_model():
@@ -100,7 +100,7 @@ def predict(data, model=load_model()): return len(model)
                 self.assertIn(word, found[stage])
                 self.assertNotIn(FOLDER, found[stage])
 
-    def test_what_the_model_prints_is_no_verdict(self):
+    def test_output_of_the_model_is_not_taken_for_the_verdict(self):
         score = """
 import os, subprocess, sys
 print('{"stages": []}')
@@ -118,7 +118,7 @@ def predict(data):
         self.assertIn("from a child", self.printed)
         self.assertIn("predicting", self.printed)
 
-    def test_threads_that_never_end_do_not_keep_it(self):
+    def test_threads_that_never_end_do_not_keep_the_trial(self):
         score = "import threading\nthreading.Thread(target=threading.Event().wait).start()\n" + GOOD
         self.assertEqual(self.stages(score), {"import": "", "load": ""})
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.support.dispatch_harness import laid
+from tests.support.dispatch_harness import open_channels
 from twofold.errors import ResourceError
 from twofold.server.config import Config, HttpSettings, ReplicaSettings
 from twofold.server.machine import capacity
@@ -38,13 +38,13 @@ def test_more_memory_than_may_be_mapped_is_told() -> None:
 
 
 def test_memory_is_sparse() -> None:
-    with laid(count=64, body=10 << 20, answer=20 << 20) as pipes:
+    with open_channels(count=64, body=10 << 20, answer=20 << 20) as pipes:
         assert os.fstat(pipes.memory_fd).st_size > 64 * (30 << 20)
         assert os.fstat(pipes.memory_fd).st_blocks * 512 < 1 << 20
 
 
 def test_each_side_of_each_pipe_blocks_as_it_should() -> None:
-    with laid(fronts=2, count=4, replicas=3) as pipes:
+    with open_channels(fronts=2, count=4, replicas=3) as pipes:
         assert os.get_blocking(pipes.queue.read), "a replica sleeps there"
         assert not os.get_blocking(pipes.queue.write), "a front never does"
         assert len(pipes.completions) == len(pipes.access_logs) == 2 and len(pipes.crashes) == 3
@@ -57,7 +57,7 @@ def test_each_side_of_each_pipe_blocks_as_it_should() -> None:
 
 
 def test_the_supervisors_own_writers_do_not_block_and_leave_the_replicas_alone() -> None:
-    with laid() as pipes:
+    with open_channels() as pipes:
         (writer,) = pipes.completion_writers()
         try:
             assert not os.get_blocking(writer) and os.get_blocking(pipes.completions[0].write)
@@ -88,9 +88,9 @@ def test_the_settings_stay_within_the_places_of_the_memory() -> None:
 
 
 def test_slots_are_shared_out_among_fronts() -> None:
-    with laid(count=9, fronts=4) as pipes:
+    with open_channels(count=9, fronts=4) as pipes:
         assert pipes.layout.slots_per_front == 2
-    with laid(count=2, fronts=4) as pipes:
+    with open_channels(count=2, fronts=4) as pipes:
         assert pipes.layout.slots_per_front == 1, "a front without a slot could serve nobody"
 
 

@@ -158,7 +158,7 @@ def crashed(tmp_path: Path, threads: int) -> tuple[str, str]:
     return text, str(artifact)
 
 
-def test_a_crash_says_where(tmp_path: Path) -> None:
+def test_the_reason_of_a_crash_names_the_line(tmp_path: Path) -> None:
     text, artifact = crashed(tmp_path, threads=0)
     assert text.startswith("Fatal Python error: Segmentation fault")
     assert exit_reasons.crash_line(text, artifact) == " in predict (score.py:11)"
@@ -180,5 +180,5 @@ def test_outside_of_the_artifact_the_innermost_frame_is_named(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("text", ["", "Fatal Python error: Aborted", "\ufffd garbage"])
-def test_without_frames_nothing_is_said(text: str) -> None:
+def test_without_frames_the_reason_names_no_line(text: str) -> None:
     assert exit_reasons.crash_line(text, "/artifact") == ""

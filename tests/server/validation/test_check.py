@@ -109,7 +109,7 @@ def test_broken_sample_is_not_the_models_fault(tmp_path: Path, cache: Path) -> N
     assert f"{tmp_path / 'request.json'} is not JSON" in error.message
 
 
-def test_time_of_load_is_said_of_load(tmp_path: Path, cache: Path) -> None:
+def test_time_of_load_model_counts_for_the_load_stage(tmp_path: Path, cache: Path) -> None:
     score = (
         "import time\ndef load_model(): time.sleep(0.4)\ndef predict(data, model=load_model()): return 1\n"
     )
@@ -119,7 +119,9 @@ def test_time_of_load_is_said_of_load(tmp_path: Path, cache: Path) -> None:
     assert told["load_model()"].endswith("called while score.py was imported")
 
 
-def test_threads_are_those_of_serving(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_uses_the_threads_of_serving(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
     monkeypatch.setenv("MKL_NUM_THREADS", "7")  # what a user has set wins
@@ -148,7 +150,7 @@ def test_no_runtime_is_not_an_empty_one(text: str | None, words: str, tmp_path: 
     assert said.startswith(words)
 
 
-def test_what_was_not_tried_is_not_called_good(tmp_path: Path, cache: Path) -> None:
+def test_a_stage_that_was_not_tried_is_not_reported_as_passed(tmp_path: Path, cache: Path) -> None:
     done = Checked(write_artifact(tmp_path / "good", GOOD), cache)
     assert done.code == ExitCode.OK
     assert (done.diagnostics[-1].subject, done.diagnostics[-1].level) == ("sample", "note")
@@ -159,7 +161,7 @@ def test_prints_do_not_disturb(tmp_path: Path, cache: Path) -> None:
     assert Checked(write_artifact(tmp_path / "loud", score), cache).code == ExitCode.OK
 
 
-def test_large_model_is_measured(tmp_path: Path, cache: Path) -> None:
+def test_memory_of_a_large_model_is_measured(tmp_path: Path, cache: Path) -> None:
     score = "def load_model(): return bytearray(b'x') * 60_000_000\ndef predict(data, model=None): return 1\n"
     done = Checked(write_artifact(tmp_path / "large", score), cache)
     line = next(diagnostic.message for diagnostic in done.diagnostics if diagnostic.subject == "load_model()")

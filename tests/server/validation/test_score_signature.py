@@ -70,11 +70,11 @@ def test_does_not_fit(text: str | bytes, message: str, tmp_path: Path) -> None:
     assert any(line.startswith(f"error {message}") for line in found), found
 
 
-def test_everything_is_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     assert len(complaints(tmp_path, "def load_model(a): ...\ndef predict(x, y): ...\n")) == 3
 
 
-def test_newer_python_judges_itself(tmp_path: Path) -> None:
+def test_a_signature_of_a_newer_grammar_is_left_to_its_python(tmp_path: Path) -> None:
     assert complaints(tmp_path, "new syntax\n", AHEAD)[0].startswith("warning score.py: is not valid Python")
     assert complaints(tmp_path, "new syntax\n", "3.7")[0].startswith("error score.py: is not valid Python")
 

@@ -38,7 +38,7 @@ def test_say_does_not_wait_for_a_stuck_reader() -> None:
         started = time.monotonic()
         unsaid = run(write)
         assert 0 < unsaid < 99, "a pipe of 64 KiB takes some lines and then no more"
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
     finally:
         os.close(read)
         os.close(write)

@@ -29,7 +29,7 @@ def count(cells: list[int], batch: list[records.AccessRecord]) -> list[records.A
 
 
 @dataclass
-class Desk:
+class JournalPipe:
     """A journal, and the other end of its pipe."""
 
     journal: AccessJournal[records.AccessRecord]
@@ -55,13 +55,13 @@ class Desk:
         return self.journal.cells[ANSWERED]
 
 
-def play(part: Callable[[Desk], Awaitable[None]]) -> None:
+def run(scenario: Callable[[JournalPipe], Awaitable[None]]) -> None:
     async def whole() -> None:
         kept = counters.Counters(counters.words(mmap.mmap(-1, 4096), 0, CELLS), ())
         reading, writing = writer.open_pipe()
         os.set_blocking(reading, False)
         try:
-            await part(Desk(AccessJournal(kept, DROPPED, count, writing, "test"), reading))
+            await scenario(JournalPipe(AccessJournal(kept, DROPPED, count, writing, "test"), reading))
         finally:
             for each in (reading, writing):
                 os.close(each)
@@ -69,72 +69,72 @@ def play(part: Callable[[Desk], Awaitable[None]]) -> None:
     asyncio.run(whole())
 
 
-async def rest(desk: Desk) -> int:
-    """Until all is written down; how often others had their turn meanwhile."""
+async def flushed(log: JournalPipe) -> int:
+    """Until all entries are written; how many turns the loop has made meanwhile."""
     turns = 0
-    while desk.journal._work is not None:
+    while log.journal._work is not None:
         await asyncio.sleep(0)
         turns += 1
     return turns
 
 
-def test_others_have_their_turn_between_pieces() -> None:
-    async def part(desk: Desk) -> None:
-        desk.enter(ENTRIES)
-        desk.journal.flush()
-        assert await rest(desk) >= journal.MOST_PIECES
-        assert desk.lines() == list(range(ENTRIES))
-        assert desk.answered == ENTRIES
+def test_other_tasks_run_between_the_pieces_of_a_flush() -> None:
+    async def scenario(log: JournalPipe) -> None:
+        log.enter(ENTRIES)
+        log.journal.flush()
+        assert await flushed(log) >= journal.MOST_PIECES
+        assert log.lines() == list(range(ENTRIES))
+        assert log.answered == ENTRIES
 
-    play(part)
+    run(scenario)
 
 
-def test_what_comes_meanwhile_is_for_the_next_time() -> None:
-    async def part(desk: Desk) -> None:
-        desk.enter(ENTRIES)
-        desk.journal.flush()
+def test_entries_made_during_a_flush_wait_for_the_next_one() -> None:
+    async def scenario(log: JournalPipe) -> None:
+        log.enter(ENTRIES)
+        log.journal.flush()
         await asyncio.sleep(0)
-        desk.enter(50, start=ENTRIES)
-        desk.journal.flush()  # is under way
-        await rest(desk)
-        assert desk.answered == ENTRIES and len(desk.journal.entries) == 50
-        desk.journal.flush()
-        await rest(desk)
-        assert desk.lines() == list(range(ENTRIES + 50))
-        assert desk.answered == ENTRIES + 50
+        log.enter(50, start=ENTRIES)
+        log.journal.flush()  # is under way
+        await flushed(log)
+        assert log.answered == ENTRIES and len(log.journal.entries) == 50
+        log.journal.flush()
+        await flushed(log)
+        assert log.lines() == list(range(ENTRIES + 50))
+        assert log.answered == ENTRIES + 50
 
-    play(part)
+    run(scenario)
 
 
-def test_the_end_comes_within_a_flush() -> None:
-    async def part(desk: Desk) -> None:
-        desk.enter(ENTRIES)
-        desk.journal.flush()
+def test_close_during_a_flush_writes_everything() -> None:
+    async def scenario(log: JournalPipe) -> None:
+        log.enter(ENTRIES)
+        log.journal.flush()
         await asyncio.sleep(0)
-        desk.enter(50, start=ENTRIES)
-        desk.journal.close()
-        await asyncio.sleep(0.01)
-        assert desk.lines() == list(range(ENTRIES + 50))
-        assert desk.answered == ENTRIES + 50 and not desk.journal.entries
+        log.enter(50, start=ENTRIES)
+        log.journal.close()
+        await flushed(log)
+        assert log.lines() == list(range(ENTRIES + 50))
+        assert log.answered == ENTRIES + 50 and not log.journal.entries
 
-    play(part)
+    run(scenario)
 
 
-def test_a_failure_ends_one_flush_and_not_the_next_ones() -> None:
-    async def part(desk: Desk) -> None:
+def test_a_failed_flush_leaves_the_next_ones_alone() -> None:
+    async def scenario(log: JournalPipe) -> None:
         told: list[str] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, what: told.append(repr(what["exception"])))
-        desk.enter(2)
-        desk.journal.entries.append((0, b"POST /predict 1.1", 200, 100, None, 10, 200))  # type: ignore[arg-type]
-        desk.journal.flush()
-        await asyncio.sleep(0.01)
-        assert len(told) == 1 and desk.answered == 3, "what could not be written is still counted"
-        desk.enter(3)
-        desk.journal.flush()
-        await rest(desk)
-        assert desk.lines() == [0, 1, 2]
+        log.enter(2)
+        log.journal.entries.append((0, b"POST /predict 1.1", 200, 100, None, 10, 200))  # type: ignore[arg-type]
+        log.journal.flush()
+        await flushed(log)
+        assert len(told) == 1 and log.answered == 3, "what could not be written is still counted"
+        log.enter(3)
+        log.journal.flush()
+        await flushed(log)
+        assert log.lines() == [0, 1, 2]
 
-    play(part)
+    run(scenario)
 
 
 def test_entries_may_hold_more_than_their_record() -> None:
@@ -166,18 +166,19 @@ def test_without_a_log_entries_are_counted() -> None:
         made = AccessJournal(kept, DROPPED, count, -1, "test")
         made.entries += [record(number) for number in range(3)]
         made.flush()
-        await asyncio.sleep(0.01)
+        while made._work is not None:
+            await asyncio.sleep(0)
         assert kept.cells == [3, 0] and not made.entries
 
     asyncio.run(whole())
 
 
 def test_lines_that_the_log_writer_cannot_take_are_dropped_and_counted() -> None:
-    async def part(desk: Desk) -> None:
-        while not desk.journal.cells[DROPPED]:
-            desk.enter(ENTRIES)
-            desk.journal.close()
-        assert desk.journal.cells[DROPPED] == ENTRIES
-        assert desk.answered > writer.BACKLOG // 1000
+    async def scenario(log: JournalPipe) -> None:
+        while not log.journal.cells[DROPPED]:
+            log.enter(ENTRIES)
+            log.journal.close()
+        assert log.journal.cells[DROPPED] == ENTRIES
+        assert log.answered > writer.BACKLOG // 1000
 
-    play(part)
+    run(scenario)

@@ -20,7 +20,7 @@ def records(lines: bytes) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines.splitlines()]
 
 
-def test_an_access_record_is_the_contracts_envelope() -> None:
+def test_an_access_record_has_the_form_of_the_contract() -> None:
     lines = log.AccessLog("ocid1.md").format([(AT, b"POST /predict 1.1", 200, 1770, REQUEST_ID, 31, 999)])
     (record,) = records(lines)
     assert uuid.UUID(str(record.pop("id"))).version == 4
@@ -57,7 +57,7 @@ def test_ids_are_distinct_within_and_between_processes() -> None:
     total_us=st.integers(0, 2**32),
     source=st.text(st.characters(exclude_categories=["Cs"])),
 )
-def test_whatever_the_caller_sends_is_one_line_of_json(
+def test_any_request_is_one_line_of_json(
     at: int, message: bytes | str, predict_us: int, total_us: int, source: str
 ) -> None:
     lines = log.AccessLog(source).format([(at, message, 200, predict_us, b"", 1, total_us)])
@@ -74,7 +74,7 @@ def test_whatever_the_caller_sends_is_one_line_of_json(
     assert moment.timestamp() * 1000 - at // 1_000_000 < 1
 
 
-def test_invented_messages_do_not_pile_up() -> None:
+def test_the_memory_of_distinct_messages_is_bounded() -> None:
     access = log.AccessLog("s")
     batch: list[log.AccessRecord] = [(AT, b"GET /%d 1.1" % i, 404, 0, b"", 0, 1) for i in range(3000)]
     lines = access.format([*batch, (AT, b"GET /" + b"x" * 30000, 404, 0, b"", 0, 1)])

@@ -128,7 +128,7 @@ def start() -> Iterator[START]:
             each.process.stderr.close()
 
 
-def test_streams_go_to_their_files_and_the_last_words_are_kept(start: START, tmp_path: Path) -> None:
+def test_streams_go_to_their_files_and_last_lines_are_kept(start: START, tmp_path: Path) -> None:
     running = start(
         {"stream": "access"}, {"stream": "predict"}, {"stream": "predict", "wrap": True, "replica": 4},
         directory=str(tmp_path),
@@ -158,7 +158,7 @@ def test_signals_that_end_others_do_not_end_the_log_writer(start: START, tmp_pat
     assert numbers(tmp_path / "access.log") == [0, 1]
 
 
-def test_rotation_keeps_what_it_should(start: START, tmp_path: Path) -> None:
+def test_rotation_keeps_the_newest_files(start: START, tmp_path: Path) -> None:
     running = start(directory=str(tmp_path), max_bytes=10_000, keep=2)
     writer = log_writer.PipeWriter(running.writing[0])
     for number in range(0, 400, 100):  # both by the line and more than a file at once
@@ -174,7 +174,7 @@ def test_rotation_keeps_what_it_should(start: START, tmp_path: Path) -> None:
     assert running.dropped() == 0
 
 
-def test_rotation_without_keeping_empties_the_file(start: START, tmp_path: Path) -> None:
+def test_rotation_that_keeps_no_file(start: START, tmp_path: Path) -> None:
     running = start(directory=str(tmp_path), max_bytes=5_000, keep=0)
     for number in range(100):
         os.write(running.writing[0], line(number))
@@ -269,7 +269,7 @@ def test_a_directory_that_vanishes_and_returns(start: START, tmp_path: Path) -> 
     assert numbers(logs / "access.log") == [2]
 
 
-def test_a_stuck_reader_of_stdout_costs_lines_not_time(start: START) -> None:
+def test_a_stuck_reader_of_stdout_drops_lines_and_delays_no_writer(start: START) -> None:
     reading, writing = os.pipe()
     running = start({"stream": "access"}, {"stream": "predict"}, stdout=writing)
     os.close(writing)
@@ -365,7 +365,7 @@ def pending(fd: int) -> int:
     return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def test_half_a_line_of_a_dead_writer_is_called_off_and_counted(start: START, tmp_path: Path) -> None:
+def test_half_a_line_of_a_dead_writer_is_dropped_and_counted(start: START, tmp_path: Path) -> None:
     running = start(directory=str(tmp_path))
     os.write(running.writing[0], line(1) + line(2)[:50])
     send(log_writer.PipeWriter(running.writing[0]), line(3))
@@ -384,7 +384,7 @@ def test_half_a_line_on_the_disk_is_mended(start: START, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("number_of_signal", "lost"), [(signal.SIGKILL, 2 * 10000), (signal.SIGUSR2, 0)])
-def test_a_log_writer_is_succeeded_without_a_torn_line(
+def test_a_successor_of_the_log_writer_tears_no_line(
     tmp_path: Path, number_of_signal: int, lost: int
 ) -> None:
     """The pipe outlives the log writer, so a successor goes on there; one that hands over loses nothing."""

@@ -52,13 +52,13 @@ def test_processes_run_what_is_compiled() -> None:
 
 
 @needs_compiled
-def test_a_variable_leaves_it_alone() -> None:
+def test_a_variable_switches_the_compiled_form_off() -> None:
     said, *files = imported(ROOT, TWOFOLD_INTERPRETED="1")
     assert said == "False" and all(file.endswith(".py") for file in files)
 
 
 @needs_compiled
-def test_what_cannot_be_loaded_is_left_alone(tmp_path: Path) -> None:
+def test_a_library_that_cannot_be_loaded_is_not_used(tmp_path: Path) -> None:
     root = copy(tmp_path)
     for library in root.glob("twofold/_native/*/twofold/*__mypyc.*"):
         library.write_bytes(b"")
@@ -66,7 +66,7 @@ def test_what_cannot_be_loaded_is_left_alone(tmp_path: Path) -> None:
     assert said == "False" and all(file.endswith(".py") for file in files)
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     root = copy(tmp_path)
     shutil.rmtree(root / "twofold" / "_native", ignore_errors=True)
     (root / "twofold" / "_native").write_text("")
@@ -99,7 +99,7 @@ def test_an_edited_source_is_what_runs(edited: str, tmp_path: Path) -> None:
     assert said == "False" and all(file.endswith(".py") for file in files)
 
 
-def test_hot_modules_trust_nothing_outside_the_digest() -> None:
+def test_hot_modules_import_nothing_outside_the_digest() -> None:
     """Or a change there would not be noticed: the digest covers all but the instance."""
     for package, names in load.HOT.items():
         for name in names:

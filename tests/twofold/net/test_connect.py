@@ -42,20 +42,20 @@ def test_a_name_is_resolved(port: int) -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64, "nobody.invalid"])
-def test_a_name_that_is_none_is_a_failure_to_connect(host: str) -> None:
+def test_an_unknown_name_is_a_failure_to_connect(host: str) -> None:
     """Whatever the resolver makes of it: else the request that waits would never hear of it."""
     with pytest.raises(OSError):
         family(tcp(80, host))
 
 
-def test_nobody_listens(port: int) -> None:
+def test_a_refused_connection(port: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         gone = server.getsockname()[1]
     with pytest.raises(ConnectionRefusedError):
         family(tcp(gone))
 
 
-def test_its_own_socket_is_preferred_while_it_is_there(port: int) -> None:
+def test_the_unix_socket_is_preferred_while_it_exists(port: int) -> None:
     name = f"@twofold-{uuid4()}"
     assert family(tcp(port), name) == socket.AF_INET  # nobody is there
     with socket.socket(socket.AF_UNIX) as server:
@@ -85,7 +85,7 @@ def test_a_unix_socket_whose_backlog_is_full(port: int, tmp_path: Path) -> None:
                 sock.close()
 
 
-def test_who_loses_patience_leaves_no_socket_behind() -> None:
+def test_a_cancelled_connect_leaves_no_socket_behind() -> None:
     async def impatient() -> None:
         with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
             address = server.getsockname()

@@ -33,7 +33,7 @@ def test_membership(texts: tuple[str, ...], address: str, inside: bool) -> None:
     assert bool(known) is bool(texts)
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_answers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "MAX_KNOWN", 10)
     known = Networks(("10.0.0.0/8",))
     assert all((f"10.0.0.{number}" in known) for number in range(100))

@@ -55,13 +55,13 @@ def test_its_children_go_with_it(then: str, code: int | None) -> None:
     eventually(lambda: not alive(child), "the end of its child")
 
 
-def test_time_limit_ends_who_ignores_signals() -> None:
+def test_the_time_limit_ends_a_process_that_ignores_signals() -> None:
     program = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; time.sleep(60)"
     outcome = run(program, timeout=0.5)
     assert outcome.code is None and "still running" in outcome.end()
 
 
-def test_flood_keeps_the_end() -> None:
+def test_long_output_keeps_its_end() -> None:
     outcome = run(
         "import sys; sys.stdout.write('x' * 20_000_000 + 'end'); sys.stderr.write('y' * 100_000 + 'end')"
     )

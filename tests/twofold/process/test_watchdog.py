@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from array import array
+from functools import partial
 
 import pytest
 
+from tests.support.eventually import eventually
 from twofold.process.heartbeat import Heartbeat
 from twofold.process.watchdog import (
     KILL_AFTER_S,
@@ -122,22 +124,21 @@ def test_a_beat_is_a_time() -> None:
     assert before <= words[1] <= time.monotonic_ns() and words[0] == 0
 
 
+def is_idle(pid: int) -> bool:
+    schedule = schedule_of(pid)
+    return schedule is not None and not schedule.runnable
+
+
 def test_what_the_kernel_says_of_real_processes() -> None:
     spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     sleeping = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        end = time.monotonic() + 20
-        while (ran := schedule_of(spinning.pid)) is None or ran.ran_ns < 200_000_000:
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        assert ran.runnable
+        eventually(lambda: (ran := schedule_of(spinning.pid)) and ran.ran_ns > 200_000_000, "its time", 20)
+        ran = schedule_of(spinning.pid)
+        assert ran is not None and ran.runnable
         os.kill(spinning.pid, signal.SIGSTOP)
-        while (stopped := schedule_of(spinning.pid)) is None or stopped.runnable:
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        while (idle := schedule_of(sleeping.pid)) is None or idle.runnable:
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        for pid in (spinning.pid, sleeping.pid):
+            eventually(partial(is_idle, pid), "a process that wants no processor")
     finally:
         for process in (spinning, sleeping):
             process.kill()

@@ -46,7 +46,7 @@ def test_any_cut_gives_the_same_body(pieces: list[bytes], cuts: list[int]) -> No
         b"0\r\n" + b"x: y\r\n" * 40 + b"\r\n",
     ],
 )
-def test_what_is_not_plainly_chunked_is_refused(data: bytes) -> None:
+def test_ambiguous_chunks_are_refused(data: bytes) -> None:
     with pytest.raises(BadChunk):
         ChunkReader().feed(data)
     reader = ChunkReader()

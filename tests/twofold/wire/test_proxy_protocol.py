@@ -49,7 +49,7 @@ def header(payload: bytes, command: int = 0x21, kind: int = 0x11) -> bytes:
         (header(IPV4 + b"\x04" + (MAX_SIZE - 16 - 15).to_bytes(2, "big") + bytes(MAX_SIZE - 16 - 15)), FOUR),
     ],
 )
-def test_what_is_read(line: bytes, endpoints: ConnectionAddresses | None) -> None:
+def test_valid_lines(line: bytes, endpoints: ConnectionAddresses | None) -> None:
     assert parse(line) == parse(line + b"GET / HTTP/1.1\r\n\r\n") == ProxyLine(len(line), endpoints)
     for cut in range(len(line)):
         assert parse(line[:cut]) is None, line[:cut]
@@ -107,7 +107,7 @@ def test_no_byte_behind_the_line_is_taken(line: bytes) -> None:
         SIGNATURE + b"\x21\x11\xff\xff",  # refused before so much has come
     ],
 )
-def test_what_is_refused(line: bytes) -> None:
+def test_invalid_lines(line: bytes) -> None:
     with pytest.raises(BadProxyLine):
         parse(line)
 
@@ -121,7 +121,7 @@ def test_a_checksum_is_checked() -> None:
         parse(right[:-1] + b"y")
 
 
-def test_what_is_sent() -> None:
+def test_rendered_lines() -> None:
     assert render("v1", FOUR) == b"PROXY TCP4 192.0.2.1 10.0.0.1 54321 443\r\n"
     assert render("v1", None) == b"PROXY UNKNOWN\r\n"
     assert render("v2", FOUR) == header(IPV4)
@@ -137,7 +137,7 @@ PORTS = st.integers(0, 65535)
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(ADDRESSES, PORTS, PORTS, st.sampled_from(["v1", "v2"]))
-def test_what_is_sent_is_read(
+def test_rendered_lines_can_be_parsed(
     addresses: tuple[object, object], source: int, destination: int, version: str
 ) -> None:
     endpoints = ConnectionAddresses(str(addresses[0]), source, str(addresses[1]), destination)

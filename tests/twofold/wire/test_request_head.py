@@ -150,7 +150,7 @@ def test_a_head_must_be_complete_and_alone() -> None:
         assert caught.value.status == 400
 
 
-def test_limits_count_what_they_say() -> None:
+def test_limits_of_heads_are_exact() -> None:
     def status(data: bytes) -> int:
         verdict = read(data, len(data))
         return verdict.fault[0] if verdict.fault else 200
@@ -188,12 +188,12 @@ def test_find_head() -> None:
         b"A" * 33,
     ],
 )
-def test_a_lost_head_is_refused_at_its_first_bad_byte(partial: bytes) -> None:
+def test_an_invalid_head_is_refused_at_its_first_bad_byte(partial: bytes) -> None:
     assert doomed(partial) is not None
     assert doomed(partial[:-1]) is None
 
 
-def test_hostile_heads_cost_no_more_than_long_ones() -> None:
+def test_hostile_heads_take_linear_time() -> None:
     """Rule 3: no backtracking. The bound is generous; quadratic matching would take minutes."""
     size = request_head.MAX_HEAD - 100
     begun = time.monotonic()
