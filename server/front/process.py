@@ -65,7 +65,7 @@ class Front:
             context.config.log.deployment_id or "twofold",
         )  # fmt: skip
         self.cells = counters.cells
-        self._heart = Heartbeat(metrics.heartbeats(place.memory), place.number)
+        self._heart = Heartbeat(metrics.heartbeats(context.memory), context.number)
         self.journal = self.access_journal.entries
         self.rules = RouteRules(context.layout.max_body, self.http.root_ocid)
         self.memo: HeadMemo[RoutePlan] = HeadMemo()
