@@ -138,7 +138,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", default="", help=f"these contenders only: {names}")
     parser.add_argument("--rounds", type=int, default=5, help="rounds per cell and server (default 5)")
     parser.add_argument("--seconds", type=int, default=2, help="seconds per round (default 2)")
-    parser.add_argument("--no-memory usage", action="store_true", help="leave out start time and memory")
+    parser.add_argument("--no-memory-usage", action="store_true", help="leave out start time and memory")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for the results")
     return parser.parse_args(arguments)
 
