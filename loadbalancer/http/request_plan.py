@@ -29,7 +29,7 @@ class ProxyPlan:
     plain: bool  # an answer may pass as it is: its framing means to this client what it says
     replayable: bool  # may be sent twice (RFC 9110, 9.2.2, or the caller says so)
     refusal: Refusal | None = None
-    keep_until: float = NEVER  # Unix time until when the plan holds
+    keep_until_s: float = NEVER  # Unix time until when the plan holds
     digest: bytes | None = None  # SHA-256 that the body must have, for the signature covers it
     # The bytes of the head for an instance, by the client's address.
     heads: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
@@ -43,7 +43,7 @@ class ProxyPlan:
     def repeats(self) -> bool:
         """A read that begins with these bytes needs no more thought than the one before it."""
         small = self.length <= SMALL_BODY and self.digest is None
-        return small and self.refusal is None and self.keep_until == NEVER and not self.head.expect_continue
+        return small and self.refusal is None and self.keep_until_s == NEVER and not self.head.expect_continue
 
     @property
     def to_head(self) -> bool:
@@ -60,7 +60,7 @@ class ProxyPlan:
 
 
 def make_plan(
-    head: RequestHead, max_body: int, refusal: Refusal | None, keep_until: float = NEVER
+    head: RequestHead, max_body: int, refusal: Refusal | None, keep_until_s: float = NEVER
 ) -> ProxyPlan:
     """`refusal`: what the authorization has against it."""
     refusal = refusal or _refusal(head, max_body)
@@ -76,7 +76,7 @@ def make_plan(
         replayable=head.method in IDEMPOTENT
         or any(name in (b"idempotency-key", b"x-idempotency-key") for name, _ in head.headers),
         refusal=refusal,
-        keep_until=keep_until,
+        keep_until_s=keep_until_s,
     )
 
 
