@@ -241,9 +241,8 @@ def _limiter(shared: mmap.mmap, context: ProxyContext, cells: list[int]) -> Band
 
 def _selection(config: Config) -> SelectionSettings:
     chosen = config.pool
-    return SelectionSettings(
-        chosen.credits, int(chosen.slow_start * 1e9), chosen.panic_percent, config.listen.proxies
-    )
+    slow_start_ns = int(chosen.slow_start * 1e9)
+    return SelectionSettings(chosen.credits, slow_start_ns, chosen.panic_percent, config.listen.proxies)
 
 
 async def _serve(context: ProxyContext) -> None:
