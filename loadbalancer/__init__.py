@@ -1,1 +1,1 @@
-"""One address before a pool of instances, with a bandwidth in Mbps."""
+"""The load balancer: one address for a pool of instances, with a bandwidth limit."""

@@ -1,6 +1,6 @@
-"""What a process of the load balancer is born with: descriptors, its number, the configuration.
+"""What the supervisor passes to a child process: descriptors, its number, the configuration.
 
-The supervisor hands a place to each child that it forks; nothing here acts.
+Touches nothing.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProxyContext:
-    """A proxy's. It stops accepting and drains at SIGTERM."""
+    """For a proxy, which stops accepting and drains at SIGTERM."""
 
-    number: int  # its block of counters and row of cells; unique among both generations alive
+    number: int  # of its block of counters and row of cells; unique among both living generations
     listeners: tuple[socket.socket, ...]  # shared with the other proxies; non-blocking
     memory_fd: int
-    access_log: int  # the pipe of the access log, non-blocking, this proxy's alone; -1: none
-    ready: int  # one byte is to be written here when it accepts
+    access_log: int  # its own pipe of the access log, non-blocking; -1: none
+    ready: int  # fd to which it writes one byte when it accepts
     config: Config
-    beat: int  # which word its heartbeat is
+    beat: int  # index of its heartbeat word
 
 
 @dataclass(frozen=True, slots=True)
 class ControllerContext:
-    """The controller's. It ends at SIGTERM."""
+    """For the controller, which ends at SIGTERM."""
 
     memory_fd: int
     config: Config
-    supervisor: int  # pid: SIGHUP there reloads
+    supervisor: int  # pid of the supervisor, which reloads at SIGHUP
     status: socket.socket | None  # listener of the status page and the metrics
-    ready: int  # one byte is to be written here when the endpoint table is published
-    beat: int  # which word its heartbeat is
+    ready: int  # fd to which it writes one byte when the endpoint table is published
+    beat: int  # index of its heartbeat word

@@ -1,6 +1,6 @@
-"""One instance as the controller publishes it: what each proxy, and a later controller, has to know of it.
+"""One instance as the controller publishes it, for the proxies and for the next controller.
 
-Pure.  The JSON keys are read by controllers and proxies of other versions during a reload: they stay.
+Pure.  The JSON keys are read by processes of other versions during a reload, so they must not change.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ NOWHERE = Address()
 @dataclass(frozen=True, slots=True)
 class EndpointRecord:
     name: str
-    cell: int  # of the shared memory
+    cell: int  # number of its cells in the shared memory
     state: str = UP
     workers: int = 0  # replicas that are ready; 0: unknown
-    since_ns: int = 0  # when it came back (monotonic); 0: healthy from the start, or never
+    since_ns: int = 0  # monotonic time at which it recovered; 0: healthy from the start, or never
     where: Address = NOWHERE
     local: str = ""  # its abstract Unix socket, if it is on this machine and has one
     source: str = SETTINGS
-    origin: str = ""  # the DNS name that stood for it
-    drained: bool = False  # the admin wants it to get nothing more
-    leaving: bool = False  # it goes as soon as it has no requests
+    origin: str = ""  # the DNS name that resolved to it
+    drained: bool = False  # the admin drains it
+    leaving: bool = False  # it is removed when it has no outstanding requests
     healthy: bool = True
     was_healthy: bool = True
-    why: str = ""  # it is not healthy
+    why: str = ""  # the reason if it is not healthy
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -45,7 +45,7 @@ class EndpointRecord:
 
 
 def from_json(given: Mapping[str, Any]) -> EndpointRecord:
-    """Raises KeyError or TypeError if it is not what some version writes."""
+    """Parse to_json() of this or another version. Raises KeyError, TypeError or ValueError."""
     healthy = bool(given.get("well", given["state"] == UP))
     return EndpointRecord(
         name=given["name"],

@@ -1,7 +1,7 @@
-"""The listening sockets: bound once, kept through every crash and reload, closed when it stops.
+"""The listening sockets: bound once, kept through crashes and reloads, closed at the stop.
 
-Touches the sockets and, for Unix sockets, their files.  Whoever holds a socket keeps its queue of
-connections alive, which is why a proxy may die without one connection being refused.
+Touches the sockets and, for Unix sockets, their files.  A socket's accept queue lives as long as one process
+has the socket open, so a proxy may die without a refused connection.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from twofold.net.address import Address
 
 @dataclass(slots=True)
 class ListenerSet:
-    """By the texts that name them in the settings."""
+    """Listening sockets by the address text of the settings, in `held`."""
 
     held: dict[str, socket.socket] = field(default_factory=dict)
 
     def bind(self, texts: Iterable[str], backlog: int) -> None:
-        """Add what is missing, all of it or nothing. Raises AddressError."""
+        """Bind the sockets that are missing: all of them, or none. Raises AddressError."""
         fresh: dict[str, socket.socket] = {}
         try:
             for text in texts:
                 if text in self.held:
-                    self.held[text].listen(backlog)  # it may have been another number before
+                    self.held[text].listen(backlog)  # the backlog may have changed
                 else:
                     fresh[text] = _bound(text, backlog)
         except AddressError:
@@ -37,17 +37,17 @@ class ListenerSet:
         self.held |= fresh
 
     def release(self, keep: Iterable[str] = ()) -> None:
-        """Close all others, here and in the file system: nobody can connect there any more."""
+        """Close all sockets except `keep`, and remove their files."""
         for text in [text for text in self.held if text not in keep]:
             binding.retire(self.held.pop(text))
 
     def inherit(self, keep: Iterable[str]) -> None:
-        """In a child: let go of all others, so that they close when their owners close them."""
+        """In a child: close this process's copies of all sockets except `keep`; files stay."""
         for text in [text for text in self.held if text not in keep]:
             self.held.pop(text).close()
 
     def url(self, text: str, secure: bool) -> str:
-        """Where a client finds it, with the port that the kernel chose if that was 0."""
+        """The URL of a socket, with the port that the kernel chose if the setting was 0."""
         where = self.held[text].getsockname()
         if isinstance(where, str):
             return f"unix:{where}"

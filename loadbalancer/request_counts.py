@@ -1,4 +1,4 @@
-"""How a proxy counts a batch of requests: by status, by bytes, and by how long they took.
+"""Counts a batch of requests by status, bytes and latency.
 
 Pure.
 """
@@ -11,9 +11,9 @@ from twofold.telemetry.histograms import observe_all
 
 
 def count(cells: list[int], batch: list[AccessRecord]) -> list[AccessRecord]:
-    """Add a batch, which is not empty, to the counters; return it.
+    """Add a non-empty batch to the counters; return the batch.
 
-    Column by column: that costs a third of what a loop over rows does.
+    Works by columns, at a third of the cost of a loop over rows.
     """
     _, _, statuses, upstream, _, sent, totals = zip(*batch, strict=True)
     cells[shared_memory.BYTES_OUT] += sum(sent)

@@ -1,1 +1,1 @@
-"""Which instance gets a request: selection, wait queue, outlier detection, retry budget. Pure."""
+"""Instance selection, wait queue, outlier detection, retry budget. Pure."""

@@ -1,13 +1,16 @@
-"""One instance as one proxy sees it: what it has in hand, how fast it is, how much it may be given.
+"""One instance as seen by one proxy: its outstanding requests, latency and credits.
 
-Pure arithmetic, the clock is an argument (monotonic ns).  The pool changes the counts in its hot
-path; everything else is settled once per tick.
+Pure arithmetic, the clock is an argument (monotonic ns).  The pool changes the counts in its hot path;
+everything else is computed once per tick.
 
-*Load* is the requests in hand, each counted as UNIT // workers: equal loads are equally busy
-instances, whatever their size.  *Credits* are how many requests it may have in hand at once: one for
-each worker, and what it completes in PREFETCH_NS, so that no worker waits for the way to the proxy
-and back; any more would be bound to this instance while another one may become free.  Where that is
-no whole number, the last credit is for a queue so long that each instance gets one of it soon.
+*Load* = outstanding requests x (UNIT // workers): instances of equal load are equally busy, whatever their
+size.  *Credits* are the limit of outstanding requests:
+
+    credits = workers + rate x (PREFETCH_NS + way_ns)
+
+The second term keeps a worker from idling for the round trip to the proxy.  More credits would bind requests
+to this instance while another one is free.  The result is rounded down; it is rounded up for a queue at least
+as long as the number of ready instances.
 """
 
 from __future__ import annotations
@@ -23,15 +26,15 @@ from twofold.loadbalancer.endpoint_record import UP, EndpointRecord
 UNIT = 720720  # has every number of workers up to 16 as a divisor
 PREFETCH_NS = 2_000_000
 MAX_CREDITS = 256
-MAX_APART = 1024  # and more take credits: an instance has memory for so many
+MAX_APART = 1024  # requests set apart; further ones occupy credits, to bound the instance's memory
 WEIGHT: Final = 1 / 64  # of the newest request in the latency
 KNOWN = 8  # requests served before a latency means anything
 RATE_SMOOTHING_NS = 200_000_000
-STALENESS_NS = 10_000_000_000  # over which the latency of an instance without traffic becomes typical again
+STALENESS_NS = 10_000_000_000  # time in which the latency of an idle instance returns to the pool's mean
 
 
 class Instance:
-    """Mutable; `pool` holds the proxy's connections to it. Latencies in microseconds."""
+    """Mutable. `pool`: the proxy's connections to the instance (UpstreamPool). Latencies in microseconds."""
 
     __slots__ = (
         "_busy",
@@ -77,29 +80,29 @@ class Instance:
         self.workers = 0
         self.step = UNIT
         self.load = 0
-        self.apart = 0  # requests here that keep no worker busy: a body or an answer is on its way
+        self.apart = 0  # outstanding requests that occupy no worker: a body or a response is in transit
         self.since_ns = self.ramp_from_ns = record.since_ns
         self.adopt(record)
         self.pool: Any = None
-        self.way_ns = 0  # to it and back, where that is long; set by the proxy from the time of a connect
+        self.way_ns = 0  # round-trip time, measured by the proxy as the time of a connect
         # Counted for each request
-        self.limit = self.step  # the load at which it takes no more, but from a long queue,
-        self.full = self.step  # and then no more either
+        self.limit = self.step  # load at which it is not chosen, except for a long queue
+        self.full = self.step  # load at which it is never chosen
         self.requests = 0
         self.latency_us = 0.0
         self.latency_sum_us = 0
-        self.suspected = False  # there is something in the record that a success ends
+        self.suspected = False  # the outlier record has an entry that a success clears
         # Counted for each failure
         self.outliers = OutlierRecord()
         self.failures = [0] * len(Failure)
-        self.retries = 0  # second attempts that came here; counted by the proxy
-        self._lost = 0  # requests that were no success
+        self.retries = 0  # retries that were sent here; counted by the proxy
+        self._lost = 0  # requests that did not succeed
         self._failed_sum_us = 0
-        # Settled at each tick
+        # Computed at each tick
         self.credits = 1
         self.hot = False
         self.rate = 0.0  # successes per second while every worker was busy
-        self.newly = self.newly_sum_us = 0  # successes since the tick before, and their latencies
+        self.newly = self.newly_sum_us = 0  # successes since the previous tick, and their total latency
         self.tried_at_ns = self.tried_requests = 0
         self._served = self._served_sum_us = 0
         self._lost_before = 0
@@ -107,7 +110,7 @@ class Instance:
         self._busy = False
 
     def adopt(self, record: EndpointRecord) -> None:
-        """Take over what the controller says of it now."""
+        """Apply the controller's record."""
         self.endpoint = record
         self.cell = record.cell
         self.state = record.state
@@ -126,7 +129,7 @@ class Instance:
         return self.working + self.apart
 
     def set_apart(self) -> bool:
-        """One of its requests waits for a client, to send or to take: no reason to give it no other."""
+        """A request waits for its client: free its credit. False if MAX_APART requests are set apart."""
         if self.apart >= MAX_APART:
             return False
         self.load -= self.step
@@ -134,7 +137,7 @@ class Instance:
         return True
 
     def rejoin(self) -> None:
-        """It counts again."""
+        """Undo set_apart(): the request occupies a credit again."""
         self.apart -= 1
         self.load += self.step
 
@@ -146,23 +149,23 @@ class Instance:
     def known(self) -> bool:
         return self._served >= KNOWN
 
-    # ------------------------------------------------------------------ requests that were no success
+    # ------------------------------------------------------------------ requests that did not succeed
 
     def lose(self, latency_us: int) -> None:
-        """A request leaves without a success; 0 when nobody knows how long it took."""
+        """A request ends without success; `latency_us` is 0 if unknown."""
         self.load -= self.step
         self._lost += 1
         self.latency_sum_us += latency_us
         self._failed_sum_us += latency_us
 
     def charge(self, penalty_us: float) -> None:
-        """Count a failure as slow, that a quick one may attract nobody."""
+        """Count a failure as slow, so that fast failures do not attract requests."""
         self.latency_us += (penalty_us - self.latency_us) * WEIGHT
 
     # ------------------------------------------------------------------ ticks
 
     def measure(self, now_ns: int, typical_us: float) -> None:
-        """See what happened since the last tick."""
+        """Update rate and latency from the counts since the last tick."""
         elapsed_ns = now_ns - self._ticked_ns
         served = self.requests - self.outstanding - self._lost
         served_sum = self.latency_sum_us - self._failed_sum_us
@@ -177,16 +180,19 @@ class Instance:
         if self.newly:
             if not self.known:
                 self.latency_us = served_sum / served
-            elif self.hot and self._lost == lost:  # its few requests must suffice to clear it
+            elif self.hot and self._lost == lost:  # it gets few requests, so each counts more
                 self.latency_us = (self.latency_us + self.newly_sum_us / self.newly) / 2
         elif not self.hot and typical_us:
             self.latency_us += (typical_us - self.latency_us) * min(1.0, elapsed_ns / STALENESS_NS)
 
     def grant(self, fixed: int, proxies: int, ramp: float) -> None:
-        """Settle the credits: `fixed` ones if not 0, this proxy's part of them, 0 < ramp <= 1 of those."""
+        """Compute this proxy's credits from `fixed`, or from measurements if it is 0.
+
+        credits = 1 + (ceil(total / proxies) - 1) * ramp, with 0 <= ramp <= 1.
+        """
         if fixed:
             most = float(fixed)
-        elif not self.workers:  # nobody knows how much it does at once: only the fewest in hand decide
+        elif not self.workers:  # its parallelism is unknown: selection is by least outstanding requests only
             most = float(MAX_CREDITS)
         else:
             ahead = self.rate * (PREFETCH_NS + self.way_ns) / 1e9 if self.rate else self.workers
@@ -195,12 +201,12 @@ class Instance:
         self.allow(*(max(1, int(1 + (part - 1) * ramp)) for part in (full, usual)))
 
     def allow(self, credits: int, usual: int = 0) -> None:
-        """So many requests at once; as a rule only the usual ones, if that is less."""
+        """Set the credits; `usual`: the credits without a long queue, if fewer."""
         self.credits = credits
         self.limit, self.full = (usual or credits) * self.step, credits * self.step
 
     def show(self, words: memoryview) -> None:
-        """Write the figures into the cell that this proxy has for it (shared_memory.cell)."""
+        """Write the counts into this proxy's cell for the instance (shared_memory.cell)."""
         record = self.outliers
         block = array("Q", bytes(shared_memory.CELL_SIZE))
         block[shared_memory.OUTSTANDING] = self.outstanding

@@ -1,15 +1,15 @@
-"""Which instance is ejected, for how long, and how it comes back: what its own answers say of it.
+"""Outlier detection: ejection of failing instances, its duration, and their return.
 
-Pure arithmetic, the clock is an argument (monotonic ns).  The controller probes from outside; this is
-judged by each proxy from the requests that it sent.
+Pure arithmetic, the clock is an argument (monotonic ns).  The controller probes health paths; this module
+works on the outcomes of the requests that a proxy sent.
 
     IN --(a threshold, or one refused connection)--> OUT --(5 s x count, at most 60 s)--> TRIAL
     TRIAL --(one success)--> IN                   TRIAL --(one failure)--> OUT, for longer
 
-Only what fails *in a row* counts: an answer without a 5xx ends every row.  That alone would still
-eject good instances whose caller sends nothing but payloads that the model cannot take; so nobody
-is ejected for answers that most of the others give as well, never more than half of the pool, and
-never the last one.  An instance that cannot be connected to is ejected whatever the others do.
+Only consecutive failures count: a response without a 5xx resets all counts.  A caller that sends only invalid
+payloads could still eject good instances.  Therefore an instance is not ejected for responses that most
+others give as well; at most half of the pool is ejected, and never the last instance.  An instance that
+refuses connections is ejected independently of the others.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 
-SECOND = 1_000_000_000
-EJECTION_NS = 5 * SECOND  # times how often in a row
-LONGEST_NS = 60 * SECOND
-FORGIVEN = 60 * SECOND  # so long without an ejection: the next one counts as the first
+SECOND_NS = 1_000_000_000
+EJECTION_NS = 5 * SECOND_NS  # multiplied by the number of consecutive ejections
+LONGEST_NS = 60 * SECOND_NS
+FORGIVEN_NS = 60 * SECOND_NS  # time without an ejection after which the next one counts as the first
 MOST_EJECTED_PERCENT = 50
 
 
 class Failure(IntEnum):
     ANSWER = 0  # a 5xx
     CONNECT = 1  # no connection within connect_timeout
-    LATE = 2  # no answer within predict_timeout
-    REFUSED = 3  # nobody listens
-    BROKEN = 4  # no HTTP, or an answer that broke off; stands in one row with 5xx
+    LATE = 2  # no response within predict_timeout
+    REFUSED = 3  # the connection was refused
+    BROKEN = 4  # invalid HTTP, or an incomplete response; counted together with 5xx
 
 
 THRESHOLD = {Failure.ANSWER: 5, Failure.CONNECT: 3, Failure.LATE: 3, Failure.REFUSED: 1}
-COMMON = 2  # failures in a row at which one of the others counts as failing too
+COMMON = 2  # consecutive failures at which another instance counts as failing, too
 
 
 class OutlierRecord:
-    """What is held against one instance."""
+    """The failures and ejections of one instance."""
 
     __slots__ = ("count", "ejections", "on_trial", "out", "rows", "unreachable", "until_ns")
 
     def __init__(self) -> None:
         self.rows = [0] * len(Failure)  # failures since the last success, by kind
         self.out = False
-        self.until_ns = 0  # when the last ejection ends, or would have ended
-        self.count = 0  # ejections in a row
-        self.ejections = 0  # ever
+        self.until_ns = 0  # scheduled end of the last ejection
+        self.count = 0  # consecutive ejections
+        self.ejections = 0  # total
         self.on_trial = False
         self.unreachable = False
 
     def condemns(self, failure: Failure) -> bool:
-        """Count the failure; True when it is enough for an ejection."""
+        """Count the failure; True if it reaches the threshold for an ejection."""
         failure = Failure.ANSWER if failure == Failure.BROKEN else failure
         self.rows[failure] += 1
         return self.on_trial or self.rows[failure] >= THRESHOLD[failure]
 
     def eject(self, now_ns: int, unreachable: bool) -> None:
-        if now_ns - self.until_ns > FORGIVEN:
+        if now_ns - self.until_ns > FORGIVEN_NS:
             self.count = 0
         self.count += 1
         self.ejections += 1
@@ -67,7 +67,7 @@ class OutlierRecord:
         self.unreachable = unreachable
 
     def expire(self, now_ns: int) -> bool:
-        """Let it stand trial when its time is over; True if that happened now."""
+        """Put the instance on trial when its ejection has ended; True if it changed now."""
         if not self.out or now_ns < self.until_ns:
             return False
         self.out = False
@@ -75,7 +75,7 @@ class OutlierRecord:
         return True
 
     def acquit(self) -> bool:
-        """A success, of a request or of a probe; True if it had been out or on trial."""
+        """Clear the record after a success of a request or probe; True if it was out or on trial."""
         returned = self.out or self.on_trial
         self.rows = [0] * len(Failure)
         self.out = self.on_trial = self.unreachable = False
@@ -83,9 +83,10 @@ class OutlierRecord:
 
 
 def may_eject(others: Sequence[OutlierRecord], total: int) -> bool:
-    """Whether the pool can spare one for its answers, and they are its own fault.
+    """Whether one more instance may be ejected for its responses.
 
-    `others` are in rotation besides it, out of `total` instances that are meant to serve.
+    `others`: the records of the other instances in rotation, out of `total` configured to serve. False if
+    more than MOST_EJECTED_PERCENT would be out, or more than half of the others fail, too.
     """
     if not others or (total - len(others)) * 100 > MOST_EJECTED_PERCENT * total:
         return False

@@ -1,4 +1,4 @@
-"""Which instance gets a request: late binding, and what is held back from the slow and the failing.
+"""Selects instances for requests: late binding, fewer requests for slow and failing instances.
 
 Pure arithmetic, the clock is an argument (monotonic ns); one proxy's view.  The protocol of use:
 
@@ -7,20 +7,20 @@ Pure arithmetic, the clock is an argument (monotonic ns); one proxy's view.  The
     while waiting and (instance := pool.candidates.choose(len(waiting))):    after a push, an end, and a tick
         pool.started(instance); send(waiting.pop(), instance) a new request: choose() if none waits
     pool.finished(instance, now_ns, latency_us, status)       each started request ends in exactly one of
-    pool.failed(instance, now_ns)                             these: a whole answer; broken, or none;
+    pool.failed(instance, now_ns)                             these: complete; broken or no response;
     pool.connect_failed(instance, now_ns, refused)            no connection;
-    pool.cancelled(instance, now_ns, late)                    client gone, or predict_timeout (late)
-    pool.candidates.another(instance)                         for a second attempt, if the budget allows
+    pool.cancelled(instance, now_ns, late)                    disconnected, or predict_timeout (late)
+    pool.candidates.another(instance)                         for a retry, if the budget allows one
     pool.tick(now_ns)                                         every 20 ms; instance.show(cell) follows
-    if not pool.candidates.usable: 503 at once                there is no instance to wait for
-    for instance in pool.unreachable():                       every 250 ms: try to connect, no request;
-        pool.reachable(instance, now_ns)                      when that succeeds
+    if not pool.candidates.usable: 503 at once                no instance may get a free credit
+    for instance in pool.unreachable():                       every 250 ms: connect without a request;
+        pool.reachable(instance, now_ns)                      if that succeeds
 
-An instance without free credits is not chosen: the request stays in the queue, bound to nobody, until
-an instance has room.  Among those with credits the least busy one is, then the one with the lowest recent
-latency, then any.  A *hot* one, slower than twice the pool's median, is asked only when the queue is so
-long that waiting for the others would take longer, and now and then for a trial.  Failures count as
-slow.  What costs time is settled once per tick and leaves `choose` one short loop.
+An instance without free credits is not chosen: the request stays queued and unbound until an instance has a
+free credit.  Of the instances with free credits, the one with the least load is chosen, then the one with the
+lowest recent latency, then a random one.  A *hot* instance, slower than twice the pool's median, is chosen
+only if the queue is so long that waiting for the others would take longer, and periodically for a trial.
+Failures count as slow responses.  Order and credits are computed once per tick.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from twofold.loadbalancer.balancing.instance import WEIGHT, Instance
 from twofold.loadbalancer.balancing.outlier_detection import Failure, may_eject
 from twofold.loadbalancer.endpoint_record import DRAIN, EndpointRecord
 
-PENALTY = 8  # times what is typical: how slow a failure counts
+PENALTY = 8  # a failure counts as this multiple of the typical latency
 FLOW_SMOOTHING_NS = SECOND_NS // 2
 
 
 class InstancePool:
-    """`instances` by name, as the controller has published them; `candidates` of them may be chosen."""
+    """`instances`: by name, as the controller published them; `candidates`: those that may be chosen."""
 
     def __init__(self, settings: SelectionSettings, random: Random, now_ns: int) -> None:
         self.instances: dict[str, Instance] = {}
@@ -55,27 +55,27 @@ class InstancePool:
         instance.requests += 1
 
     def finished(self, instance: Instance, now_ns: int, latency_us: int, status: int) -> None:
-        """A whole answer has come."""
+        """A complete response has arrived; a 5xx counts as a failure."""
         if status >= 500:
             self._failure(instance, now_ns, Failure.ANSWER, latency_us)
             return
         instance.load -= instance.step
         instance.latency_sum_us += latency_us
         instance.latency_us += (latency_us - instance.latency_us) * WEIGHT
-        if instance.suspected and not instance.outliers.out:  # what it had in hand does not bring it back
+        if instance.suspected and not instance.outliers.out:  # requests from before an ejection do not end it
             self.acquit(instance, now_ns)
 
     # ------------------------------------------------------------------ other endings
 
     def failed(self, instance: Instance, now_ns: int) -> None:
-        """No HTTP came, or an answer that broke off, or the connection closed before any."""
+        """The response was invalid or incomplete, or the connection closed before it."""
         self._failure(instance, now_ns, Failure.BROKEN)
 
     def connect_failed(self, instance: Instance, now_ns: int, refused: bool) -> None:
         self._failure(instance, now_ns, Failure.REFUSED if refused else Failure.CONNECT)
 
     def cancelled(self, instance: Instance, now_ns: int, late: bool) -> None:
-        """The client has left, which says nothing; or the time was up (`late`)."""
+        """The client disconnected, which is no failure; or predict_timeout expired (`late`), which is one."""
         if late:
             self._failure(instance, now_ns, Failure.LATE)
         else:
@@ -84,11 +84,11 @@ class InstancePool:
     # ------------------------------------------------------------------ ejection
 
     def unreachable(self) -> list[Instance]:
-        """Those that took no connection and are out for it: a bare connect tells when they are back."""
+        """The instances that are ejected because they could not be connected to."""
         return [one for one in self._members() if one.outliers.out and one.outliers.unreachable]
 
     def reachable(self, instance: Instance, now_ns: int) -> None:
-        """It took a connection: back at once, with few credits."""
+        """The instance accepted a connection: it returns at once, with slow start."""
         if instance.outliers.unreachable:
             self.acquit(instance, now_ns)
             self._arrange(now_ns)
@@ -114,7 +114,7 @@ class InstancePool:
         return may_eject(serving, len(members))
 
     def acquit(self, instance: Instance, now_ns: int) -> None:
-        """A success ends what is held against it."""
+        """Clear the instance's outlier record; begin slow start if it was out or on trial."""
         instance.suspected = False
         if instance.outliers.acquit():
             instance.ramp_from_ns = now_ns
@@ -122,9 +122,9 @@ class InstancePool:
     # ------------------------------------------------------------------ the endpoint table, and ticks
 
     def apply(self, records: Sequence[EndpointRecord], now_ns: int) -> tuple[list[Instance], list[Instance]]:
-        """Take over the controller's decisions; who is new, and who is gone.
+        """Apply the controller's records; (added instances, removed instances).
 
-        Requests of those that are gone end as usual; their cells may belong to others already.
+        Requests at removed instances end as usual; their cells may have been reassigned already.
         """
         before, self.instances, added = self.instances, {}, []
         for record in records:
@@ -135,16 +135,16 @@ class InstancePool:
             else:
                 instance.adopt(record)
                 since_ns = record.since_ns
-                if since_ns > instance.since_ns:  # probes have found it well again
+                if since_ns > instance.since_ns:  # probes have found it healthy again
                     instance.since_ns = instance.ramp_from_ns = since_ns
                     self.acquit(instance, since_ns)
-                    instance.latency_us = self.typical_us  # of what hung while it was away
+                    instance.latency_us = self.typical_us  # the old latency includes timeouts
             self.instances[instance.name] = instance
         self._arrange(now_ns)
         return added, list(before.values())
 
     def tick(self, now_ns: int) -> None:
-        """Settle everything that changes with time."""
+        """Update rates, latencies, order and credits; called every 20 ms."""
         count = total = 0
         for instance in self.instances.values():
             instance.measure(now_ns, self.typical_us)
@@ -163,7 +163,7 @@ class InstancePool:
         self._arrange(now_ns)
 
     def _members(self) -> list[Instance]:
-        """Those that are meant to serve."""
+        """The instances that do not drain."""
         return [one for one in self.instances.values() if one.state != DRAIN]
 
     def _arrange(self, now_ns: int) -> None:

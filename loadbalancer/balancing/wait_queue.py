@@ -1,15 +1,15 @@
-"""The one queue of the proxy: requests for which no instance has had room yet, oldest first.
+"""The wait queue of a proxy: requests for which no instance has had a free credit, oldest first.
 
-Pure arithmetic, the clock is an argument (monotonic ns).  It is bounded by count, by bytes, and by
-time: nobody waits longer than the limit or its own deadline, and who could only be served too late,
-as fast as the queue drains now, is turned away at once instead of after the wait.
+Pure arithmetic, the clock is an argument (monotonic ns).  The queue is bounded by count, by bytes, and by
+time: a request waits at most until the wait limit or its own deadline.  A request whose expected wait, length
+/ drain rate, exceeds that is refused at once.
 
-    waiting.push(request, size, now_ns, deadline_ns)  False: answer 503 with waiting.retry_after()
-    waiting.pop()                                 the oldest, when an instance has room
-    waiting.cancel(request)                       its client has left
-    waiting.tick(now_ns)                          every 20 ms: those whose time is over, to be answered 503
+    waiting.push(request, size, now_ns, deadline_ns)  False: refuse with 503 and waiting.retry_after()
+    waiting.pop()                                 the oldest, when an instance has a free credit
+    waiting.cancel(request)                       its client has disconnected
+    waiting.tick(now_ns)                          every 20 ms: the expired ones, to be refused with 503
 
-Push, pop and cancel take the same time however long the queue is.
+Push, pop and cancel take constant time.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from typing import Generic, TypeVar
 
 SECOND_NS = 1_000_000_000
 SMOOTHING_NS = SECOND_NS // 2  # over which the drain rate is averaged
-PROOF_NS = SECOND_NS // 4  # an instance that has stopped for a moment is no reason to turn anybody away
-STALE_NS = SECOND_NS  # so long without a queue: what drained it is no longer known
+PROOF_NS = SECOND_NS // 4  # least observation time before `rate` is used to refuse requests
+STALE_NS = SECOND_NS  # time without a queue after which `rate` is unknown
 LONGEST_RETRY_S = 60
 
 T = TypeVar("T", bound=Hashable)
 
 
 class WaitQueue(Generic[T]):
-    """A bounded FIFO of requests. `wait_ns` in ns; `rate` is what left it per second, 0 while unknown."""
+    """A bounded FIFO of requests. `count`, `size`, `wait_ns`: its limits in requests, bytes and ns.
+
+    `rate`: requests per second that leave the queue, 0 while unknown.
+    """
 
     __slots__ = (
         "_bytes",
@@ -51,15 +54,15 @@ class WaitQueue(Generic[T]):
         self.size = size
         self.wait_ns = wait_ns
         self.rate = 0.0
-        # Its bytes, when it came, and when its time is over
+        # request: (bytes, arrival ns, expiry ns)
         self.entries: OrderedDict[T, tuple[int, int, int]] = OrderedDict()
-        self.since_ns = 0  # when the one came that was popped last
+        self.since_ns = 0  # arrival of the request that was popped last
         self._bytes = 0
-        self._earliest_ns = 0  # no entry's time is over before
+        self._earliest_ns = 0  # lower bound of the entries' expiry
         self._popped = 0  # since the last tick
-        self._ticked_ns = 0  # when; 0 while the queue was empty then
-        self._used_ns = 0  # when something last waited
-        self._watched_ns = 0  # ns that `rate` is the average of, at least up to SMOOTHING_NS
+        self._ticked_ns = 0  # time of the last tick; 0 if the queue was empty then
+        self._used_ns = 0  # last tick at which the queue was not empty
+        self._watched_ns = 0  # total observation time of `rate`
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -69,7 +72,7 @@ class WaitQueue(Generic[T]):
         return self._bytes
 
     def push(self, request: T, size: int, now_ns: int, deadline_ns: int) -> bool:
-        """Let the request wait, with `size` bytes of body; False if it would not fit, or not make it."""
+        """Queue the request with its `size` bytes of body; False if it does not fit or would expire."""
         ahead = len(self.entries)
         until_ns = min(now_ns + self.wait_ns, deadline_ns)
         if ahead >= self.count or self._bytes + size > self.size:
@@ -88,7 +91,7 @@ class WaitQueue(Generic[T]):
         return True
 
     def pop(self) -> T | None:
-        """The oldest, which an instance takes now."""
+        """Remove and return the oldest request; None if the queue is empty."""
         if not self.entries:
             return None
         request, (size, self.since_ns, _) = self.entries.popitem(last=False)
@@ -97,7 +100,7 @@ class WaitQueue(Generic[T]):
         return request
 
     def cancel(self, request: T) -> bool:
-        """Forget the request; False if it does not wait (any more)."""
+        """Remove the request; False if it is not queued."""
         entry = self.entries.pop(request, None)
         if entry is None:
             return False
@@ -105,7 +108,7 @@ class WaitQueue(Generic[T]):
         return True
 
     def tick(self, now_ns: int) -> list[T]:
-        """Measure how fast the queue drains; whose time is over leaves it and is returned."""
+        """Update the drain rate; remove and return the expired requests."""
         self._measure(now_ns)
         if not self.entries or now_ns < self._earliest_ns:
             return []
@@ -116,7 +119,7 @@ class WaitQueue(Generic[T]):
         return late
 
     def _measure(self, now_ns: int) -> None:
-        """Only between two ticks that both saw a queue does its flow say what the pool can do."""
+        """Average the drain rate over intervals in which the queue was not empty at both ends."""
         if self.entries:
             if self._ticked_ns:
                 elapsed_ns = max(1, now_ns - self._ticked_ns)
@@ -131,7 +134,7 @@ class WaitQueue(Generic[T]):
         self._popped = 0
 
     def retry_after(self) -> int:
-        """Whole seconds until what waits now will have been served, 1 to 60."""
+        """Whole seconds until the present queue will have been served, 1 to LONGEST_RETRY_S."""
         if not self.rate:
             return 1
         return max(1, min(LONGEST_RETRY_S, math.ceil(len(self.entries) / self.rate)))

@@ -1,1 +1,1 @@
-"""How much may pass: token bucket, leases, fair queue, limiter, request rate, autoscaling."""
+"""Bandwidth limits: token bucket, leases, fair queue, limiter, request rate, autoscaling."""

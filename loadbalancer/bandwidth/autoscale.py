@@ -1,13 +1,14 @@
-"""Bandwidth between its minimum and its maximum: raised while it is used up, lowered when it is not.
+"""Scales the bandwidth between a minimum and a maximum, by its utilisation.
 
-Pure; the clock is an argument (monotonic ns).  Rates in bit/s.
+Pure; the clock is an argument (monotonic ns).  Rates are in bit/s.  The rate is raised by one of STEPS steps
+after BUSY_NS above the utilisation BUSY, and lowered by one after IDLE_NS below IDLE.
 """
 
 from __future__ import annotations
 
-SECOND = 1_000_000_000
-BUSY, BUSY_NS = 0.8, 60 * SECOND
-IDLE, IDLE_NS = 0.3, 600 * SECOND
+SECOND_NS = 1_000_000_000
+BUSY, BUSY_NS = 0.8, 60 * SECOND_NS
+IDLE, IDLE_NS = 0.3, 600 * SECOND_NS
 STEPS = 4  # from the minimum to the maximum
 
 
@@ -21,7 +22,7 @@ class Autoscale:
         self._idle_since_ns: int | None = None
 
     def hear(self, now_ns: int, utilisation: float) -> int:
-        """How much of the present rate was used of late, 0 to 1; the rate from now on."""
+        """Record the current utilisation, 0 to 1; return the rate to apply, in bit/s."""
         self._busy_since_ns = (self._busy_since_ns or now_ns) if utilisation > BUSY else None
         self._idle_since_ns = (self._idle_since_ns or now_ns) if utilisation < IDLE else None
         if self._busy_since_ns is not None and now_ns - self._busy_since_ns >= BUSY_NS:

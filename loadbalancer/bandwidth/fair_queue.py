@@ -1,18 +1,18 @@
-"""Who of those that wait for bandwidth is next: deficit round robin (Shreedhar and Varghese, 1995).
+"""The order in which messages wait for bandwidth: deficit round robin (Shreedhar and Varghese, 1995).
 
-Pure.  What waits is a *ticket*: one message, or one piece of a flow.  A flow waits with one piece at a
-time, so a flow without anything to send has no share, and each of n flows gets 1/n.  A small message
-waits for one round at most: (tickets x quantum) / rate.
+Pure.  A *ticket* is one waiting message, or one waiting piece of a flow.  A flow has at most one ticket, so
+each of n waiting flows gets 1/n of the rate and a flow without data gets nothing.  A message of at most one
+quantum waits for at most one round: (tickets x quantum) / rate.
 
-Small answers go first, in the order in which they came: their requests have waited already,
-and there are only as many as there were requests.
+Urgent tickets (small responses) are served first, in FIFO order: their requests have already waited, and
+their number is bounded by the number of requests.
 
-    ticket = Ticket(nbytes, go, now)
-    fair queue.add(ticket)                        or add(ticket, urgent=True)
-    for paid in fair queue.serve(meter.spend):  as many as there are tokens for, now
+    ticket = Ticket(nbytes, go, now_ns)
+    queue.add(ticket)                             or add(ticket, urgent=True)
+    for paid in queue.serve(meter.spend):         the tickets that the tokens cover now
         if paid.go is not None: paid.go()
-    meter.delay_ns(fair queue.next_size)        when to serve again, if fair queue.queued
-    fair queue.cancel(ticket)                     at any time, also when it has been served
+    meter.delay_ns(queue.next_size)               the time until the next serve(), if queue.queued
+    queue.cancel(ticket)                          at any time, also after it was served
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ MOST_QUANTUM = 65536
 
 
 def quantum(rate: int) -> int:
-    """Bytes of one turn, for a rate in bit/s."""
+    """Bytes of one turn for a rate in bit/s: rate x QUANTUM_NS, within LEAST_QUANTUM and MOST_QUANTUM."""
     return min(MOST_QUANTUM, max(LEAST_QUANTUM, rate // 8 * QUANTUM_NS // 1_000_000_000))
 
 
 class Ticket:
-    """Something that waits; `go` is to be called once, when it is paid for, unless it was cancelled."""
+    """A waiting message or piece. The caller of serve() calls `go` once, unless it was cancelled."""
 
     __slots__ = ("answer", "deficit", "go", "since_ns", "size", "waits")
 
     def __init__(self, size: int, go: Callable[[], None] | None, since_ns: int, answer: bool = False) -> None:
         self.size = size  # bytes
         self.go = go
-        self.since_ns = since_ns  # ns
-        self.answer = answer  # or a part of one
-        self.deficit = 0
+        self.since_ns = since_ns  # when it was added
+        self.answer = answer  # it belongs to a response
+        self.deficit = 0  # bytes granted in earlier rounds
         self.waits = True  # neither paid nor cancelled
 
 
 class FairQueue:
-    """`queued`: bytes that wait; `answers`: as many of them belong to answers."""
+    """`queued`: bytes that wait; `answers`: the bytes among them that belong to responses."""
 
     def __init__(self) -> None:
         self.quantum = LEAST_QUANTUM
@@ -58,7 +58,7 @@ class FairQueue:
         return len(self._urgent) + len(self._round)
 
     def add(self, ticket: Ticket, urgent: bool = False) -> bool:
-        """Whether it is the next one, so that a timer that was set for another is wrong."""
+        """Add `ticket`; True if it is the next to be served, so that the caller must reset its timer."""
         self.queued += ticket.size
         if ticket.answer:
             self.answers += ticket.size
@@ -67,7 +67,7 @@ class FairQueue:
         return len(queue) == 1 and (urgent or not self._urgent)
 
     def cancel(self, ticket: Ticket) -> None:
-        """It stays in the queue as a nothing, and leaves it for nothing."""
+        """Cancel `ticket`: it stays queued at zero cost and is skipped when reached."""
         ticket.go = None
         if ticket.waits:
             self._leave(ticket)
@@ -80,7 +80,7 @@ class FairQueue:
 
     @property
     def next_size(self) -> int:
-        """Bytes that must be paid before anybody may go on."""
+        """Size in bytes of the next ticket to be served; 0 if the queue is empty."""
         for queue in (self._urgent, self._round):
             while queue and not queue[0].waits:
                 queue.popleft()
@@ -89,7 +89,11 @@ class FairQueue:
         return 0
 
     def serve(self, spend: Callable[[int], bool]) -> list[Ticket]:
-        """Those that `spend` has paid for, in order; they are out of the queue."""
+        """Remove and return the tickets that `spend` pays for, in order; stop at the first it refuses.
+
+        In each turn a ticket's deficit grows by one quantum. A ticket is paid when deficit + quantum covers
+        its size.
+        """
         paid: list[Ticket] = []
         while self._urgent:
             if not self._pay(self._urgent, spend, paid):

@@ -1,13 +1,13 @@
-"""Whose turn it is among proxies that have flows waiting for the one bucket.
+"""Fairness between proxies whose flows wait for the shared bucket (start-time fair queueing, Goyal, 1996).
 
-Touches this proxy's words behind the bucket's in the shared memory, and reads those of the others;
-one writer each, no lock.  By itself the bucket belongs to whoever looks first, so that a flow would
-fare better on a proxy with few of them.  Here each proxy counts what its flows have had, per flow,
-and one that is ahead leaves the bucket to those behind it (Goyal and others, start-time fair
-queueing, 1996).  Who has nothing waiting takes no turns, and does not wait for any.
+Touches this proxy's words after the bucket's in the shared memory, and reads the words of other proxies; one
+writer each, no lock.  Without it, each proxy would get an equal part of the bucket, however many flows it
+has.  Each proxy publishes its service per flow, `had` += bits / flows.  A proxy takes from the bucket only
+while its `had` is not ahead of the smallest `had` of the others by more than the bits that it wants.  A proxy
+without waiting flows does not take part.
 
-Words of a proxy that has not been heard of for FRESH_NS are those of a dead one.  A flow whose piece
-has just passed will be back in a moment: its place is kept for LINGER_NS.
+Words older than FRESH_NS are ignored: their proxy is dead or idle.  A flow whose piece has just passed is
+likely to wait again soon, so a proxy takes part for LINGER_NS after its last flow.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _WORDS = 4
 
 
 class FairShare:
-    """One proxy's place; without a `number` it is alone.
+    """One proxy's share; without a `number` there are no other proxies.
 
-    `elsewhere`: bytes that wait at the others; `flows`: how many flows they belong to.
+    `elsewhere`: bytes that wait at other proxies; `flows`: the number of flows that wait there.
     """
 
     __slots__ = ("_flows", "_left_ns", "_mine", "_rivals", "_table", "elsewhere", "flows")
@@ -35,8 +35,8 @@ class FairShare:
         self._table: memoryview | None = None
         self._mine = 0
         self._flows = 0
-        self._left_ns = 0  # when the last flow stopped waiting, if its place is kept
-        self._rivals: list[int] = []  # where the words of others begin that have flows waiting
+        self._left_ns = 0  # when the last flow stopped waiting; 0: flows wait, or LINGER_NS is over
+        self._rivals: list[int] = []  # start indices of the words of other proxies with waiting flows
         self.elsewhere = self.flows = 0
         if number is not None:
             end = _SLOTS_OFFSET + shared_memory.MAX_PROXIES * _WORDS * 8
@@ -44,13 +44,17 @@ class FairShare:
             self._mine = number * _WORDS
 
     def close(self) -> None:
-        """Let go of the mapping, which could not be closed otherwise."""
+        """Release the view, so that the mapping can be closed."""
         if self._table is not None:
             self._table.release()
             self._table = None
 
     def publish(self, now_ns: int, flows: int, queued: int) -> None:
-        """So many flows wait here, with so many bytes; hear about the others."""
+        """Publish `flows` waiting flows with `queued` bytes; read the words of the other proxies.
+
+        Invariant: a proxy that joins starts at the smallest `had` of the others, so that it brings neither
+        credit nor debt from an earlier time.
+        """
         table = self._table
         if table is None:
             return
@@ -63,7 +67,6 @@ class FairShare:
         self.elsewhere = sum(words[start + _QUEUED] for start in self._rivals)
         self.flows = sum(words[start + _FLOWS] for start in self._rivals)
         if flows and not self._flows and self._rivals:
-            # Neither credit nor debt from earlier days: it joins as one of those that are furthest behind.
             table[self._mine + _HAD] = min(words[start + _HAD] for start in self._rivals)
         table[self._mine + _QUEUED] = queued
         if flows:
@@ -76,12 +79,12 @@ class FairShare:
             self._flows = table[self._mine + _FLOWS] = 0
 
     def took(self, bits: int) -> None:
-        """Out of the bucket, or, below zero, back into it."""
+        """Count `bits` taken from the bucket, or returned to it if negative."""
         if self._table is not None and self._flows:
             self._table[self._mine + _HAD] += bits // self._flows
 
     def waits(self, now_ns: int, bits: int) -> bool:
-        """Whether flows elsewhere come before the next one here, which wants `bits`."""
+        """Whether flows of another proxy go first: had > min(had of the others) + `bits`."""
         table = self._table
         if table is None or not self._rivals or not self._flows:
             return False

@@ -1,21 +1,21 @@
-"""The one bucket of all proxies, and each proxy's account of it.
+"""The token bucket that all proxies share, and each proxy's lease of tokens.
 
-Touches the bucket's words in the shared memory, under a lock on their bytes that the kernel frees
-when its holder dies.  A proxy does not go there for each message: it takes a *lease*, at most what
-the rate gives in LEASE_NS, and spends from that.  Whatever is left of a lease goes back at the next
-tick, so a proxy that is killed takes no more than one lease with it.
+Touches the bucket's words in the shared memory, under a file lock on their bytes that the kernel releases
+when its holder dies.  To avoid the lock per message, a proxy takes a *lease* of the tokens of LEASE_NS, and
+spends from it.  The rest of a lease is returned at the next tick, so a proxy that is killed loses at most one
+lease.
 
-    if not waiting and lease.spend(nbytes): go    0.15 us from the lease, 5 us for a new one
-    else: queue.add(Ticket(nbytes, go, now))      and a timer, lease.delay_ns(queue.next_size) from now
+    if not waiting and lease.spend(nbytes): go    0.15 us from the lease, 5 us with a new one
+    else: queue.add(Ticket(nbytes, go, now_ns))   and set a timer to lease.delay_ns(queue.next_size)
     when the timer fires:
         for ticket in queue.serve(lease.spend): ticket.go()
         if queue.queued: set the timer again
-    at every tick of 20 ms, and when nobody waits any more:
-        lease.settle(len(queue), queue.queued)  gives back the lease, learns the rate of now
-    lease.owe(nbytes)                             what must pass is passed, into debt
+    at every tick of 20 ms, and when the queue becomes empty:
+        lease.settle(len(queue), queue.queued)    return the lease, read the current rate
+    lease.owe(nbytes)                             pay for bytes that cannot wait, into debt
 
-That is what a limiter does.  A proxy whose messages wait keeps its lease from tick to tick: it is
-saving for the next of them.  While several proxies have flows that wait, each takes its turn (shares).
+`BandwidthLimiter` follows this protocol.  A proxy with waiting messages keeps its lease from tick to tick, to
+save for the next message.  Several proxies with waiting flows share the bucket by fair_share.py.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def http_bits(nbytes: int) -> int:
 
 
 def wire_bits(nbytes: int) -> int:
-    """With Ethernet, IP and TCP headers of full segments."""
+    """Bits on the wire: payload plus Ethernet, IP and TCP headers of full segments."""
     return (nbytes + OVERHEAD * -(-nbytes // SEGMENT)) << 3
 
 
 class SharedBucket:
-    """The shared bucket. `fd` must stay open: closing any of its descriptors would drop the lock."""
+    """The bucket in shared memory. `fd` must stay open: closing any of its descriptors drops the lock."""
 
     def __init__(self, shared: mmap.mmap, fd: int, clock: Callable[[], int] = monotonic_ns) -> None:
         self.shared = shared
@@ -56,7 +56,7 @@ class SharedBucket:
 
     @contextmanager
     def open(self) -> Iterator[TokenBucket]:
-        """The bucket, locked; what is changed is written back."""
+        """The bucket under its lock; changes are written back at the end."""
         fcntl.lockf(self._fd, fcntl.LOCK_EX, _WORDS.size, shared_memory.BUCKET_OFFSET)
         try:
             bucket = TokenBucket(*_WORDS.unpack_from(self.shared, shared_memory.BUCKET_OFFSET))
@@ -68,9 +68,9 @@ class SharedBucket:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, _WORDS.size, shared_memory.BUCKET_OFFSET)
 
     def exchange(self, now_ns: int, back: int, wanted: int) -> tuple[TokenBucket, int]:
-        """Give `back` bits (below zero: into debt), take up to `wanted`; the bucket then, and the bits.
+        """Return `back` bits (negative: into debt), take up to `wanted` bits; (bucket, bits taken).
 
-        The same as with open(), at half the cost.
+        Equivalent to give() and take() within open(), at half the cost.
         """
         fcntl.lockf(self._fd, fcntl.LOCK_EX, _WORDS.size, shared_memory.BUCKET_OFFSET)
         try:
@@ -87,11 +87,11 @@ class SharedBucket:
 
     @property
     def rate(self) -> int:
-        """Bit/s; 0 is unlimited. One aligned word: no lock."""
+        """Bit/s; 0 is unlimited. Read without the lock, because it is one aligned word."""
         return int(_WORDS.unpack_from(self.shared, shared_memory.BUCKET_OFFSET)[0])
 
     def set_rate(self, rate: int) -> None:
-        """Live: every proxy uses it at its next lease or tick."""
+        """Set the rate in bit/s; every proxy applies it at its next lease or tick."""
         now_ns = self.clock()
         with self.open() as bucket:
             if bucket.stamp_ns:
@@ -102,27 +102,27 @@ class SharedBucket:
 
 
 class Lease:
-    """One proxy's account. `allowance` is what is left of the lease, in bits, below zero if it owes.
+    """One proxy's lease. `allowance`: the bits left of it, negative while in debt.
 
-    `number`: which proxy it is; without one, it takes no turns with others.
+    `number`: the proxy's number; without one, it does not share with other proxies.
     """
 
-    __slots__ = ("_bits", "_bucket", "_level", "_looked_ns", "allowance", "debt", "rate", "share")
+    __slots__ = ("_bits", "_bucket", "_exchanged_ns", "_level", "allowance", "debt", "rate", "share")
 
     def __init__(
         self, bucket: SharedBucket, bits: Callable[[int], int] = http_bits, number: int | None = None
     ) -> None:
         self._bucket = bucket
-        self._bits = None if bits is http_bits else bits  # the usual one is spelt out: calls cost
+        self._bits = None if bits is http_bits else bits  # None: http_bits, inlined to avoid the call
         self.share = FairShare(bucket.shared, number)
         self.allowance = 0
         self.rate = bucket.rate
-        self.debt = 0  # of the bucket, in bits, as of the last visit
-        self._level = 0  # likewise, in nanobits
-        self._looked_ns = bucket.clock()
+        self.debt = 0  # bits of debt of the bucket at the last exchange
+        self._level = 0  # nanobits in the bucket at the last exchange
+        self._exchanged_ns = bucket.clock()
 
     def spend(self, nbytes: int) -> bool:
-        """Whether so much may pass now; it is paid for if so."""
+        """Pay for `nbytes` if the lease or a new one covers them; True if paid."""
         bits = nbytes << 3 if self._bits is None else self._bits(nbytes)
         if self.allowance < bits and not self._renew(bits):
             return False
@@ -130,54 +130,55 @@ class Lease:
         return True
 
     def lend(self) -> int:
-        """Bytes of the lease, to be spent by subtracting; 0 where a byte has no price of its own."""
+        """Lend the whole lease in bytes, to be spent by subtraction; 0 with wire accounting."""
         lent = self.allowance >> 3 if self._bits is None and self.allowance > 0 else 0
         self.allowance -= lent << 3
         return lent
 
     def take_back(self, nbytes: int) -> None:
-        """What is left of what was lent."""
+        """Return the unspent part of lent bytes."""
         self.allowance += nbytes << 3 if self._bits is None else 0
 
     def owe(self, nbytes: int) -> None:
+        """Pay for `nbytes` unconditionally, into debt if necessary."""
         self.allowance -= nbytes << 3 if self._bits is None else self._bits(nbytes)
 
     def delay_ns(self, nbytes: int) -> int:
-        """Until it is worth looking again, as far as the last visit tells: no lock."""
+        """Nanoseconds until `nbytes` can be paid, estimated from the last exchange without the lock."""
         if not self.rate:
             return 0
         bits = nbytes << 3 if self._bits is None else self._bits(nbytes)
         lacking = (min(bits, depth(self.rate)) - self.allowance) * NANO - self._level
         now_ns = self._bucket.clock()
-        if self.share.waits(now_ns, bits):  # until others have taken their turns
+        if self.share.waits(now_ns, bits):  # until the other proxies have been served
             lacking = max(lacking, bits * NANO)
-        return max(0, -(-lacking // self.rate) - (now_ns - self._looked_ns))
+        return max(0, -(-lacking // self.rate) - (now_ns - self._exchanged_ns))
 
     def settle(self, flows: int = 0, queued: int = 0) -> None:
-        """Give back what was leased, unless it is saved for one of the flows that wait; repay.
+        """Return the lease, unless flows wait for which it is saved; repay debt; read the rate.
 
-        `queued`: bytes of those flows.
+        `flows`: the number of waiting flows; `queued`: their bytes.
         """
         now_ns = self._bucket.clock()
         self.share.publish(now_ns, flows, queued)
         back = 0 if flows and self.allowance > 0 else self.allowance
-        self._visit(now_ns, back, 0)
+        self._exchange(now_ns, back, 0)
         self.allowance -= back
 
     def _renew(self, bits: int) -> bool:
-        """A new lease, for `bits` at least; whether they may pass."""
+        """Take a new lease of at least `bits`; True if it covers them."""
         now_ns, wanted = self._bucket.clock(), 0
         if not self.share.waits(now_ns, bits):
             wanted = max(bits, self.rate * LEASE_NS // NANO)
-        self.allowance = self._visit(now_ns, self.allowance, wanted)
+        self.allowance = self._exchange(now_ns, self.allowance, wanted)
         if not self.rate:
-            self.allowance = bits  # there is no limit any more
-        # What is larger than the bucket passes when the bucket is full, and leaves it in debt.
+            self.allowance = bits  # the limit has been removed
+        # A message larger than the bucket's depth passes when the bucket is full, and leaves it in debt.
         return self.allowance >= min(bits, depth(self.rate))
 
-    def _visit(self, now_ns: int, back: int, wanted: int) -> int:
+    def _exchange(self, now_ns: int, back: int, wanted: int) -> int:
         bucket, taken = self._bucket.exchange(now_ns, back, wanted)
-        self.rate, self._level, self._looked_ns = bucket.rate, bucket.level, now_ns
+        self.rate, self._level, self._exchanged_ns = bucket.rate, bucket.level, now_ns
         self.debt = max(0, -(bucket.level // NANO))
         self.share.took(taken - back)
         return taken

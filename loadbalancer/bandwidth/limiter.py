@@ -1,9 +1,10 @@
-"""Who may pass now, and who waits for bandwidth: the meter and the fair queue of one proxy, on its loop.
+"""The bandwidth limiter of one proxy: pays for messages from a lease, or queues them.
 
-Touches the event loop's timer and the shared bucket; the arithmetic is in bucket, bucket and drr.
+Touches the event loop's timer and the shared bucket.  The arithmetic is in token_bucket.py, lease.py and
+fair_queue.py.
 
-    if limiter.pay(n): go                               the usual: nobody waits, tokens are there
-    else: ticket = limiter.wait(n, go)                    `go` is called when n bytes are paid for
+    if limiter.pay(n): go                         no ticket waits, and the tokens suffice
+    else: ticket = limiter.wait(n, go)            `go` is called when n bytes are paid for
 """
 
 from __future__ import annotations
@@ -13,21 +14,20 @@ import math
 from collections.abc import Callable
 from time import monotonic_ns
 
-from twofold.loadbalancer.bandwidth.fair_queue import FairQueue, Ticket, quantum
+from twofold.loadbalancer.bandwidth.fair_queue import MOST_QUANTUM, FairQueue, Ticket, quantum
 from twofold.loadbalancer.bandwidth.lease import Lease
 
-LONGEST_SLEEP_S = 0.02  # seconds: a live edit is felt within it
-MOST_QUANTUM = 65536
-UNLIMITED = 1 << 60  # bytes; more than pass between two ticks
-KEEP = 0.98  # of what was counted, from tick to tick: it is of the last second or so
-MOST_ECHO = 100.0
+LONGEST_SLEEP_S = 0.02  # a change of the rate takes effect within this time
+UNLIMITED = 1 << 60  # bytes; more than can pass between two ticks
+KEEP = 0.98  # decay of the byte counts per tick: a time constant of one second
+MOST_RESPONSE_RATIO = 100.0
 
 
 class BandwidthLimiter:
-    """`quantum`: bytes that one flow may pass in a turn.
+    """`quantum`: bytes that one flow may send in a turn.
 
-    `free`: bytes that may pass without a word, while nobody waits. pay() is spelt out where calls cost
-    too much: whoever takes no more than `free`, or gets it by fill(), subtracts it and goes.
+    `free`: bytes lent from the lease, which may pass by subtraction while no ticket waits.
+    `response_ratio`: response bytes per request byte, a recent average.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class BandwidthLimiter:
         self._meter = meter
         self._fair_queue = FairQueue()
         self._budget_s = budget_s
-        self._waited = waited  # is told the microseconds of each ticket that is paid
+        self._waited = waited  # called with the waiting time in microseconds of each paid ticket
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.announced = 0  # bytes of admitted bodies that are still to come
-        self.held = 0  # bytes of answers behind those of their pieces that wait
-        self._answers = self._others = 0.0  # bytes that have waited, of late
-        self.echo = 0.0  # bytes of answers that follow each other byte
+        self.announced = 0  # bytes of admitted bodies that have not arrived yet
+        self.held = 0  # bytes of responses after the piece that has a ticket
+        self._answers = self._others = 0.0  # decaying counts of the bytes that waited: responses, requests
+        self.response_ratio = 0.0
         self._limited = False
         self.free = 0
         self.quantum = MOST_QUANTUM
@@ -61,14 +61,14 @@ class BandwidthLimiter:
         return len(self._fair_queue)
 
     def pay(self, nbytes: int) -> bool:
-        """Whether so much may pass at once. Nobody overtakes those who wait."""
+        """Pay for `nbytes` if no ticket waits and the tokens suffice; True if paid."""
         if nbytes > self.free and not self.fill(nbytes):
             return False
         self.free -= nbytes
         return True
 
     def fill(self, nbytes: int) -> bool:
-        """Whether so much is free now."""
+        """Raise `free` to at least `nbytes`; False if tickets wait or the tokens do not suffice."""
         self._gather()
         if self._fair_queue.queued or not self._meter.spend(nbytes):
             return False
@@ -76,13 +76,16 @@ class BandwidthLimiter:
         return True
 
     def _gather(self) -> None:
-        """The meter has all of the lease again."""
+        """Return the lent bytes to the lease."""
         if self._limited:
             self._meter.take_back(self.free)
             self.free = 0
 
     def wait(self, nbytes: int, go: Callable[[], None], urgent: bool = False, answer: bool = False) -> Ticket:
-        """`urgent`: a whole small answer; `answer`: a piece of a large one."""
+        """Queue `nbytes`; `go` is called when they are paid for.
+
+        `urgent`: a whole small response; `answer`: a piece of a large one.
+        """
         self._gather()
         ticket = Ticket(nbytes, go, self._clock(), urgent or answer)
         first = self._fair_queue.add(ticket, urgent)
@@ -94,11 +97,15 @@ class BandwidthLimiter:
         self._fair_queue.cancel(ticket)
 
     def refusal_delay(self, nbytes: int) -> int:
-        """0 if a request of so many bytes is admitted, otherwise the seconds after which to try again.
+        """0 if a request of `nbytes` is admitted, otherwise the seconds after which to retry.
 
-        Whatever its size, it is admitted when nothing is ahead of it.  Ahead are the debt, what waits
-        here and at other proxies, and the answers that those who wait will get, judging by the last;
-        but no flow gets more than this one while this one waits for its turn.
+            delay_s = (debt + 8 (ahead + own)) / rate       refused if delay_s > delay_budget
+            own   = nbytes (1 + response_ratio)             with the expected response
+            ahead = bytes queued here and at other proxies, with their expected responses, and announced
+                    bodies if nbytes > quantum;
+                    at most flows x max(own, quantum): each flow gets no more than this request meanwhile
+
+        A request is admitted, whatever its size, when nothing is ahead of it and there is no debt.
         """
         meter, rivals = self._meter, self._meter.share
         ahead = self._ahead() + rivals.elsewhere
@@ -106,9 +113,9 @@ class BandwidthLimiter:
             ahead += self.announced
         if not meter.rate or not (ahead or meter.debt):
             return 0
-        back = int(self.echo * nbytes)
-        own = nbytes + back
-        if 4 * back > 3 * self.quantum:  # its answer is likely to take turns, among those of as many again
+        response = int(self.response_ratio * nbytes)
+        own = nbytes + response
+        if 4 * response > 3 * self.quantum:  # the response likely exceeds a quantum, and waits for as much
             ahead += ahead
         flows = max(1, len(self._fair_queue) + rivals.flows)
         ahead = min(ahead, flows * max(own, self.quantum))
@@ -116,12 +123,13 @@ class BandwidthLimiter:
         return math.ceil(delay_s) if delay_s > self._budget_s else 0
 
     def _ahead(self) -> int:
-        """Bytes: what waits here, and what will follow it."""
+        """Bytes that wait here, with the expected responses to the waiting requests."""
         fair_queue = self._fair_queue
-        return fair_queue.queued + self.held + int(self.echo * (fair_queue.queued - fair_queue.answers))
+        requests = fair_queue.queued - fair_queue.answers
+        return fair_queue.queued + self.held + int(self.response_ratio * requests)
 
     def tick(self) -> None:
-        """Every 20 ms: the rate may have been changed."""
+        """Every 20 ms: return the lease and apply the current rate."""
         self._gather()
         self._meter.settle(len(self._fair_queue), self._ahead())
         rate = self._meter.rate
@@ -135,7 +143,7 @@ class BandwidthLimiter:
 
     def _serve(self) -> None:
         if self._timer is not None:
-            self._timer.cancel()  # it may not be the one that calls
+            self._timer.cancel()  # tick() calls as well as the timer
             self._timer = None
         paid = self._fair_queue.serve(self._meter.spend if self._limited else _free)
         now_ns = self._clock()
@@ -145,7 +153,8 @@ class BandwidthLimiter:
                 self._answers += ticket.size
             else:
                 self._others += ticket.size
-        self.echo = min(self._answers / self._others, MOST_ECHO) if self._others else 0.0
+        ratio = self._answers / self._others if self._others else 0.0
+        self.response_ratio = min(ratio, MOST_RESPONSE_RATIO)
         if self._fair_queue.queued:
             self._sleep()
         else:

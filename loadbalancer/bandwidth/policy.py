@@ -1,4 +1,4 @@
-"""How much may pass: what settings and admin say, what was inherited, and the automatic raise.
+"""Decides the rate of the shared bucket: from settings, the admin, an earlier controller, and autoscaling.
 
 Touches the rate of the shared bucket.
 """
@@ -18,10 +18,10 @@ MOST_MBPS = 1_000_000.0
 
 
 class BandwidthPolicy:
-    """`mbps` and `maximum` in 10^6 bit/s; a maximum of 0 raises nothing."""
+    """`mbps` and `maximum` in 10^6 bit/s; a maximum of 0 disables autoscaling."""
 
     def __init__(self, bucket: SharedBucket, settings: BandwidthSettings, before: Mapping[str, Any]) -> None:
-        """`before`: what a predecessor wrote down. Settings that have changed since then win."""
+        """`before`: published() of an earlier controller; ignored if the settings have changed since."""
         self._bucket = bucket
         self._configured = [settings.bandwidth_mbps, settings.maximum_bandwidth_mbps]
         self._autoscale: Autoscale | None = None
@@ -43,11 +43,11 @@ class BandwidthPolicy:
 
     @property
     def rate(self) -> int:
-        """Bit/s that may pass now; 0 is unlimited."""
+        """The current rate in bit/s; 0 is unlimited."""
         return self._bucket.rate
 
     def set(self, mbps: float, maximum: float = 0.0) -> None:
-        """From now on. ValueError if the two do not fit together."""
+        """Set the bandwidth in 10^6 bit/s. Raises ValueError for values out of range."""
         if mbps and not LEAST_MBPS <= mbps <= MOST_MBPS:
             raise ValueError(f"mbps must be 0 (unlimited), or from {LEAST_MBPS:g} to {MOST_MBPS:.0f}")
         if maximum and not mbps < maximum <= 2 * mbps:
@@ -58,7 +58,7 @@ class BandwidthPolicy:
         say("info", f"bandwidth is {mbps:g} Mbps now{upto}" if mbps else "bandwidth is unlimited now")
 
     def hear(self, now_ns: int, utilisation: float) -> None:
-        """So much of the present rate was used of late."""
+        """Record the current utilisation, 0 to 1, and apply autoscaling."""
         if self._autoscale is None:
             return
         before, rate = self.rate, self._autoscale.hear(now_ns, utilisation)
@@ -67,5 +67,5 @@ class BandwidthPolicy:
             say("info", f"bandwidth is {'raised' if rate > before else 'lowered'} to {rate / MEGABIT:g} Mbps")
 
     def published(self) -> dict[str, Any]:
-        """What the endpoint table says of it, and a successor needs."""
+        """The limits for the endpoint table, from which the next controller resumes."""
         return {"configured": self._configured, "mbps": self.mbps, "maximum": self.maximum}

@@ -1,1 +1,1 @@
-"""What a proxied message becomes: request plans, response heads, forwarding, error responses. Pure."""
+"""HTTP proxying: request plans, response heads, forwarded fields, error responses. Pure."""

@@ -1,6 +1,6 @@
-"""What the load balancer itself says to a caller whom no instance will answer.
+"""The load balancer's own error responses.
 
-Pure.  Bodies are the contract's `{"code", "message"}`; messages name the setting that helps.
+Pure.  Bodies are the contract's `{"code", "message"}`; messages name the relevant setting.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CONNECTION_LIMITED = Refusal(503, "ServiceUnavailable", "too many connections; m
 
 
 def bandwidth(seconds: int) -> Refusal:
-    """429, in the contract's words (section 2.4): callers tell the two limits apart by the message."""
+    """429 with the message of the contract (section 2.4): callers distinguish the limits by the message."""
     return try_later(
         429, "TooManyRequests", "LB bandwidth limit exceeded; raise bandwidth_mbps or send less", seconds
     )
@@ -43,7 +43,7 @@ def down(seconds: int = 1) -> Refusal:
 
 
 def answer(refusal: Refusal, request_id: bytes, date: bytes, connection: bytes) -> bytes:
-    """The whole answer; `connection` is a Connection field or nothing."""
+    """The complete response; `connection` is a Connection field line or empty."""
     body = refusal.body()
     return (
         b"HTTP/1.1 %d %b\r\nserver: twofold\r\ndate: %b\r\ncontent-type: application/json\r\n"

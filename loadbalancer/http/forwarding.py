@@ -1,11 +1,11 @@
-"""Which header fields pass through, and what is said of where a request came from.
+"""Forwarding of header fields, and the fields that describe a request's origin.
 
 Pure.  Fields are pairs of bytes, names in lower case, as twofold.wire.request_head parses them.
 
-What is removed (RFC 9110, 7.6.1): everything that speaks of one connection, and whatever Connection
-names; Connection may not name what a request needs to mean what it says.  What only a trusted peer
-may say is dropped from others: who the client is, and under which host, scheme or path it asked.
-The Forwarded field is never passed on: X-Forwarded says it all, and two chains could disagree.
+Removed (RFC 9110, 7.6.1): hop-by-hop fields, and the fields that Connection nominates, except PROTECTED ones.
+Fields that state the client's address, host, scheme or path are removed unless the peer is trusted.  The
+Forwarded field is never passed on: X-Forwarded carries the same facts, and the two could contradict each
+other.
 """
 
 from __future__ import annotations
@@ -14,48 +14,45 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from twofold.net.networks import Networks, canonical
 from twofold.wire.request_head import RequestHead
 
-if TYPE_CHECKING:
-    pass
-
 Fields = Iterable[tuple[bytes, bytes]]
 
-PLAIN, HANDLED, CLAIM, NEVER, DOUBTFUL = range(5)  # kinds of fields
+# Kinds of fields: copied, rewritten here, copied from trusted peers, removed, copied if unambiguous.
+PLAIN, HANDLED, CLAIM, REMOVED, DOUBTFUL = range(5)
 
-MAX_HOPS = 16  # entries in Via; with more, the request goes round in circles that hide their names
+MAX_HOPS = 16  # entries in Via; more indicate a loop through proxies that hide their names
 
-# RFC 9110, 7.6.1; Proxy-Connection and its kin are the prefix proxy-; Proxy would be HTTP_PROXY to CGI.
+# RFC 9110, 7.6.1. Proxy-Connection etc. have the prefix proxy-. CGI would turn Proxy into HTTP_PROXY.
 HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade", b"http2-settings", b"proxy")
 )
-# In requests besides: what is written anew here, and what the proxy writes itself.
+# Request fields that are rewritten here or written by the proxy.
 _WRITTEN = frozenset(
     (b"host", b"via", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
     + (b"content-length", b"opc-request-id", b"expect", b"trailer", b"forwarded")
 )
 _NOT_COPIED = HOP_BY_HOP | _WRITTEN
-# What Connection may not take away.
+# Fields that Connection cannot remove, because they determine the meaning of a request.
 PROTECTED = frozenset(
     (b"host", b"content-length", b"authorization", b"content-type", b"content-encoding", b"cookie")
     + (b"opc-request-id", b"idempotency-key", b"x-idempotency-key")
 )
-# Said by proxies of others; x-original-url and x-rewrite-url make some frameworks route by them.
+# Set by proxies to describe clients; some frameworks route by x-original-url and x-rewrite-url.
 _CLAIMS = frozenset(
     (b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip", b"cf-connecting-ip")
     + (b"x-original-forwarded-for", b"x-original-host", b"x-original-url", b"x-rewrite-url")
 )
 _CLAIMED = b"x-forwarded-"
-_NEVER = (b"proxy-", b"x-twofold-")  # of one connection; reserved for what our own processes may say
+_REMOVED = (b"proxy-", b"x-twofold-")  # hop-by-hop; reserved for Twofold's own processes
 _SCHEME = re.compile(rb"https?")
 
 
 @dataclass(frozen=True, slots=True)
 class Hops:
-    """What this load balancer calls itself, and whom it believes."""
+    """The identity of this load balancer in Via, and the peers that it trusts."""
 
     pseudonym: bytes  # in Via
     scheme: bytes  # of the listeners that are not Unix sockets
@@ -63,9 +60,9 @@ class Hops:
 
 
 def upstream_fields(head: RequestHead, peer: str, hops: Hops) -> bytes:
-    """The lines to send to an instance, but for opc-request-id and content-length, the proxy's to add.
+    """The field lines for an instance, without opc-request-id and content-length, which the proxy adds.
 
-    `peer` is the client's address; empty for one that came by a Unix socket.
+    `peer`: the client's address; empty on a Unix socket.
     """
     trusted = peer in hops.trusted
     handled: dict[bytes, list[bytes]] = {}
@@ -85,7 +82,7 @@ def upstream_fields(head: RequestHead, peer: str, hops: Hops) -> bytes:
         dropped |= _twins(head.headers, dropped)
     lines = [b"%b: %b\r\n" % field for field in copied if field[0] not in dropped]
     if b"te" in handled and _takes_trailers(handled[b"te"]):
-        lines.append(b"te: trailers\r\nconnection: te\r\n")  # RFC 9110, 10.1.4: never one without the other
+        lines.append(b"te: trailers\r\nconnection: te\r\n")  # RFC 9110, 10.1.4: TE requires Connection
     origin = _origin(handled, peer, hops, trusted)
     via = b", ".join([*handled.get(b"via", ()), b"%d.%d %b" % (*head.version, hops.pseudonym)])
     host = handled[b"host"][0] if b"host" in handled else _authority(head.target)
@@ -93,7 +90,7 @@ def upstream_fields(head: RequestHead, peer: str, hops: Hops) -> bytes:
 
 
 def origin_form(target: bytes) -> bytes:
-    """Path and query as they were sent; of an absolute target, without scheme and host (RFC 9112, 3.2.1)."""
+    """The target's path and query, without the scheme and host of an absolute form (RFC 9112, 3.2.1)."""
     if target.startswith((b"/", b"*")):
         return target
     behind = target.partition(b"://")[2]
@@ -102,35 +99,35 @@ def origin_form(target: bytes) -> bytes:
 
 
 def answer_fields(fields: Fields) -> list[tuple[bytes, bytes]]:
-    """The fields of an answer that concern the client: nothing of the connection to the instance.
+    """The end-to-end fields of a response.
 
-    Content-Length and Trailer stay: whether they hold is for who frames the body.
+    Content-Length and Trailer are kept; the caller, which frames the body, decides about them.
     """
     fields = tuple(fields)
     named = nominated(fields)
     return [
         field
         for field in fields
-        if field[0] not in HOP_BY_HOP and field[0] not in named and not field[0].startswith(_NEVER)
+        if field[0] not in HOP_BY_HOP and field[0] not in named and not field[0].startswith(_REMOVED)
     ]
 
 
 def nominated(fields: Fields) -> frozenset[bytes]:
-    """The fields that Connection declares to be of this connection only, where it may."""
+    """The names of fields that Connection nominates as hop-by-hop, without PROTECTED ones."""
     return _nominated([value for name, value in fields if name == b"connection"])
 
 
 def loops(head: RequestHead, hops: Hops) -> bool:
-    """Whether this request has been here before, or has come a way that no sane request comes."""
+    """Whether Via contains this load balancer, or MAX_HOPS entries."""
     entries = [entry for name, value in head.headers if name == b"via" for entry in value.split(b",")]
     # RFC 9110, 7.6.3: received-protocol, blanks, received-by, and perhaps a comment
     return len(entries) >= MAX_HOPS or any(hops.pseudonym in entry.split()[1:2] for entry in entries)
 
 
 def client_address(head: RequestHead, peer: str, hops: Hops) -> str:
-    """Who sent the request: the last address in the chain that no trusted peer vouches for.
+    """The client's address: the last address of the X-Forwarded-For chain that is not trusted.
 
-    For limits by caller. An X-Forwarded-For entry that is no address ends the search before it.
+    For limits by caller. The search ends before an entry that is not an address.
     """
     if peer not in hops.trusted:
         return peer
@@ -163,7 +160,7 @@ def _origin(handled: dict[bytes, list[bytes]], peer: str, hops: Hops, trusted: b
 
 
 def _authority(target: bytes) -> bytes:
-    """For HTTP/1.0, which may come without a host; HTTP/1.1 is sent, which may not."""
+    """The host for an HTTP/1.0 request without Host, which HTTP/1.1 requires."""
     if target.startswith((b"/", b"*")):
         return b"localhost"
     return target.split(b"/", 3)[2].partition(b"?")[0]
@@ -176,11 +173,11 @@ def _nominated(values: list[bytes]) -> frozenset[bytes]:
 
 @lru_cache(maxsize=1024)
 def _kind(name: bytes) -> int:
-    """How a field of this name is to be treated; the same few names come again and again."""
+    """The kind of a field, cached because the same names recur."""
     if name in _NOT_COPIED:
         return HANDLED
-    if name.startswith(_NEVER):
-        return NEVER
+    if name.startswith(_REMOVED):
+        return REMOVED
     if name.startswith(_CLAIMED) or name in _CLAIMS:
         return CLAIM
     return DOUBTFUL if b"_" in name else PLAIN
@@ -193,9 +190,9 @@ def _written(peer: str) -> bytes:
 
 
 def _twins(fields: Fields, named: frozenset[bytes]) -> set[bytes]:
-    """Names with an underscore that CGI and its heirs could take for another field.
+    """Names with an underscore that CGI or WSGI could confuse with another field.
 
-    Those that could be no other are legal: the contract itself has model_name.
+    Unambiguous names are legal: the contract itself defines model_name.
     """
     variants: dict[bytes, set[bytes]] = {}
     for name, _ in fields:

@@ -1,6 +1,6 @@
-"""What follows from a request's head alone: a refusal, or the bytes that go to an instance.
+"""The plan of a request, derived from its head alone: a refusal, or the head for the instance.
 
-Pure.  Plans are remembered per equal head bytes, so all of this is paid once per kind of request.
+Pure.  Plans are cached by the bytes of the head, so this cost occurs once per distinct head.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from twofold.wire import persistence
 from twofold.wire.refusal import LENGTH, Refusal, too_large
 from twofold.wire.request_head import RequestHead
 
-NEVER = math.inf
-SMALL_BODY = 49152
-# RFC 9110, 9.2.2: asking twice does what asking once does.
+NEVER = math.inf  # expiry time of a plan that does not expire
+SMALL_BODY = 49152  # bytes
+# RFC 9110, 9.2.2
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 
 
@@ -25,32 +25,32 @@ class ProxyPlan:
     length: int  # bytes of the body
     message: bytes  # for the access log: "POST /predict 1.1"
     close: bool
-    connection: bytes  # the Connection field of answers, or nothing
-    plain: bool  # an answer may pass as it is: its framing means to this client what it says
-    replayable: bool  # may be sent twice (RFC 9110, 9.2.2, or the caller says so)
+    connection: bytes  # the Connection field line of responses, or empty
+    plain: bool  # a response may be relayed unchanged: its framing is valid for this client
+    replayable: bool  # may be sent twice (RFC 9110, 9.2.2, or it has an idempotency key)
     refusal: Refusal | None = None
-    keep_until: float = NEVER  # Unix time until when the plan holds
-    digest: bytes | None = None  # SHA-256 that the body must have, for the signature covers it
+    keep_until_s: float = NEVER  # Unix time at which the plan expires
+    digest: bytes | None = None  # SHA-256 of the body that the signature requires; None: any body
     # The bytes of the head for an instance, by the client's address.
     heads: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def gathered(self) -> bool:
-        """The body is gathered before anybody is asked; a larger one flows, unless it is to be verified."""
+        """Whether the body is buffered before an instance is selected: it is small or must be verified."""
         return self.length <= SMALL_BODY or self.digest is not None
 
     @property
     def repeats(self) -> bool:
-        """A read that begins with these bytes needs no more thought than the one before it."""
+        """Whether the same head bytes in the next read may use this plan without any check."""
         small = self.length <= SMALL_BODY and self.digest is None
-        return small and self.refusal is None and self.keep_until == NEVER and not self.head.expect_continue
+        return small and self.refusal is None and self.keep_until_s == NEVER and not self.head.expect_continue
 
     @property
     def to_head(self) -> bool:
         return self.head.method == "HEAD"
 
     def upstream_head(self, peer: str, hops: forwarding.Hops) -> bytes:
-        """The head to send; the body follows it directly."""
+        """The bytes of the head for the instance, directly before the body."""
         known = self.heads.get(peer)
         if known is None:
             if len(self.heads) >= 64:
@@ -60,9 +60,9 @@ class ProxyPlan:
 
 
 def make_plan(
-    head: RequestHead, max_body: int, refusal: Refusal | None, keep_until: float = NEVER
+    head: RequestHead, max_body: int, refusal: Refusal | None, keep_until_s: float = NEVER
 ) -> ProxyPlan:
-    """`refusal`: what the authorization has against it."""
+    """The plan of `head`. `max_body` in bytes; `refusal`: from the authorization, or None."""
     refusal = refusal or _refusal(head, max_body)
     close = persistence.closes(head, refusal is not None)
     connection = persistence.connection_field(head, close)
@@ -76,7 +76,7 @@ def make_plan(
         replayable=head.method in IDEMPOTENT
         or any(name in (b"idempotency-key", b"x-idempotency-key") for name, _ in head.headers),
         refusal=refusal,
-        keep_until=keep_until,
+        keep_until_s=keep_until_s,
     )
 
 
@@ -89,7 +89,7 @@ def _refusal(head: RequestHead, max_body: int) -> Refusal | None:
 
 
 def _render(head: RequestHead, length: int, peer: str, hops: forwarding.Hops) -> bytes:
-    # RFC 9112, 3.2: an origin server is asked in origin form, whatever form the proxy was asked in.
+    # RFC 9112, 3.2: a request to an origin server uses the origin form.
     lines = b"%b %b HTTP/1.1\r\n" % (head.method.encode(), forwarding.origin_form(head.target))
     fields = forwarding.upstream_fields(head, peer, hops)
     request_id = b"opc-request-id: %b\r\n" % head.request_id if head.request_id else b""

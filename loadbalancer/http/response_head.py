@@ -1,16 +1,15 @@
-"""Heads of answers: bytes from an instance in, what to do with the body and what to send on out.
+"""Response heads from instances: parsing, framing of the body, and templates of repeated heads.
 
-Pure: no I/O, no clock.  Strict, like server.http1: an answer that two parsers could read in two
-ways is not repaired but refused, and its connection is never used again (RFC 9112, 6.3 and 11.2).
+Pure: no I/O, no clock.  Strict: a response that two parsers could interpret differently is refused, and its
+connection is not reused (RFC 9112, 6.3 and 11.2).
 
-Parsing costs some 6 us, and an instance repeats itself: of two answers only a few values differ.
-So a `HeadTemplate` is made of each kind of head: one regular expression with the bytes that stay as
-literals and a hole for each value that was seen to change.  A head that matches has been checked
-byte by byte, and its groups are the pieces to send on.  Fields that decide about framing are never
-a hole but for the number in Content-Length.
+Parsing costs 6 us, and successive heads of an instance differ in few values.  So a `HeadTemplate` is made of
+each kind of head: a regular expression with constant bytes as literals and a *hole* for each value that was
+seen to change.  A match validates every byte of a head, and its groups are the pieces to send to the client.
+Fields that determine the framing are never holes, except the number in Content-Length.
 
-Most of a head is the same for a second, its date included.  That much is compared as one string,
-and only the rest by an expression, which takes half the time.
+Most of a head, including Date, is constant for a second.  That part is compared as one string, and only the
+rest is matched by an expression, which takes half the time.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ _HEAD = re.compile(
     rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: (" + _VALUE + rb"))?\r\n"
     rb"((?:" + _TOKEN + rb":" + _VALUE + rb"\r\n)*)\r\n"
 )
-_ID = rb"[!#-\[\]-~]+"  # needs no escape in the JSON of the access log; another one is replaced by ours
+_ID = rb"[!#-\[\]-~]+"  # needs no escape in the access log's JSON; another id is replaced by a new one
 _IS_ID = re.compile(_ID)
 _ID_LABEL: Final = b"\r\nopc-request-id: "
-# For bytes.translate(), which says faster than a pattern that all bytes are of a kind: others are changed.
+# Tables for bytes.translate(), which is faster than a pattern: bytes outside the class are changed.
 _OF_VALUE, _OF_ID = (
     bytes(byte if re.fullmatch(kind, bytes([byte])) else byte ^ 1 for byte in range(256))
     for kind in (_VALUE, _ID)
@@ -40,20 +39,20 @@ _OF_VALUE, _OF_ID = (
 _FIELD = re.compile(rb"([^:]+):([^\r]*)\r\n")
 _BEGINNING = b"HTTP/1."
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
-# Never a hole: another value would mean another kind of answer.
+# Never a hole: another value would mean another kind of response.
 _DECISIVE = HOP_BY_HOP | {b"content-length", b"trailer", b"opc-request-id"}
 _NO_BODY = (204, 304)
 MAX_TEMPLATES = 64
 
 
 class BadResponse(Exception):
-    """What the instance sent is not an answer that could be passed on."""
+    """The instance's response is invalid and cannot be relayed."""
 
 
 class ResponseHead(NamedTuple):
     status: int
     reason: bytes
-    version: int  # the minor one
+    version: int  # the minor version of HTTP/1
     fields: tuple[tuple[bytes, bytes], ...]  # names in lower case
     framing: int
     length: int  # of the body, where `framing` is LENGTH
@@ -66,12 +65,12 @@ class ResponseHead(NamedTuple):
 
 
 def doomed(partial: bytes) -> bool:
-    """Whether the beginning of a head cannot become one any more, so that waiting is in vain."""
+    """Whether `partial` cannot become a valid head, whatever bytes follow."""
     return not partial.startswith(_BEGINNING[: len(partial)]) or _BARE_LINE_FEED.search(partial) is not None
 
 
 def parse(raw: bytes, to_head: bool = False) -> ResponseHead:
-    """The head that `raw` is, up to its empty line. `to_head`: it answers a HEAD request."""
+    """Parse a head, including its empty line. `to_head`: it responds to HEAD. Raises BadResponse."""
     if len(raw) > MAX_HEAD:
         raise BadResponse("the head is too large")
     match = _HEAD.fullmatch(raw)
@@ -84,7 +83,7 @@ def parse(raw: bytes, to_head: bool = False) -> ResponseHead:
     status, modern = int(code), minor == b"1"
     named = _single(fields)
     framing, length = _framing(named, status, modern)
-    # Where no body can be but one is announced, there may be one: it would be taken for the next answer.
+    # A body that is announced where none is allowed may be sent, and would be parsed as the next response.
     sound = status not in _NO_BODY or (framing != CHUNKED and not length)
     if to_head or status < 200 or status in _NO_BODY:
         framing, length = NOTHING, 0
@@ -125,17 +124,17 @@ def _keep_alive(value: bytes, modern: bool) -> bool:
 
 
 class HeadTemplate:
-    """One kind of head, to be matched against the next ones.
+    """One kind of head, matched against the following ones.
 
-    Where an answer begins with `start`, of `size` bytes, `rest(answer, size)` matches the rest of
-    such a head; where not, match() is for all of it, and has another `start` from then on.
-    Group `length` is Content-Length's number, group `request_id` the id; `kept` are the numbers of
-    the groups to join for the client, and none if all of it is sent on; `has_id`: an id is in it.
+    If a response begins with `start`, of `size` bytes, `rest(response, size)` matches the rest of the head;
+    otherwise match() matches the whole head and sets a new `start`.  Group `length`: the number in
+    Content-Length; group `request_id`: the id.  `kept`: the numbers of the groups to join for the client,
+    empty if the whole head is sent on.  `has_id`: the head contains an id.
 
-    Servers that give no id often send the same head again.  An answer of `total` bytes that begins
-    with the head `same` needs no match: the client gets `opening`, the id, and what follows `cut`.
-    Those that give one often send the same but for the id, of `id_size` bytes, and the field before
-    it, such as Server-Timing: twin() is for them.
+    Without an id, an instance often repeats a head exactly.  A response of `total` bytes that begins with the
+    head `same` needs no match: the client gets `opening`, a new id, and the bytes from `cut`.  With an id, an
+    instance often repeats all but the id, of `id_size` bytes, and the field before it, such as Server-Timing;
+    see twin().
     """
 
     __slots__ = (
@@ -168,7 +167,7 @@ class HeadTemplate:
             self.match(raw)
 
     def match(self, data: bytes) -> re.Match[bytes] | None:
-        """All of a head; the next ones are likely to begin as this one."""
+        """Match a whole head, and expect the following ones to have the same `start`."""
         found = self._whole(data)
         if found is not None and not self.kept:
             self.start = found["start"]
@@ -176,9 +175,13 @@ class HeadTemplate:
         return found
 
     def twin(self, data: bytes) -> bytes:
-        """The id in a whole answer that is as the last one, but for it and one field; b"" if it is not so.
+        """The id of a response whose head equals the last one except for the id and one field; else b"".
 
-        What it accepts, the pattern accepts, at a third of the cost.
+            front | value (variable length) | label | id (id_size) | tail | body (same length as before)
+
+        `front`, `label` and `tail` must be equal bytes; value and id must consist of valid characters. All
+        positions but the end of the value are counted from the end. Invariant: every accepted response
+        matches the pattern, too; the cost is a third.
         """
         end = len(data) - self._behind
         begin = end - self.id_size
@@ -195,7 +198,7 @@ class HeadTemplate:
         return b""
 
     def _remember(self, data: bytes, match: re.Match[bytes]) -> None:
-        """Expect twins of the answer that has matched, if what follows its id is the same again."""
+        """Prepare twin() from a matched response, if the bytes after its id equal those of the last one."""
         begin, end = match.span("request_id")
         tail = data[end : match.end()]
         label = data.rfind(_ID_LABEL, 0, begin)
@@ -207,12 +210,12 @@ class HeadTemplate:
         if name in self.holes:
             self._front_size = line + len(name) + 1
             self._front = data[: self._front_size]
-        else:  # to its very end: otherwise what is before the label could have grown, a length for example
+        else:  # all bytes up to the id must be equal: another field before it, a length say, may have changed
             self._front_size, self._front = label, data[:begin]
         self._tail_size, self._behind, self.id_size = len(tail), len(data) - end, end - begin
 
     def edit(self, data: bytes, match: re.Match[bytes], request_id: bytes) -> bytes:
-        """The whole answer for the client, of one that has matched."""
+        """The complete response for the client, of a response that has matched."""
         if self.has_id and not self.kept:
             self._remember(data, match)
             return data
@@ -221,21 +224,21 @@ class HeadTemplate:
         if self.has_id:
             return kept + data[end - 2 :]
         opening, cut = kept + b"opc-request-id: ", end - 4
-        if len(data) == self._before:  # heads with a length that changes are hardly worth remembering
+        if len(data) == self._before:  # only responses of constant length are worth remembering
             self.same, self.total, self.opening, self.cut = data[:end], len(data), opening, cut
         self._before = len(data)
         return opening + request_id + data[cut:]
 
 
 def _name(line: bytes) -> bytes:
-    """Of a field, in lower case; of a status line, nothing that a field is called."""
+    """The name of a field line, in lower case. For a status line, no valid field name."""
     return line.partition(b":")[0].lower()
 
 
 def _pattern_of_pieces(
     lines: list[bytes], dropped: set[bytes], holes: frozenset[bytes]
 ) -> tuple[bytes, tuple[int, ...]]:
-    """(pattern of a whole head, numbers of the groups around what is sent on)."""
+    """(pattern of a whole head, numbers of the groups that are sent on)."""
     pattern, group, kept, inside = b"", 0, [], False
     for line in lines:
         name = _name(line)
@@ -267,17 +270,16 @@ def _line(line: bytes, name: bytes, holes: frozenset[bytes]) -> tuple[bytes, int
 
 
 class HeadTemplates:
-    """The kinds of heads that instances send, learnt as they come; bounded."""
+    """The templates of the heads that instances send: at most MAX_TEMPLATES."""
 
     def __init__(self) -> None:
         self._by_shape: dict[tuple[bytes, ...], HeadTemplate] = {}
         self._learnt = 0
 
     def learn(self, raw: bytes, head: ResponseHead) -> HeadTemplate | None:
-        """A template that matches `raw` and its like; None where it must be parsed each time.
+        """A template for `raw` and similar heads; None if such heads must be parsed each time.
 
-        Only whole answers in HTTP/1.1 of known length come in question, from instances that keep the
-        connection; a name that occurs twice, or more kinds than are worth it, are left to parse().
+        A template requires HTTP/1.1, a known length, keep-alive, and unique field names.
         """
         if head.framing != LENGTH or not head.keep_alive or not head.version:
             return None

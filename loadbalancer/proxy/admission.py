@@ -1,7 +1,7 @@
-"""Who may come in: connections by address, requests by head, by rate and by bandwidth.
+"""Admission control: connections by address, requests by head, by rate and by bandwidth.
 
-Touches its arguments only.  The verdict on a head is remembered with the plan that is made of it, so that
-equal heads are judged once.
+Touches its arguments only.  The verdict on a head is cached with its plan, so that equal heads are checked
+once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MB = 1 << 20
 
 
 class Admission:
-    """`simple`: nothing is counted by request or by caller, so bandwidth alone decides."""
+    """`simple`: there is no limit by request or by caller; only bandwidth is checked."""
 
     def __init__(
         self, config: Config, clock: ProxyState, cells: list[int], limiter: BandwidthLimiter
@@ -51,13 +51,13 @@ class Admission:
         self.simple = all(limit is None for limit in limits_by_request)
 
     def plan(self, raw: bytes) -> ProxyPlan:
-        """What follows from a head. Raises BadRequest."""
+        """The plan of a request head, from the cache if possible. Raises BadRequest."""
         known = self.memo.plans.get(raw)
-        if known is not None and known.keep_until > self._clock.wall_s:
+        if known is not None and known.keep_until_s > self._clock.wall_s:
             return known
         head = request_head.parse_head(raw)
-        verdict, keep_until = self.authorization.refusal(head, self._clock.wall_s)
-        made = request_plan.make_plan(head, self._max_body, verdict, keep_until)
+        verdict, keep_until_s = self.authorization.refusal(head, self._clock.wall_s)
+        made = request_plan.make_plan(head, self._max_body, verdict, keep_until_s)
         digest = self.authorization.digest(head)
         if digest is not None:
             made = replace(made, digest=digest)
@@ -69,7 +69,7 @@ class Admission:
         return self.authorization.admits(peer)
 
     def admit(self, plan: ProxyPlan, peer: str, head_size: int) -> Refusal | None:
-        """Before the body is read: the limits by request, by caller, then bandwidth."""
+        """The refusal, or None: checks the limits by caller, by request rate, then bandwidth."""
         if not self.simple:
             refused = self._by_rate(plan, peer, head_size)
             if refused is not None:
@@ -95,7 +95,7 @@ class Admission:
         return None
 
     def responded(self, plan: ProxyPlan, peer: str, nbytes: int) -> None:
-        """A caller with a bandwidth of its own has been sent `nbytes`."""
+        """Charge a response of `nbytes` to the caller's own bandwidth, if callers have one."""
         if self._caller_bits is not None:
             self._caller_bits.of(self._caller(plan, peer)).charge(monotonic_ns(), 8 * nbytes)
 

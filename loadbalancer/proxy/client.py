@@ -1,10 +1,10 @@
 """One client connection of the load balancer: requests in, responses out, in order.
 
-Touches its transport.  The connection has one request in hand; bytes that arrive meanwhile wait in
-`partial`, and beyond a limit in the kernel.  The states are those of downstream.py.
+Touches its transport.  A connection has one current request.  Bytes that arrive during it are kept in
+`partial`; above MAX_BACKLOG, reading is paused and the kernel buffers them.  States: see downstream.py.
 
-A small body is gathered before an instance is asked, so that the request can be sent again while no byte of
-a response has come.  A larger one flows (upload.py).
+A small body is buffered before an instance is selected, so that the request can be retried until the first
+byte of a response arrives.  A larger body is streamed (upload.py).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from twofold.loadbalancer.proxy.router import Router
     from twofold.loadbalancer.proxy.services import Services
 
-MAX_BACKLOG = 131072  # pipelined bytes held for later
-MOST_STEPS = 4  # refused requests in a row, before others have their turn
+MAX_BACKLOG = 131072  # pipelined bytes that are buffered
+MOST_STEPS = 4  # consecutive requests refused before the event loop runs other connections
 MAX_LINGER = 4 << 20  # bytes of a refused body that are read and dropped
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -69,20 +69,20 @@ class Client(Downstream):
         self.response = self.sink = ClientResponse(self, self.exchange, services)
         self.upload = Upload(self, self.exchange, services)
         # Reading
-        self._searched = 0  # bytes of `partial` that hold no end of a head
+        self._searched = 0  # bytes of `partial` searched without finding the end of a head
         self._advancing = False
         self._dropped = 0  # bytes of a refused body
-        # The request in hand
-        self._head = b""  # the bytes for an instance
+        # The current request
+        self._head = b""  # the head as sent to the instance
         self._raw = b""  # the head that `plan` was made from
-        self._expected = -1  # bytes of a read that holds such a head and its body, and nothing else
+        self._expected = -1  # size of a read that holds exactly this head and its body; -1: disabled
 
     def connection_made(self, transport: Any) -> None:
-        """Let it in if its address may come in and there is room."""
+        """Close the connection unless its address is allowed and max_connections is not reached."""
         self.transport = transport
         self.transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
         self._connections.joined(self)
-        if not self.peer:  # a PROXY line has not named it
+        if not self.peer:  # no PROXY line has set it
             peer = transport.get_extra_info("peername")
             self.peer = peer[0] if isinstance(peer, tuple) else ""
         if not self.services.admission.admits(self.peer):
@@ -94,7 +94,7 @@ class Client(Downstream):
     # ------------------------------------------------------------------ reading
 
     def data_received(self, data: bytes) -> None:
-        """The hot path: a whole small request in one read, with the head of the last one."""
+        """Hot path: one read holds a whole small request whose head equals the previous one."""
         nbytes = len(data)
         if nbytes == self._expected and self.state == IDLE and data.startswith(self._raw):
             services, self.started_ns = self.services, monotonic_ns()
@@ -110,7 +110,7 @@ class Client(Downstream):
             if self._dropped > MAX_LINGER:
                 self.transport.abort()
         elif self.state == FLOW and not self.partial and nbytes <= self.upload.piece_size:
-            self.upload.take(data)  # as it came: large bodies are not to be copied
+            self.upload.take(data)  # without a copy through `partial`
         else:
             self.partial += data
             if self.state in (IDLE, HEAD, SMALL):
@@ -121,7 +121,7 @@ class Client(Downstream):
                 self.pause(BACKLOG)
 
     def _advance(self) -> None:
-        """Take as many steps as `partial` allows: a loop, since a refusal ends in here again."""
+        """Process requests from `partial`. A loop, because a refusal calls this method recursively."""
         if self._advancing or not self.partial:
             return
         self._advancing = True
@@ -138,7 +138,7 @@ class Client(Downstream):
         self._advancing = False
 
     def _read_head(self) -> bool:
-        """True when a head was complete, and its request has begun or was refused."""
+        """True if `partial` held a complete head; its request has then begun or been refused."""
         services, partial = self.services, self.partial
         if self.state == IDLE:
             self.state, self.since_s, self.started_ns = HEAD, services.state.now_s, 0
@@ -152,7 +152,7 @@ class Client(Downstream):
                 return False
             self._searched = 0
             raw = bytes(partial[:end])
-            if raw != self._raw or self.plan.keep_until != NEVER:
+            if raw != self._raw or self.plan.keep_until_s != NEVER:
                 self.plan = services.admission.plan(raw)
                 self._head = self.plan.upstream_head(self.peer, services.admission.hops)
                 self._raw = raw
@@ -167,15 +167,15 @@ class Client(Downstream):
         return True
 
     def _begin(self, plan: ProxyPlan, gathered: bool = False) -> None:
-        """Admit the request, before its body is read."""
+        """Admit or refuse the request before its body is read. `gathered`: `message` is complete."""
         refused = plan.refusal or self.services.admission.admit(plan, self.peer, len(self._raw))
         if refused is not None:
             unread = not gathered and len(self.partial) < plan.length
-            if not gathered:  # or the body would be read as the next request
+            if not gathered:  # otherwise the body would be parsed as the next request
                 del self.partial[: plan.length]
             self.refuse(refused, close=plan.close or unread)
         elif gathered:
-            self._gathered()
+            self._dispatch_message()
         else:
             self._await_body(plan)
 
@@ -199,11 +199,11 @@ class Client(Downstream):
         self.message = self._head + self.partial[:length]
         del self.partial[:length]
         self.bytes_in += length
-        self._gathered()
+        self._dispatch_message()
         return True
 
-    def _gathered(self) -> None:
-        """The whole request is here: pay for it, then ask an instance."""
+    def _dispatch_message(self) -> None:
+        """`message` holds the whole request: check its digest, pay for its bytes, queue it."""
         limiter, wanted = self.services.limiter, self.plan.digest
         if wanted is not None:
             digest = hashlib.sha256(self.message[len(self._head) :]).digest()
@@ -212,19 +212,19 @@ class Client(Downstream):
                 self.refuse(refused, close=self.plan.close)
                 return
         if limiter.pay(self.bytes_in):
-            self._ask()
+            self._assign()
         else:
             self.state = HELD
-            self.upload.ticket = limiter.wait(self.bytes_in, self._ask)
+            self.upload.ticket = limiter.wait(self.bytes_in, self._assign)
 
-    def _ask(self) -> None:
+    def _assign(self) -> None:
         self.upload.ticket = None
         self.state = QUEUED
-        # Bandwidth may have held it back until now: neither the queue nor an instance is to blame for that.
+        # A fresh timestamp: time spent waiting for bandwidth does not count as time in the queue.
         self._router.assign(self.exchange, monotonic_ns())
 
     def hand_over(self) -> bytes:
-        """The bytes for the instance that takes the request: its head, and the part of the body present."""
+        """The bytes to send to the selected instance: the head and the received part of the body."""
         data = self.message
         if self.state == QUEUED:
             self.state = ASKED
@@ -245,17 +245,17 @@ class Client(Downstream):
         if self.paused or not before:
             return
         if self.state == FLOW:
-            self.upload.excuse()
+            self.upload.extend_deadline()
             self.upload.flow()
         else:
             self._advance()
         if len(self.partial) > MAX_BACKLOG and self.state in (HELD, QUEUED, FLOW, ASKED) and not self.left:
-            self.paused |= BACKLOG  # what is held is enough for now
+            self.paused |= BACKLOG
         elif not self.paused and not self.transport.is_closing():
             self.transport.resume_reading()
 
     def pause_writing(self) -> None:
-        """The client does not take its responses: nothing more is read for it, nor begun."""
+        """The client's write buffer is full: stop reading the response and further requests."""
         self.exchange.hold(PRESSURE)
         self.pause(CHOKED)
 
@@ -266,22 +266,22 @@ class Client(Downstream):
     # ------------------------------------------------------------------ endings
 
     def refuse(self, refusal: Refusal, close: bool) -> None:
-        """The load balancer answers by itself."""
+        """Send the load balancer's own error response. `close`: then close the connection."""
         self.response.refuse(refusal, close or self.services.state.draining)
 
     def cut_off(self, refusal: Refusal) -> None:
-        """There will be no response, or no rest of it: say why if nothing has been sent, else break off."""
+        """End the request without its response: send `refusal`, or reset if a response has begun."""
         if self.state == CLOSED:
             return
         if self.response.begun:
             self.state = CLOSED
             self.response.break_off()
         else:
-            unread = bool(self.left) or self.state == SMALL  # the rest of the body is not the next request
+            unread = bool(self.left) or self.state == SMALL  # the body's rest must not be parsed as a request
             self.refuse(refusal, close=self.plan.close or unread)
 
     def finish(self, close: bool) -> None:
-        """The response is on its way: next request, or the end."""
+        """The response has been written: start the next request, or close the connection."""
         unread = bool(self.left)
         if unread or self.upload.ticket is not None:
             self.upload.end()
@@ -299,7 +299,7 @@ class Client(Downstream):
                 self._advance()
 
     def _linger(self) -> None:
-        """Close, but let the client read the response first: a body unread would turn it into a reset."""
+        """Close after the client has read the response: closing with unread data would send a reset."""
         self.state, self.since_s, self._dropped = LINGER, self.services.state.now_s, 0
         self.partial.clear()
         self.resume(self.paused)
@@ -321,6 +321,6 @@ class Client(Downstream):
         if state in (SMALL, HELD, QUEUED, FLOW, ASKED):
             self.response.note(499)
         self._connections.left(self)
-        # They refer to this object, and no cycle must wait for the collector, which is rare here.
+        # Break the reference cycles: the garbage collector rarely runs in this process.
         self.response.writer.close()
         del self.exchange, self.response, self.sink, self.upload

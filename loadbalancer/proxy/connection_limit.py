@@ -1,8 +1,8 @@
-"""How many clients there is room for, and which connection is closed when there is none.
+"""The limit of client connections, and the choice of a connection to close when it is reached.
 
-Touches the clients' connections, their counters, and the limit of descriptors.  A descriptor that a client
-takes is missing for the instance that is to answer it, so some are kept back.  A connection that has been
-quiet for a while makes room for a new one; where none has, the new one is refused.
+Touches the clients' connections, their counters, and reads the limit of descriptors.  KEPT_BACK descriptors
+are reserved for upstream connections.  At the limit, the connection that has been idle longest, and for at
+least QUIET_S, is closed for a new one; if there is none, the new one is refused.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.proxy.downstream import IDLE, Downstream
 
 QUIET_S = 1.0  # without a request
-KEPT_BACK = 2048  # descriptors at most for instances and for the proxy itself, or a quarter of all
+KEPT_BACK = 2048  # descriptors for instances and the proxy itself, but at most a quarter of all
 
 
 class ConnectionLimit:
-    """`clients`: those that are connected."""
+    """`clients`: all connected clients; `most`: their limit."""
 
     def __init__(self, most: int, cells: list[int]) -> None:
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.most = min(most, descriptors - min(KEPT_BACK, descriptors // 4))
         self.clients: set[Downstream] = set()
         self._cells = cells
-        self._quiet: list[Downstream] = []  # ordered; the one that has been quiet for longest is the last
-        self._looked_s = 0.0
+        self._quiet: list[Downstream] = []  # candidates to close; the one that is idle longest is last
+        self._searched_s = 0.0  # when `_quiet` was last filled
 
     def joined(self, client: Downstream) -> None:
         self.clients.add(client)
@@ -37,12 +37,12 @@ class ConnectionLimit:
         self._cells[shared_memory.OPEN_CONNECTIONS] -= 1
 
     def has_room(self, now_s: float) -> bool:
-        """For the client that joined last; perhaps a quiet connection is closed for it."""
+        """Whether the client that joined last fits; may close an idle connection for it."""
         return len(self.clients) <= self.most or self._close_quiet(now_s)
 
     def _close_quiet(self, now_s: float) -> bool:
-        if not self._quiet and now_s != self._looked_s:  # once per tick: there may be many to look at
-            self._looked_s = now_s
+        if not self._quiet and now_s != self._searched_s:  # once per tick: the search is linear
+            self._searched_s = now_s
             self._quiet = [client for client in self.clients if _is_quiet(client, now_s)]
             self._quiet.sort(key=lambda client: client.since_s, reverse=True)
         while self._quiet:
@@ -53,7 +53,7 @@ class ConnectionLimit:
         return False
 
     def forget(self) -> None:
-        """Every second: closed connections are not to be remembered for longer."""
+        """Every second: drop the candidates, so that closed connections are freed."""
         self._quiet.clear()
 
 

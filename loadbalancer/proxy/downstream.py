@@ -1,11 +1,11 @@
-"""A client's connection, as far as the rest of a proxy may know it: its state, its request, its verbs.
+"""The interface of a client's connection for the rest of a proxy: state, current request, operations.
 
-Touches nothing: `Client` is the connection itself.  A connection has one request in hand at a time, so
-pipelined requests are answered in order by construction.
+Touches nothing: `Client` implements the connection.  A connection processes one request at a time, so
+pipelined requests are answered in order.
 
     IDLE -> HEAD -> SMALL -> HELD -> QUEUED -> ASKED -> IDLE      HELD: the request waits for bandwidth
                  -> FLOW  ->         QUEUED -> FLOW  -> ASKED     QUEUED: it waits for an instance
-    any  -> LINGER                                                answered with a body unread
+    any  -> LINGER                                                answered before the body was read
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 # `Final` lets mypyc inline a constant.
 IDLE: Final = 0
-HEAD: Final = 1  # a head has begun to arrive
-SMALL: Final = 2  # a small body is being gathered
+HEAD: Final = 1  # part of a head has arrived
+SMALL: Final = 2  # a small body is being buffered
 HELD: Final = 3  # the request, or its refusal, waits for bandwidth
 QUEUED: Final = 4  # the whole request waits for an instance
-FLOW: Final = 5  # a large body is on its way
+FLOW: Final = 5  # a large body is being streamed
 ASKED: Final = 6  # an instance has the whole request
-LINGER: Final = 7  # answered and closing; what the client still sends is dropped
+LINGER: Final = 7  # answered and closing; further bytes from the client are dropped
 CLOSED: Final = 8
 
-# Every legal change of state. A request may be refused in any state, and the client may leave in any.
+# Every legal change of state. A refusal or a lost connection may occur in any state.
 MOVES: Final = {
     IDLE: (HEAD, HELD, QUEUED, CLOSED),
     HEAD: (SMALL, FLOW, HELD, IDLE, LINGER, CLOSED),
@@ -45,17 +45,17 @@ MOVES: Final = {
     CLOSED: (CLOSED,),
 }
 
-# Why reading is paused; any of them is enough.
+# Reasons for which reading is paused, as bits; reading resumes when none is set.
 BANDWIDTH: Final = 1
 INSTANCE: Final = 2  # no instance has the request yet
 PRESSURE: Final = 4  # the instance takes the body more slowly than the client sends it
-BACKLOG: Final = 8  # enough pipelined bytes are held
-CHOKED: Final = 16  # the client does not take its responses
-TURN: Final = 32  # other connections have their turn
+BACKLOG: Final = 8  # MAX_BACKLOG pipelined bytes are buffered
+CHOKED: Final = 16  # the client does not read its responses
+TURN: Final = 32  # the event loop runs other connections first
 
 
 class ResponseSink:
-    """Where a response goes: `ClientResponse`. `begun`: a byte of it was sent, or is about to be."""
+    """Receives a response; implemented by `ClientResponse`. `begun`: its first byte was written or queued."""
 
     __slots__ = ("begun",)
 
@@ -63,7 +63,7 @@ class ResponseSink:
         self.begun = False
 
     def whole(self, data: bytes, status: int, request_id: bytes, spent_us: int, now_ns: int) -> None:
-        """A whole response in one piece, ready to be sent."""
+        """A complete response. `spent_us`: the instance's time in microseconds; `now_ns`: its arrival."""
         raise NotImplementedError
 
     def interim(self, head: ResponseHead) -> None:
@@ -78,12 +78,12 @@ class ResponseSink:
         raise NotImplementedError
 
     def end(self, trailers: list[tuple[bytes, bytes]], spent_us: int) -> None:
-        """The response is complete; the instance needed `spent_us` for it."""
+        """The response is complete; the instance needed `spent_us` microseconds for it."""
         raise NotImplementedError
 
 
 class Downstream(ConnectionProtocol):
-    """Implemented by `Client`; exchanges, routers and responses use nothing else of it."""
+    """Implemented by `Client`; exchanges, routers and responses use only this interface."""
 
     __deletable__ = ("sink",)
     __slots__ = (
@@ -98,31 +98,31 @@ class Downstream(ConnectionProtocol):
         self.transport: Transport | asyncio.Transport = None  # type: ignore[assignment]
         self.peer = ""  # the client's address; empty on a Unix socket
         self.state = IDLE
-        self.since_s = now_s  # when `state` began, or the last byte arrived in it
-        self.partial = bytearray()  # received and not yet used
+        self.since_s = now_s  # when `state` was entered, or the last byte arrived in it
+        self.partial = bytearray()  # received and not yet processed
         self.paused = 0
-        # The request in hand
+        # The current request
         self.plan = plan
-        self.message = b""  # its head for an instance, with the part of the body that was not sent yet
-        self.started_ns = 0  # when its head was complete; 0: none was
+        self.message = b""  # the head for the instance, and the part of the body not sent yet
+        self.started_ns = 0  # when the head was complete; 0: it is not
         self.bytes_in = 0
-        self.left = 0  # bytes of a flowing body that have not been read
-        self.due_s = 0.0  # when its body must have arrived
+        self.left = 0  # bytes of a streamed body that have not been read
+        self.due_s = 0.0  # deadline for the whole body, on the loop's clock
 
     def hand_over(self) -> bytes:
-        """The bytes for the instance that takes the request: its head, and the part of the body present."""
+        """The bytes to send to the selected instance: the head and the received part of the body."""
         raise NotImplementedError
 
     def can_replay(self) -> bool:
-        """Whether all that was sent of the request is still here, and nothing of a response was sent."""
+        """Whether the whole request is still buffered and no byte of a response was sent."""
         return not self.sink.begun and self.state in (QUEUED, ASKED, FLOW) and self.plan.gathered
 
     def cut_off(self, refusal: Refusal) -> None:
-        """There will be no response, or no rest of it."""
+        """End the request without its response, or without the rest of it."""
         raise NotImplementedError
 
     def finish(self, close: bool) -> None:
-        """The response has been written: the next request, or the end of the connection."""
+        """The response has been written: start the next request, or close the connection."""
         raise NotImplementedError
 
     def pause(self, reason: int) -> None:

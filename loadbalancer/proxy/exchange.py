@@ -1,13 +1,13 @@
 """One request at one instance: acquired from the router, finished once.
 
-Touches the instance's counts through its owner, and pauses the instance's connection for reading.  The
-client pushes the request into it, the upstream connection pushes the response; both learn of its end by
-`finish()`, which gives the instance's credit back exactly once, however the request ended.
+Touches the instance's counts through the owner, and pauses reading of the upstream connection.  The client
+writes the request, the upstream connection delivers the response.  Invariant: every acquire() is followed by
+exactly one finish(), which returns the instance's credit, whatever the outcome.
 
-    FREE -> OPENING -> ASKED -> HEARD -> FREE       OPENING: a connection is being made
+    FREE -> OPENING -> ASKED -> HEARD -> FREE       OPENING: a connection is being opened
          -> ASKED                                   HEARD: bytes of the response have arrived
 
-A client has one exchange, which carries its requests one after the other.
+A client has one exchange, which is reused for each of its requests.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ MOVES: Final = {
     HEARD: (FREE,),
 }
 
-# How an exchange ends.
-ANSWERED: Final = 0  # with a whole response
-BROKEN: Final = 1  # within a response, or with something that is no response
-LOST: Final = 2  # the connection closed before a byte of a response
+# Outcomes of an exchange.
+ANSWERED: Final = 0  # a complete response
+BROKEN: Final = 1  # an incomplete or invalid response
+LOST: Final = 2  # the connection closed before the first byte of a response
 REFUSED: Final = 3  # the instance refuses connections
 UNREACHABLE: Final = 4  # no connection within connect_timeout
 EXHAUSTED: Final = 5  # this process lacks a descriptor or memory for a connection
-CANCELLED: Final = 6  # the client has left
-LATE: Final = 7  # predict_timeout passed, and the instance is to blame
+CANCELLED: Final = 6  # the client has disconnected
+LATE: Final = 7  # the instance exceeded predict_timeout
 
 
 class Carrier(ConnectionProtocol):
-    """The upstream connection, as far as an exchange knows it."""
+    """The interface of an upstream connection for an exchange."""
 
     __slots__ = ("exchange", "transport")
 
@@ -57,31 +57,31 @@ class Carrier(ConnectionProtocol):
         self.exchange: Exchange | None = None
 
     def abort(self) -> None:
-        """Close it at once; it is never used again."""
+        """Close the connection at once; it is not reused."""
         raise NotImplementedError
 
     def fail(self, why: str) -> None:
-        """End its exchange as BROKEN."""
+        """End the exchange as BROKEN."""
         raise NotImplementedError
 
 
 class Owner:
-    """The router: where exchanges come from and go back to."""
+    """The interface of the router for an exchange."""
 
     def released(
         self, exchange: Exchange, instance: Instance, outcome: int, now_ns: int, spent_us: int, status: int
     ) -> None:
-        """The exchange is free again. Counts its outcome, and decides what the client gets instead."""
+        """The exchange is free again: count its outcome; retry or refuse the request if it failed."""
         raise NotImplementedError
 
     def freed(self, now_ns: int) -> None:
-        """An instance has room again, though its response is still being relayed."""
+        """An instance has a free credit while its response is still being relayed."""
         raise NotImplementedError
 
 
 class Exchange:
-    """`asked_at_ns`: when the instance could begin to work. `heard_at_ns`: when the head of a response came
-    whose body is still being relayed, else 0; the rest of the time is the client's or the bandwidth's.
+    """`asked_at_ns`: when the instance could begin to work. `heard_at_ns`: when the response head arrived
+    while its body is still being relayed, else 0; relaying time is not counted as the instance's.
     """
 
     __slots__ = (
@@ -99,15 +99,15 @@ class Exchange:
         self.opening: asyncio.Task[None] | None = None
         self.asked_at_ns = 0
         self.heard_at_ns = 0
-        self.heard_s = 0.0  # when the instance last sent, on the loop's clock
-        self.whole = True  # the request has been written to its end
-        self.held = 0  # why the response is not being read: reasons of downstream.py
+        self.heard_s = 0.0  # when the instance last sent bytes, on the loop's clock
+        self.whole = True  # the whole request has been written
+        self.held = 0  # reasons of downstream.py for which the response is not read
         self.retried_ns = 0  # `started_ns` of the last request that was given a second attempt
         self._held_at_ns = 0
         self._apart = False  # see Instance.set_apart
 
     def acquire(self, instance: Instance) -> None:
-        """Raises RuntimeError if it is not free."""
+        """Bind the exchange to `instance`. Raises RuntimeError if it is already bound."""
         if self.instance is not None:
             raise RuntimeError("an exchange is acquired twice")
         self.instance, self.state = instance, OPENING
@@ -115,14 +115,14 @@ class Exchange:
         self.whole = True
 
     def ask(self, carrier: Carrier, now_ns: int) -> None:
-        """`carrier` is about to write the request."""
+        """`carrier` writes the request next."""
         self.carrier, self.opening, self.state = carrier, None, ASKED
         self.asked_at_ns = now_ns
 
     # ------------------------------------------------------------------ the request
 
     def given(self, whole: bool) -> None:
-        """A piece of a large body is on its way; with the last one, work can begin."""
+        """A piece of a large body was written. `whole`: it was the last, so the instance can begin."""
         self.whole = whole
         if not self.heard_at_ns:
             self.asked_at_ns = monotonic_ns()
@@ -130,7 +130,7 @@ class Exchange:
             self._rejoin()
 
     def set_apart(self) -> None:
-        """Its client or the bandwidth has the next move: the instance may be given another request."""
+        """The exchange waits for the client or for bandwidth: its credit may serve another request."""
         if not self._apart and self.instance is not None:
             self._apart = self.instance.set_apart()
 
@@ -139,8 +139,8 @@ class Exchange:
             self._apart = False
             self.instance.rejoin()
 
-    def excuse(self, spell_ns: int) -> None:
-        """A time in which the client or the bandwidth kept the instance from working or answering."""
+    def exclude_time(self, spell_ns: int) -> None:
+        """Exclude `spell_ns`, in which client or bandwidth blocked the instance, from its latency."""
         if not self.heard_at_ns:
             self.asked_at_ns += spell_ns
 
@@ -151,14 +151,14 @@ class Exchange:
         self.state = HEARD
 
     def begun(self) -> None:
-        """The head of a response is here; its body takes as long as client and bandwidth take."""
+        """The response head has arrived; the body's duration depends on client and bandwidth."""
         if not self._apart:
             self.heard_at_ns = monotonic_ns()
             self.set_apart()
             self._owner.freed(self.heard_at_ns)
 
     def hold(self, reason: int) -> None:
-        """Stop reading the response. Without a carrier there is nothing to stop."""
+        """Pause reading the response for `reason`. No effect without a carrier."""
         carrier = self.carrier
         if carrier is None:
             return
@@ -168,7 +168,7 @@ class Exchange:
         self.held |= reason
 
     def go_on(self, reason: int) -> None:
-        """`reason` holds no longer."""
+        """Clear `reason`; reading resumes when no reason is left."""
         if self.held == reason:
             self._read_on()
         self.held &= ~reason
@@ -177,24 +177,24 @@ class Exchange:
         carrier = self.carrier
         if carrier is not None and not carrier.transport.is_closing():
             carrier.transport.resume_reading()
-            self.excuse(monotonic_ns() - self._held_at_ns)
+            self.exclude_time(monotonic_ns() - self._held_at_ns)
             self.heard_s = self._clock.now_s
 
     def detach(self) -> None:
-        """Let go of the carrier, which reads on: it will carry other responses."""
+        """Release the carrier and resume its reading, because it will serve other exchanges."""
         if self.held:
             self._read_on()
             self.held = 0
         self.carrier = None
 
     def spent_us(self, now_ns: int) -> int:
-        """Microseconds that the instance needed."""
+        """The instance's processing time in microseconds."""
         return ((self.heard_at_ns or now_ns) - self.asked_at_ns) // 1000
 
     # ------------------------------------------------------------------ the end
 
     def finish(self, outcome: int, now_ns: int, status: int = 0) -> None:
-        """Give the instance's credit back. Raises RuntimeError if that has happened."""
+        """Return the instance's credit and report `outcome`. Raises RuntimeError if already finished."""
         instance = self.instance
         if instance is None:
             raise RuntimeError("an exchange is finished twice")
@@ -208,7 +208,7 @@ class Exchange:
         self._owner.released(self, instance, outcome, now_ns, spent_us, status)
 
     def cancel(self, outcome: int) -> None:
-        """The client has left, or its time is up: the instance need not go on."""
+        """Abort the request at the instance: the client has disconnected, or a deadline has passed."""
         if self.opening is not None:
             self.opening.cancel()
         carrier = self.carrier

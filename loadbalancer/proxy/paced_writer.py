@@ -1,7 +1,7 @@
-"""What is written to one client, at the pace that the bandwidth allows.
+"""Writes to one client at the rate that the bandwidth limit allows.
 
-Touches the client's transport and the proxy's limiter.  Data that the limiter cannot pay for at once waits
-here in pieces of one quantum, in order; each piece is a ticket of the fair queue.
+Touches the client's transport and the proxy's limiter.  Data that the limiter does not admit at once is
+queued here in order, in pieces of one quantum; the first piece is a ticket of the fair queue.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class PacedWriter:
-    """`urgent`: the whole response is worth one turn at most, and passes before anything else.
+    """`urgent`: the whole response is at most one quantum, and has priority in the fair queue.
 
-    `pieces`: not empty while something waits.
+    `pieces`: the queued data, in order.
     """
 
     __slots__ = ("_behind", "_client", "_drained", "_limiter", "bytes_out", "pieces", "ticket", "urgent")
@@ -27,15 +27,15 @@ class PacedWriter:
     def __init__(self, client: Downstream, limiter: BandwidthLimiter, drained: Callable[[], None]) -> None:
         self._client = client
         self._limiter = limiter
-        self._drained: Callable[[], None] | None = drained  # is called when nothing waits any more
+        self._drained: Callable[[], None] | None = drained  # called when the last piece is written
         self.pieces: deque[bytes] = deque()
         self.ticket: Ticket | None = None  # of the first piece
         self.bytes_out = 0
         self.urgent = False
-        self._behind = 0  # bytes of the pieces behind the first one
+        self._behind = 0  # bytes of the pieces after the first one
 
     def write(self, data: bytes) -> bool:
-        """Whether it has gone; otherwise it waits, and `drained()` follows."""
+        """True if `data` was written; otherwise it is queued, and drained() is called later."""
         if self.pieces:
             self.pieces.append(data)
             self._count(len(data))
@@ -48,24 +48,24 @@ class PacedWriter:
         return True
 
     def wait(self, data: bytes) -> None:
-        """Let the first data wait for its turn, a quantum at a time."""
+        """Queue `data` in pieces of one quantum; nothing may be queued before."""
         size = self._limiter.quantum
         self.pieces.extend(data[start : start + size] for start in range(0, len(data), size))
         self._count(len(data))
         self._next()
 
     def hold(self, data: bytes, price: int) -> None:
-        """Let `data` wait until `price` bytes are paid for: a refusal pays for its request as well."""
+        """Queue `data` until `price` bytes are paid for: a refusal pays for its request as well."""
         self.pieces.append(data)
         self.ticket = self._limiter.wait(price, self._paid)
 
     def free(self, data: bytes) -> None:
-        """Write what costs nothing."""
+        """Write `data` without paying for it."""
         self.pieces.append(data)
         self._paid()
 
     def drop(self) -> None:
-        """Forget what waits."""
+        """Discard the queued pieces."""
         if self.ticket is not None:
             self._limiter.cancel(self.ticket)
             self.ticket = None
@@ -73,7 +73,7 @@ class PacedWriter:
         self.pieces.clear()
 
     def close(self) -> None:
-        """Let go of the response, which refers to this writer."""
+        """Discard the queued pieces, and break the reference cycle with the response."""
         self.drop()
         self._drained = None
 

@@ -1,8 +1,8 @@
-"""A proxy: one process that takes requests on the shared listeners and hands them to instances.
+"""A proxy: one process that accepts requests on the shared listeners and sends them to instances.
 
-Touches the listeners, its connections, its counters and cells, and the pipe of the access log.  The parts of
-a proxy are made and connected here; so are the tick and the drain.  The controller's decisions are read from
-the endpoint table; without a controller the last ones hold.
+Touches the listeners, its connections, its counters and cells, and the pipe of the access log.  Makes and
+connects the parts of a proxy, runs the tick and the drain.  Reads the controller's decisions from the
+endpoint table; without a controller the last ones apply.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ GRACE_S = 0.2
 
 
 class Proxy:
-    """Made within its event loop."""
+    """The parts of one proxy. Must be constructed within a running event loop."""
 
     def __init__(self, context: ProxyContext, reactor: Reactor) -> None:
         self.context = context
@@ -74,13 +74,13 @@ class Proxy:
         self._table = shared_memory.endpoint_table(self.shared)
         self._sequence = 0
         self._settles = False
-        self._second = 0  # of Unix time, as of the last tick
-        self._quarter = 0  # of a second, as of the last tick
+        self._second = 0  # Unix time in seconds, as of the last tick
+        self._retry_period = 0  # number of the 250 ms period, as of the last tick
         self._check_at_s = 0.0
         self._check_pause_s = timeouts.pause_s(config.timeouts)
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """A defect of ours, in a callback or a protocol: one line."""
+        """Report an exception from a callback or a protocol, which is a bug of the proxy, in one line."""
         error = context.get("exception")
         where = traceback.extract_tb(error.__traceback__)[-1:] if error is not None else []
         at = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in where)
@@ -104,9 +104,9 @@ class Proxy:
         self.limiter.tick()
         self._gauges()
         self.journal.flush()
-        quarter = int(now_s * 4)
-        if quarter != self._quarter:
-            self._quarter = quarter
+        retry_period = int(now_s * 4)
+        if retry_period != self._retry_period:
+            self._retry_period = retry_period
             self.router.try_unreachable()
         self.state.wall_s = time.time()
         second = int(self.state.wall_s)
@@ -118,7 +118,7 @@ class Proxy:
             self._check_timeouts()
 
     def _settle(self, now_ns: int) -> None:
-        """What only needs to follow the load happens at every other tick."""
+        """At every second tick: update credits and latencies, and write the cells."""
         self._settles = not self._settles
         if self._settles:
             self.instances.tick(now_ns)
@@ -145,7 +145,7 @@ class Proxy:
     # ------------------------------------------------------------------ life
 
     async def serve(self) -> None:
-        """Accept until SIGTERM, then finish the requests under way."""
+        """Accept until SIGTERM, then drain for at most drain_timeout seconds."""
         loop = asyncio.get_running_loop()
         stopping = worker.stop_event(loop)
         loop.set_exception_handler(self._unexpected)
@@ -154,7 +154,7 @@ class Proxy:
         worker.settle_garbage_collector()
         for listener in self.context.listeners:
             await self._listen(loop, listener)
-        ticking = loop.create_task(worker.tick_forever(TICK_S, self.tick, self._say_bug))
+        ticking = loop.create_task(worker.tick_forever(TICK_S, self.tick, self._warn_bug))
         os.write(self.context.ready, b"r")
         await stopping.wait()
         self.reactor.stop_listening()
@@ -166,7 +166,7 @@ class Proxy:
         self.journal.close()
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
-        """TLS, and what comes before it, is uvloop's; plain connections take turns in the reactor."""
+        """Serve TLS and PROXY lines with asyncio protocols, plain connections with the reactor."""
         local, lines = listener.family == socket.AF_UNIX, self.config.listen.proxy_protocol != "off"
         tls = None if self.certificates is None or local else self.certificates.context
         if lines and not local:
@@ -189,7 +189,7 @@ class Proxy:
     async def _drain(self) -> None:
         self.state.draining = True
         deadline_s = self.state.now_s + self.config.timeouts.drain_timeout
-        await asyncio.sleep(GRACE_S)  # connections that the kernel had already accepted are still served
+        await asyncio.sleep(GRACE_S)  # serve the connections that the kernel had already accepted
         while self.connections.clients and self.state.now_s < deadline_s:
             self._check_timeouts()
             await asyncio.sleep(TICK_S)
@@ -197,7 +197,7 @@ class Proxy:
             client.transport.abort()
         await asyncio.sleep(0)
 
-    def _say_bug(self, error: str) -> None:
+    def _warn_bug(self, error: str) -> None:
         self.state.warn(f"a bug in the proxy's tick: {error}")
 
 
@@ -241,9 +241,8 @@ def _limiter(shared: mmap.mmap, context: ProxyContext, cells: list[int]) -> Band
 
 def _selection(config: Config) -> SelectionSettings:
     chosen = config.pool
-    return SelectionSettings(
-        chosen.credits, int(chosen.slow_start * 1e9), chosen.panic_percent, config.listen.proxies
-    )
+    slow_start_ns = int(chosen.slow_start * 1e9)
+    return SelectionSettings(chosen.credits, slow_start_ns, chosen.panic_percent, config.listen.proxies)
 
 
 async def _serve(context: ProxyContext) -> None:
@@ -251,7 +250,7 @@ async def _serve(context: ProxyContext) -> None:
 
 
 def run(context: ProxyContext) -> int:
-    """Be a proxy until told to stop; the exit code."""
+    """Run a proxy until SIGTERM; return the exit code."""
     worker.raise_descriptor_limit()
     listen = context.config.listen
     foreign = bool(listen.tls_certificate) or listen.proxy_protocol != "off"

@@ -1,7 +1,7 @@
-"""What a trusted proxy says of the client before the client's first byte: the PROXY protocol.
+"""The PROXY protocol line that a trusted proxy sends before the client's first byte.
 
-Touches its transport, which it hands to a `Client` as soon as the line is read; TLS begins behind
-the line, so the line is read byte-exactly and the handshake left to OpenSSL.
+Touches its transport, which is passed to a `Client` when the line has been read.  TLS begins directly after
+the line, so exactly the bytes of the line are read and the rest is left to OpenSSL.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ PATIENCE_S = 5.0
 
 class ProxyHandshake(asyncio.BufferedProtocol):
     def __init__(
-        self, services: Services, made: Callable[[], Client], context: ssl.SSLContext | None
+        self, services: Services, make_client: Callable[[], Client], context: ssl.SSLContext | None
     ) -> None:
         self._services = services
-        self._made = made
+        self._make_client = make_client
         self._context = context
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self._data = b""
@@ -39,7 +39,7 @@ class ProxyHandshake(asyncio.BufferedProtocol):
         if self._services.admission.authorization.expects_line(self._peer()):
             self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self.transport.abort)
         else:
-            self._hand_on(self._peer())
+            self._start_client(self._peer())
 
     def get_buffer(self, sizehint: int) -> memoryview:
         wanted = min(proxy_protocol.needed(self._data), proxy_protocol.MAX_SIZE)
@@ -54,26 +54,26 @@ class ProxyHandshake(asyncio.BufferedProtocol):
             self.transport.abort()
             return
         if line is not None:
-            self._hand_on(line.endpoints.source if line.endpoints else self._peer())
+            self._start_client(line.endpoints.source if line.endpoints else self._peer())
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._still()
+        self._cancel_timer()
 
     def _peer(self) -> str:
         peer = self.transport.get_extra_info("peername")
         return peer[0] if isinstance(peer, tuple) else ""
 
-    def _still(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _hand_on(self, address: str) -> None:
-        """The transport belongs to a client from now on."""
-        self._still()
-        client = self._made()
+    def _start_client(self, address: str) -> None:
+        """Pass the transport to a new client."""
+        self._cancel_timer()
+        client = self._make_client()
         client.peer = address
         if self._context is not None:
             self.transport.pause_reading()
@@ -88,9 +88,9 @@ class ProxyHandshake(asyncio.BufferedProtocol):
                 self.transport, cast("asyncio.Protocol", client), context,
                 server_side=True, ssl_handshake_timeout=self._services.config.timeouts.head_timeout,
             )  # fmt: skip
-        except (OSError, ssl.SSLError):  # garbage, or a certificate that is not ours to accept
+        except (OSError, ssl.SSLError):  # an invalid handshake, or a rejected client certificate
             made = None
-        if made is None:  # the client left in the middle of it
+        if made is None:  # the handshake failed, or the client disconnected during it
             self.transport.abort()
         else:
             client.connection_made(made)

@@ -1,7 +1,7 @@
-"""The response to the request that a client has in hand: what has been sent of it, and how it ends.
+"""The response to a client's current request: relaying it, ending it, and recording it.
 
-Touches the client's transport for writing, and has the exchange pause the instance's connection: a response
-flows no faster than its client takes it and the bandwidth allows.
+Touches the client's transport for writing.  Pauses the exchange, so that a response is read no faster than
+the client reads it and the bandwidth allows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CLOSE = b"connection: close\r\n"
 
 
 class ClientResponse(ResponseSink):
-    """One for each client, used again for each of its requests."""
+    """One for each client, reused for each of its requests."""
 
     __slots__ = (
         "_chunking", "_client", "_close", "_ending", "_exchange", "_interims", "_request_id", "_services",
@@ -46,26 +46,26 @@ class ClientResponse(ResponseSink):
         self._exchange = exchange
         self._services = services
         self.writer = PacedWriter(client, services.limiter, self.drained)
-        self.unsent = -1  # bytes in the transport at the last look
-        self.stuck_since_s = 0.0  # since when the client has taken none of them
+        self.unsent = -1  # bytes in the transport's write buffer at the last timeout check
+        self.stuck_since_s = 0.0  # since when `unsent` has not changed, on the loop's clock
         self._reset()
 
     def _reset(self) -> None:
         self.begun = False
         self.writer.urgent = False
         self.writer.bytes_out = 0
-        self._ending = False  # all of it is with the writer
+        self._ending = False  # all of it has been passed to the writer
         self._chunking = False
         self._close = False
         self._status = 0
         self._request_id = b""
         self._interims = 0
-        self._spent_us = 0  # by the instance
+        self._spent_us = 0  # the instance's processing time
 
     # ------------------------------------------------------------------ responses in one piece
 
     def whole(self, data: bytes, status: int, request_id: bytes, spent_us: int, now_ns: int) -> None:
-        """The hot path: all of the response, ready to be sent. `now_ns` is the time of its arrival."""
+        """Hot path: a complete response. `now_ns` is the time of its arrival."""
         client, services, size = self._client, self._services, len(data)
         if not services.limiter.pay(size):
             self.begun, self._status, self._request_id = True, status, request_id
@@ -74,7 +74,7 @@ class ClientResponse(ResponseSink):
             self.writer.wait(data)
             return
         client.transport.write(data)
-        if self.writer.bytes_out:  # 100 (Continue) went before it
+        if self.writer.bytes_out:  # 100 (Continue) was sent before it
             size += self.writer.bytes_out
             self.writer.bytes_out = 0
         services.entries.append((
@@ -87,8 +87,8 @@ class ClientResponse(ResponseSink):
         client.finish(False)
 
     def refuse(self, refused: Refusal, close: bool) -> None:
-        """The load balancer's own response."""
-        self.writer.drop()  # interim responses that have not gone out
+        """Send the load balancer's own error response, and close the connection if `close`."""
+        self.writer.drop()  # interim responses that are not sent yet
         client, services = self._client, self._services
         connection = CLOSE if close else client.plan.connection
         self._request_id = services.ids.mint(client.plan.head.request_id)
@@ -97,8 +97,8 @@ class ClientResponse(ResponseSink):
             data = data[: data.index(b"\r\n\r\n") + 4]
         self.begun = self._ending = True
         self._status, self._close = refused.status, close
-        # Faulty requests pay as good ones do: a client that sends only those gets no more than its share.
-        # Refusals for want of something neither wait nor pay: they are there to spare bandwidth.
+        # Invalid requests pay for bandwidth: otherwise a client that sends only those would exceed its share.
+        # Refusals for overload neither wait nor pay: their purpose is to save bandwidth.
         price = client.bytes_in + len(data)
         if not close and refused.faulty and not services.limiter.pay(price):
             client.state = HELD
@@ -106,22 +106,22 @@ class ClientResponse(ResponseSink):
         else:
             self.writer.free(data)
 
-    # ------------------------------------------------------------------ a response that flows
+    # ------------------------------------------------------------------ streamed responses
 
     def interim(self, head: ResponseHead) -> None:
-        """1xx: passed on to HTTP/1.1 clients (RFC 9110, 15.2), but for 100, which the proxy sends itself.
+        """Relay a 1xx response to an HTTP/1.1 client (RFC 9110, 15.2), except 100, which the proxy sends.
 
-        Raises BadResponse for too many of them.
+        Raises BadResponse for more than MAX_INTERIM of them.
         """
         self._interims += 1
         if self._interims > MAX_INTERIM:
-            raise BadResponse("it sends one interim answer after the other")
+            raise BadResponse(f"it sends more than {MAX_INTERIM} interim responses")
         if head.status != 100 and self._client.plan.head.version == (1, 1):
             fields = b"".join(
                 b"%b: %b\r\n" % field for field in answer_fields(head.fields) if field[0] != b"content-length"
             )
             data = b"HTTP/1.1 %d %b\r\n%b\r\n" % (head.status, head.reason, fields)
-            if len(data) <= LEAST_QUANTUM:  # or a part of it could have gone when the request is given up
+            if len(data) <= LEAST_QUANTUM:  # one piece: it is never sent in part when the request is refused
                 self._send(data)
 
     def begin(self, head: ResponseHead) -> None:
@@ -141,7 +141,7 @@ class ClientResponse(ResponseSink):
         self._send(data)
 
     def _head(self, head: ResponseHead) -> bytes:
-        """The head for the client, with the fields of this connection."""
+        """The response head for the client, with the hop-by-hop fields of its connection."""
         without = {b"opc-request-id"}
         if not self._chunking:
             without.add(b"trailer")
@@ -163,7 +163,7 @@ class ClientResponse(ResponseSink):
             self._send(chunked.chunk(piece) if self._chunking else piece)
 
     def end(self, trailers: list[tuple[bytes, bytes]], spent_us: int) -> None:
-        """The instance is through with it; what waits for bandwidth still goes out."""
+        """The instance has sent the whole response; pieces that wait for bandwidth are sent later."""
         if self._chunking:
             self._send(chunked.last_chunk(trailers))
         self._ending, self._spent_us = True, spent_us
@@ -176,7 +176,7 @@ class ClientResponse(ResponseSink):
             self._exchange.hold(BANDWIDTH)
 
     def drained(self) -> None:
-        """Everything that waited for bandwidth has gone."""
+        """All pieces that waited for bandwidth have been sent."""
         if self._ending:
             self._end()
         else:
@@ -186,12 +186,12 @@ class ClientResponse(ResponseSink):
 
     def _end(self) -> None:
         self.note(self._status)
-        close = self._close  # only if the client was told so: it may have sent the next request already
+        close = self._close  # announced in the head; otherwise the next request may be in flight already
         self._reset()
         self._client.finish(close)
 
     def note(self, status: int) -> None:
-        """One entry for the access log and the counters, which are made in batches."""
+        """Append one entry to the journal, from which counters and access-log lines are made in batches."""
         client, services = self._client, self._services
         now_ns = monotonic_ns()
         total_us = (now_ns - client.started_ns) // 1000 if client.started_ns else 0
@@ -204,14 +204,14 @@ class ClientResponse(ResponseSink):
         services.admission.responded(client.plan, client.peer, self.writer.bytes_out)
 
     def break_off(self) -> None:
-        """Reset the connection: an end of stream could look like the end of the response."""
+        """Reset the connection: a plain end of stream could be taken for the end of the response."""
         self.note(self._status)
         self.reset_connection()
 
     def reset_connection(self) -> None:
-        """A plain close would leave to the kernel what the client does not take, for minutes."""
+        """Close with SO_LINGER 0: otherwise the kernel would keep unread bytes for minutes."""
         transport = self._client.transport
-        with contextlib.suppress(OSError):  # a Unix socket has no such option; or no descriptor is left
+        with contextlib.suppress(OSError):  # a Unix socket lacks the option; or descriptors are exhausted
             duplicate = os.dup(transport.get_extra_info("socket").fileno())
             with socket.socket(fileno=duplicate) as connection:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

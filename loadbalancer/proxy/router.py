@@ -1,7 +1,7 @@
-"""Which instance gets which request: the pool, the queue before it, and what follows a failure.
+"""Assigns requests to instances: selection, wait queue, retries after a failure.
 
-Touches the connections to the instances.  Which instance is best, when one is ejected and how long a request
-may wait is arithmetic of `balancing`.
+Touches the connections to the instances.  Selection, ejection and queueing limits are computed in
+`balancing`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from twofold.loadbalancer.http.error_responses import (
     down,
     queue_full,
 )
-from twofold.loadbalancer.proxy import exchange as endings
+from twofold.loadbalancer.proxy import exchange as outcomes
 from twofold.loadbalancer.proxy.exchange import Exchange, Owner
 from twofold.loadbalancer.proxy.upstream_pool import UpstreamPool
 from twofold.telemetry.histograms import observe
@@ -38,7 +38,7 @@ MB = 1 << 20
 
 
 class Router(Owner):
-    """`queued`: the queue's entries, to be tested for emptiness without a call."""
+    """`queued`: the queue's entries, so that emptiness is tested without a call."""
 
     def __init__(self, services: Services, reactor: Reactor, instances: InstancePool) -> None:
         settings = services.config.queue
@@ -53,27 +53,27 @@ class Router(Owner):
         self._budget = RetryBudget(monotonic_ns())
         self._deadline_ns = int(services.config.timeouts.predict_timeout * 1e9)
         self._may_retry = services.config.pool.retry == "once"
-        self._trying: dict[str, asyncio.Task[None]] = {}
+        self._connecting: dict[str, asyncio.Task[None]] = {}
 
     def assign(self, exchange: Exchange, now_ns: int) -> None:
-        """To the best instance that has room, otherwise into the queue, otherwise 503."""
+        """Send to the best instance with a free credit, else queue, else refuse with 503."""
         self._budget.requests += 1
         instance = None if self.queued else self.instances.candidates.choose()
         if instance is None:
             self._enqueue(exchange, now_ns)
         else:
-            self._hand(exchange, instance, now_ns)
+            self._send(exchange, instance, now_ns)
 
     def assign_upload(self, exchange: Exchange, now_ns: int) -> None:
-        """As `assign`, for a request whose large body is still to come."""
+        """As `assign`, for a request whose large body has not arrived yet."""
         self._budget.requests += 1
         instance = None if self.queued else self.instances.candidates.choose_for_upload()
         if instance is None:
             self._enqueue(exchange, now_ns)
         else:
-            self._hand(exchange, instance, now_ns)
+            self._send(exchange, instance, now_ns)
 
-    def _hand(self, exchange: Exchange, instance: Instance, now_ns: int) -> None:
+    def _send(self, exchange: Exchange, instance: Instance, now_ns: int) -> None:
         exchange.acquire(instance)
         self.instances.started(instance)
         pool: UpstreamPool = instance.pool
@@ -93,7 +93,7 @@ class Router(Owner):
             self.dispatch(now_ns)
 
     def dispatch(self, now_ns: int) -> None:
-        """An instance may have room again: the oldest request first."""
+        """Send queued requests, oldest first, while an instance has a free credit."""
         while self.queued:
             instance = self.instances.candidates.choose(len(self.queued))
             if instance is None:
@@ -102,39 +102,39 @@ class Router(Owner):
             if exchange is not None:
                 # The next request of a pipeline may be younger than `now_ns`.
                 observe(self._cells, shared_memory.QUEUE, max(0, now_ns - self.waiting.since_ns) // 1000)
-                self._hand(exchange, instance, now_ns)
+                self._send(exchange, instance, now_ns)
 
     def forget(self, exchange: Exchange) -> None:
-        """The client has left; perhaps its request waited."""
+        """The client has disconnected: remove its request from the queue, if it is queued."""
         self.waiting.cancel(exchange)
 
     def give_up(self, exchange: Exchange, refusal: Refusal, blamed: bool = False) -> None:
-        """The request's time is over, at an instance or in the queue; `blamed`: by the instance's fault."""
+        """The request has timed out, at an instance or in the queue. `blamed`: the instance is at fault."""
         if exchange.instance is not None:
-            exchange.cancel(endings.LATE if blamed else endings.CANCELLED)
+            exchange.cancel(outcomes.LATE if blamed else outcomes.CANCELLED)
         else:
             self.forget(exchange)
         exchange.downstream.cut_off(refusal)
 
-    # ------------------------------------------------------------------ how exchanges end
+    # ------------------------------------------------------------------ the end of an exchange
 
     def released(
         self, exchange: Exchange, instance: Instance, outcome: int, now_ns: int, spent_us: int, status: int
     ) -> None:
-        if outcome == endings.ANSWERED:
+        if outcome == outcomes.ANSWERED:
             self.instances.finished(instance, now_ns, spent_us, status)
             if self.queued:
                 self.dispatch(now_ns)
             return
         self._count(instance, outcome, now_ns)
         client = exchange.downstream
-        if outcome == endings.BROKEN:
+        if outcome == outcomes.BROKEN:
             client.cut_off(BAD_ANSWER)
-        elif outcome == endings.EXHAUSTED:
+        elif outcome == outcomes.EXHAUSTED:
             client.cut_off(CONNECTION_LIMITED)
-        elif outcome not in (endings.CANCELLED, endings.LATE):
-            # The instance cannot have begun where no connection came about.
-            unbegun = outcome != endings.LOST or client.plan.replayable
+        elif outcome not in (outcomes.CANCELLED, outcomes.LATE):
+            # Without a connection, the instance cannot have begun to process the request.
+            unbegun = outcome != outcomes.LOST or client.plan.replayable
             if unbegun and client.can_replay():
                 self._retry(exchange, instance, now_ns)
             else:
@@ -143,15 +143,15 @@ class Router(Owner):
 
     def _count(self, instance: Instance, outcome: int, now_ns: int) -> None:
         instances = self.instances
-        if outcome in (endings.BROKEN, endings.LOST):
+        if outcome in (outcomes.BROKEN, outcomes.LOST):
             instances.failed(instance, now_ns)
-        elif outcome in (endings.REFUSED, endings.UNREACHABLE):
-            instances.connect_failed(instance, now_ns, refused=outcome == endings.REFUSED)
+        elif outcome in (outcomes.REFUSED, outcomes.UNREACHABLE):
+            instances.connect_failed(instance, now_ns, refused=outcome == outcomes.REFUSED)
         else:
-            instances.cancelled(instance, now_ns, late=outcome == endings.LATE)
+            instances.cancelled(instance, now_ns, late=outcome == outcomes.LATE)
 
     def _retry(self, exchange: Exchange, failed: Instance, now_ns: int) -> None:
-        """Another instance, once, while the budget lasts."""
+        """Send the request to another instance: once per request, within the retry budget."""
         client = exchange.downstream
         again = exchange.retried_ns == client.started_ns
         exchange.retried_ns = client.started_ns
@@ -165,7 +165,7 @@ class Router(Owner):
         else:
             self._cells[shared_memory.RETRIED] += 1
             another.retries += 1
-            self._hand(exchange, another, now_ns)
+            self._send(exchange, another, now_ns)
 
     def freed(self, now_ns: int) -> None:
         if self.queued:
@@ -174,7 +174,7 @@ class Router(Owner):
     # ------------------------------------------------------------------ the pool
 
     def apply(self, records: Sequence[EndpointRecord], now_ns: int) -> None:
-        """The controller has changed the pool."""
+        """Apply the pool that the controller has published."""
         added, removed = self.instances.apply(records, now_ns)
         for instance in added:
             instance.pool = UpstreamPool(self._services, self._reactor, instance)
@@ -183,7 +183,7 @@ class Router(Owner):
         self.dispatch(now_ns)
 
     def tick(self, now_ns: int) -> None:
-        """Every 20 ms."""
+        """Every 20 ms: refuse requests that waited too long, dispatch the others."""
         self._budget.tick(now_ns)
         for exchange in self.waiting.tick(now_ns):
             self._cells[shared_memory.REFUSED_QUEUE] += 1
@@ -196,23 +196,23 @@ class Router(Owner):
         self.dispatch(now_ns)
 
     def try_unreachable(self) -> None:
-        """Every 250 ms: a bare connect tells whether an instance is back, and risks no request."""
+        """Every 250 ms: test by a connection, without a request, whether an instance is back."""
         for instance in self.instances.unreachable():
-            if instance.name not in self._trying:
-                task = asyncio.get_running_loop().create_task(self._try(instance))
-                self._trying[instance.name] = task
+            if instance.name not in self._connecting:
+                task = asyncio.get_running_loop().create_task(self._try_connect(instance))
+                self._connecting[instance.name] = task
 
-    async def _try(self, instance: Instance) -> None:
+    async def _try_connect(self, instance: Instance) -> None:
         try:
             if await instance.pool.reach():
                 now_ns = monotonic_ns()
                 self.instances.reachable(instance, now_ns)
                 self.dispatch(now_ns)
         finally:
-            del self._trying[instance.name]
+            del self._connecting[instance.name]
 
     def prune(self, now_s: float) -> None:
-        """Once a second."""
+        """Close expired idle connections; called once a second."""
         for instance in self.instances.instances.values():
             instance.pool.prune(now_s)
 

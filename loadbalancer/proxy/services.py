@@ -1,7 +1,7 @@
-"""What every part of a proxy uses, in one frozen value: configuration, clock, counters, ids, limits.
+"""The dependencies of every part of a proxy, in one frozen value: configuration, clock, counters, limits.
 
 Touches standard error, for warnings.  The process makes `Services` once; each connection holds a reference
-to it and reaches no further into the process.
+to it and accesses nothing else of the process.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ WARNING_PAUSE_S = 1.0
 
 
 class ProxyState:
-    """What changes for the whole process. The tick writes it; connections read it."""
+    """State that changes for the whole process. The tick writes it; connections read it."""
 
     __slots__ = ("_warned_s", "date", "draining", "now_s", "wall_offset_ns", "wall_s")
 
     def __init__(self) -> None:
-        self.now_s = 0.0  # the loop's clock as of the last tick: fine enough for timeouts
+        self.now_s = 0.0  # the loop's clock as of the last tick, precise enough for timeouts
         self.wall_s = time.time()
         self.wall_offset_ns = 0  # from the monotonic clock to Unix time
-        self.date = b""  # of the current second, as RFC 9110, 5.6.7 writes it
+        self.date = b""  # the current second in the format of RFC 9110, 5.6.7
         self.draining = False
         self._warned_s = -1.0
         self.set_date(int(self.wall_s))
 
     def set_date(self, wall_s: int) -> None:
-        """Once a second."""
+        """Set the Date field's value; called once a second."""
         self.date = formatdate(wall_s, usegmt=True).encode()
         self.wall_offset_ns = time.time_ns() - time.monotonic_ns()
 
     def warn(self, message: str) -> None:
-        """One line a second at most: a failing instance must not fill the operator's screen."""
+        """Print at most one line per WARNING_PAUSE_S; the others are dropped."""
         if self.now_s - self._warned_s >= WARNING_PAUSE_S:
             self._warned_s = self.now_s
             say("warning", message)
@@ -50,7 +50,7 @@ class ProxyState:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`cells`: this proxy's counters; `entries`: the journal that becomes counters and access-log lines."""
+    """`cells`: this proxy's counters; `entries`: the journal of counters and access-log lines."""
 
     config: Config
     state: ProxyState
@@ -60,4 +60,4 @@ class Services:
     limiter: BandwidthLimiter
     templates: HeadTemplates
     admission: Admission
-    unreadable: ProxyPlan  # the plan of a head that could not be read
+    unreadable: ProxyPlan  # the plan of a head that could not be parsed

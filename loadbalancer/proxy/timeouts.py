@@ -1,8 +1,7 @@
-"""What is late on one client connection, looked at now and then, and whose fault that is.
+"""Timeouts of one client connection, checked periodically, and their attribution.
 
-Touches the connection only when its time is over.  A client that takes its time over a body, and bandwidth
-that lets the body pass slowly, must never count against the instance that waits for them: the instance could
-be ejected for the fault of its callers.
+Touches the connection only when a timeout has expired.  Time that an instance waits for a slow client or for
+bandwidth must not count against the instance: it could be ejected for the fault of its callers.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ if TYPE_CHECKING:
     from twofold.loadbalancer.proxy.router import Router
 
 LINGER_SECONDS = 2.0
-DRAIN_IDLE_S = 1.0  # of silence, after which most likely no request is on its way
-RARELY_S = 1.0  # between two looks, unless that would stretch the shortest timeout
-STRETCH = 0.1  # by more than this part of it
+DRAIN_IDLE_S = 1.0  # an idle connection is closed after this time while draining
+RARELY_S = 1.0  # longest time between two checks
+STRETCH = 0.1  # share of the shortest timeout by which a check may be late
 
 
 def pause_s(timeouts: TimeoutSettings) -> float:
-    """Seconds between two looks at every connection: what is late is found late by so much at most."""
+    """Seconds between two checks of every connection, at most STRETCH of the shortest timeout."""
     shortest_s = min(
         timeouts.head_timeout, timeouts.body_timeout, timeouts.predict_timeout, timeouts.idle_timeout
     )
@@ -44,7 +43,7 @@ def pause_s(timeouts: TimeoutSettings) -> float:
 
 
 def check(client: Client, router: Router, now_s: float) -> None:
-    """Has this connection been silent for too long?  `now_s` is of the proxy's clock."""
+    """Apply the timeout of the connection's state.  `now_s` is on the loop's clock."""
     services = client.services
     state, silent_s, timeouts = client.state, now_s - client.since_s, services.config.timeouts
     if state == IDLE:
@@ -64,12 +63,12 @@ def check(client: Client, router: Router, now_s: float) -> None:
 
 
 def _owes_body(client: Client) -> bool:
-    """It is the client's turn: nothing keeps it from sending."""
+    """Whether the client has to send body bytes and reading is not paused."""
     return client.state == SMALL or (client.state == FLOW and client.left > 0 and not client.paused)
 
 
 def _check_instance(client: Client, router: Router, now_s: float) -> None:
-    """predict_timeout, for a request to be taken, for its response to begin, and to go on."""
+    """Apply predict_timeout to queueing, to the first byte of the response, and to gaps within it."""
     response, exchange = client.response, client.exchange
     limit_s = client.services.config.timeouts.predict_timeout
     if client.state == FLOW and not client.paused & PRESSURE:
@@ -84,18 +83,18 @@ def _check_instance(client: Client, router: Router, now_s: float) -> None:
         else:
             router.give_up(exchange, TOO_LATE, blamed=True)
         return
-    # The head of a request began its time, or the end of a body that took its own.
+    # The time limit runs from the head of a request; for a streamed body, from its last byte.
     asked_ns = exchange.asked_at_ns if carrier is not None else 0
     began_ns = client.started_ns if client.plan.gathered or not asked_ns else asked_ns
     now_ns = monotonic_ns()
     if began_ns and now_ns - began_ns > limit_s * 1e9:
-        # Not for the little that the queue and the bandwidth have left of it.
+        # The instance is blamed only if it had at least half of the limit for itself.
         blamed = asked_ns > 0 and now_ns - asked_ns > limit_s * 1e9 / 2
         router.give_up(exchange, TOO_LATE, blamed)
 
 
 def _check_taken(client: Client, now_s: float) -> None:
-    """A client that takes nothing of what is written for it is cut off, also when that was all there was."""
+    """Reset a client that has read none of the bytes written for it within body_timeout."""
     response, unsent = client.response, client.transport.get_write_buffer_size()
     if unsent != response.unsent or response.writer.ticket is not None or not unsent:
         response.unsent, response.stuck_since_s = unsent, now_s

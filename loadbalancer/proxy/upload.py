@@ -1,7 +1,7 @@
-"""A large request body on its way: a piece is read when the last one has gone on.
+"""A large request body, streamed: a piece is read when the previous one has been passed on.
 
-Touches the client's connection, the exchange's carrier and the limiter.  So a slow instance or a spent
-bandwidth slows the client down, and memory holds one piece.
+Touches the client's connection, the exchange's carrier and the limiter.  A slow instance or an exhausted
+bandwidth therefore slows the client down, and memory holds one piece per upload.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from twofold.loadbalancer.proxy.exchange import Exchange
     from twofold.loadbalancer.proxy.services import Services
 
-BODY_SECONDS: Final = 30.0  # for every body, and beside them the time that it takes at this rate:
+BODY_SECONDS: Final = 30.0  # for every body, plus its length / MIN_BODY_RATE
 MIN_BODY_RATE: Final = 8000  # bytes per second
 
 
 def due_s(now_s: float, length: int) -> float:
-    """When a body of `length` bytes must have arrived."""
+    """The deadline in seconds for a body of `length` bytes: now + BODY_SECONDS + length / MIN_BODY_RATE."""
     return now_s + BODY_SECONDS + length / MIN_BODY_RATE
 
 
 class Upload:
-    """`ticket`: the piece that waits for bandwidth, if one does."""
+    """`ticket`: the piece that waits for bandwidth, or None."""
 
     __slots__ = ("_client", "_exchange", "_services", "ticket")
 
@@ -37,13 +37,13 @@ class Upload:
         self.ticket: Ticket | None = None
 
     def begin(self, head: bytes, length: int) -> None:
-        """`head` is sent to the instance with the first piece of the body."""
+        """Start a body of `length` bytes; `head` is sent to the instance with its first piece."""
         client = self._client
         client.state, client.left, client.message = FLOW, length, head
         self._services.limiter.announced += length
 
     def end(self) -> None:
-        """No more of the body will be passed on."""
+        """Stop: the rest of the body is not passed on."""
         self._services.limiter.announced -= self._client.left
         self._client.left = 0
         if self.ticket is not None:
@@ -52,11 +52,11 @@ class Upload:
 
     @property
     def piece_size(self) -> int:
-        """Bytes of the body that may pass at once: more would not be fair to others."""
+        """Bytes of the body that may pass in one turn: at most the limiter's quantum."""
         return min(self._client.left, self._services.limiter.quantum)
 
     def flow(self) -> None:
-        """Pass on the part of the body that has been received, piece by piece."""
+        """Pass on the received part of the body in pieces."""
         client = self._client
         partial_ = client.partial
         while partial_ and client.left and client.state == FLOW and not client.paused:
@@ -66,7 +66,7 @@ class Upload:
             self.take(piece)
 
     def take(self, piece: bytes) -> None:
-        """A piece has been read: pay for it and pass it on."""
+        """Pay for a received piece and pass it on, or pause the client until it is paid."""
         client, limiter, size = self._client, self._services.limiter, len(piece)
         client.left -= size
         limiter.announced -= size
@@ -80,19 +80,19 @@ class Upload:
 
     def _paid(self, piece: bytes) -> None:
         self.ticket = None
-        self.excuse()
+        self.extend_deadline()
         self._pass_on(piece)
         self._client.resume(BANDWIDTH)
 
-    def excuse(self) -> None:
-        """The client was kept from sending since its last piece: that time is not its own."""
+    def extend_deadline(self) -> None:
+        """Extend the body's deadline by the time since the last piece, in which reading was paused."""
         client, now_s = self._client, self._services.state.now_s
         client.due_s += now_s - client.since_s
         client.since_s = now_s
 
     def _pass_on(self, piece: bytes) -> None:
         carrier = self._exchange.carrier
-        if carrier is None:  # no instance has it yet: one piece is held, the rest stays in the kernel
+        if carrier is None:  # no instance is selected yet: keep one piece, leave the rest in the kernel
             self._client.message += piece
             self._client.pause(INSTANCE)
         elif not carrier.transport.is_closing():
@@ -100,7 +100,7 @@ class Upload:
             self.passed()
 
     def passed(self) -> None:
-        """The instance has what was received so far."""
+        """All received bytes have been written to the instance."""
         client = self._client
         whole = not client.left and self.ticket is None
         if whole and client.state == FLOW:

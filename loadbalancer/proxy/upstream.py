@@ -1,9 +1,9 @@
-"""The connections to one instance: a request out, its response in and on to the client.
+"""The connections to one instance: write a request, parse its response, relay it to the client.
 
-Touches their transports.  A connection carries one exchange at a time and goes back to the idle ones only
-when the response ended exactly where its head said, with the request sent whole (RFC 9112, 9.3 and 11.2).
+Touches their transports.  A connection carries one exchange at a time.  It is reused only if the response
+ended exactly at its framed length and the whole request was sent (RFC 9112, 9.3 and 11.2).
 
-    FREE -> ASKED -> FREE                the usual: one read holds the whole response
+    FREE -> ASKED -> FREE                one read holds the whole response
             ASKED -> HEAD -> BODY -> FREE
     any  -> CLOSED
 """
@@ -39,16 +39,16 @@ MOVES: Final = {
     CLOSED: (CLOSED,),
 }
 
-HIGH_WATER = 131072  # bytes that wait for the other side to take them
+HIGH_WATER = 131072  # bytes in the write buffer at which the source is paused
 LOW_WATER = 32768
 MAX_AGE_S = 3600.0
 
 
-class Connections:
-    """All that are open to one instance. `idle` is LIFO: the few that are used stay warm.
+class UpstreamConnections:
+    """All connections to one instance. `idle` is LIFO: recently used connections are reused first.
 
-    `line`: the PROXY protocol that the instance wants first; such a connection is of one client, and not used
-    again.
+    `line`: the PROXY protocol version that the instance expects, or "". A connection with a PROXY line
+    belongs to one client and is not reused.
     """
 
     __slots__ = ("_cells", "_clock", "_open", "_reuse", "idle", "line", "name")
@@ -64,7 +64,7 @@ class Connections:
         self._reuse = not self.line
 
     def take(self) -> UpstreamConnection | None:
-        """An idle one, if there is one that is not about to close."""
+        """An idle connection that the instance has not closed, or None."""
         idle = self.idle
         while idle:
             connection = idle.pop()
@@ -73,7 +73,7 @@ class Connections:
         return None
 
     def give_back(self, connection: UpstreamConnection) -> None:
-        """It is free for the next request."""
+        """Make the connection available for the next request, or close it if it is not reusable."""
         if self._reuse:
             connection.since_s = self._clock.now_s
             self.idle.append(connection)
@@ -93,7 +93,10 @@ class Connections:
             self.idle.remove(connection)
 
     def prune(self, now_s: float, idle_limit_s: float) -> None:
-        """Close those that have idled: the instance must not do it first, while a request is under way."""
+        """Close connections that are idle for `idle_limit_s` seconds or older than MAX_AGE_S.
+
+        The proxy closes first, so that the instance does not close one as a request is sent on it.
+        """
         fresh = [
             one
             for one in self.idle
@@ -110,7 +113,7 @@ class Connections:
             connection.transport.close()
 
     def close(self) -> None:
-        """The instance has left the pool: only what is being answered stays."""
+        """The instance has left the pool: close idle connections now, the others after their response."""
         self._reuse = False
         self.close_idle()
 
@@ -121,13 +124,13 @@ class UpstreamConnection(Carrier):
         "since_s", "state",
     )  # fmt: skip
 
-    def __init__(self, services: Services, connections: Connections) -> None:
+    def __init__(self, services: Services, connections: UpstreamConnections) -> None:
         super().__init__()
         self._services = services
         self._connections = connections
         self._template: HeadTemplate | None = None
         self.opened_s = self.since_s = services.state.now_s
-        # The response in hand
+        # The current response
         self.state = FREE
         self._partial = b""
         self._head: ResponseHead | None = None
@@ -143,7 +146,7 @@ class UpstreamConnection(Carrier):
         return self.exchange is not None
 
     def ask(self, exchange: Exchange, now_ns: int) -> None:
-        """Carry the exchange's request: its head, and the part of the body present."""
+        """Write the exchange's request: the head and the received part of the body."""
         self.exchange, self.state = exchange, ASKED
         exchange.ask(self, now_ns)
         client = exchange.downstream
@@ -152,13 +155,13 @@ class UpstreamConnection(Carrier):
         self.transport.write(client.hand_over())
         if not exchange.whole:
             exchange.set_apart()
-        if client.paused:  # after its first bytes, more may follow
+        if client.paused:  # the client was paused until its first bytes could be written
             client.resume(INSTANCE)
 
     # ------------------------------------------------------------------ responses
 
     def data_received(self, data: bytes) -> None:
-        """The hot path: a whole response in one read, of a kind seen before."""
+        """Hot path: one read holds a whole response whose head matches the template."""
         exchange, template = self.exchange, self._template
         if (
             self.state == ASKED
@@ -186,7 +189,7 @@ class UpstreamConnection(Carrier):
             self._read(data)
 
     def _deliver(self, exchange: Exchange, data: bytes, status: int, request_id: bytes) -> None:
-        """A whole response: this connection and the exchange are free before the client goes on."""
+        """A whole response: free this connection and the exchange before the client continues."""
         now_ns = monotonic_ns()
         spent_us = (now_ns - exchange.asked_at_ns) // 1000
         self.exchange, self.state = None, FREE
@@ -196,7 +199,7 @@ class UpstreamConnection(Carrier):
 
     def _read(self, data: bytes) -> None:
         exchange = self.exchange
-        if exchange is None:  # unexpected bytes would be taken for the next response
+        if exchange is None:  # unexpected bytes would be parsed as the next response
             self.abort()
             return
         try:
@@ -224,7 +227,7 @@ class UpstreamConnection(Carrier):
             head = response_head.parse(raw, client.plan.to_head)
             self._partial = rest
             if head.status == 101:
-                raise BadResponse("it switches protocols, which nobody asked for")
+                raise BadResponse("it switches protocols without a request to do so")
             if not head.interim:
                 break
             client.sink.interim(head)
@@ -256,7 +259,9 @@ class UpstreamConnection(Carrier):
                 self._end(exchange, surplus=len(data) > len(piece))
 
     def _end(self, exchange: Exchange, surplus: bool = False) -> None:
-        """The response is complete; the connection is kept only if nothing speaks against it."""
+        """The response is complete. The connection is reused unless `surplus` bytes followed, the head
+        forbids it, or part of the request is unsent.
+        """
         head, trailers = self._head, self._chunks.trailers if self._chunks else []
         assert head is not None
         exchange.detach()
@@ -269,7 +274,7 @@ class UpstreamConnection(Carrier):
             self._connections.give_back(self)
         else:
             self.transport.close()
-            if not head.keep_alive:  # the instance is about to stop, and to close the idle ones as well
+            if not head.keep_alive:  # a draining instance will close its idle connections as well
                 self._connections.close_idle()
         exchange.finish(ANSWERED, now_ns, head.status)
         exchange.downstream.sink.end(trailers, spent_us)
@@ -284,7 +289,7 @@ class UpstreamConnection(Carrier):
         return False
 
     def fail(self, why: str) -> None:
-        """What came is no response, or the instance stopped within one."""
+        """The response is invalid or incomplete: close the connection and end the exchange as BROKEN."""
         exchange, self.exchange = self.exchange, None
         self.abort()
         if exchange is not None:
@@ -305,7 +310,7 @@ class UpstreamConnection(Carrier):
             exchange.downstream.resume(PRESSURE)
             if begun:
                 self._services.state.warn(
-                    f"{self._connections.name}: it closed the connection within an answer"
+                    f"{self._connections.name}: it closed the connection within a response"
                 )
             exchange.finish(BROKEN if begun else LOST, monotonic_ns())
 
@@ -320,7 +325,7 @@ class UpstreamConnection(Carrier):
 
 
 def _addresses(client: Downstream) -> proxy_protocol.ConnectionAddresses | None:
-    """What an instance that wants a PROXY line is told of the client."""
+    """The addresses of the client's connection for a PROXY line; None if they are unknown."""
     peer, here = (client.transport.get_extra_info(name) for name in ("peername", "sockname"))
     if not (isinstance(peer, tuple) and isinstance(here, tuple) and client.peer):
         return None

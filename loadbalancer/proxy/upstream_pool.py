@@ -1,6 +1,6 @@
-"""How one instance is asked: over an idle connection, or a new one.
+"""Sends exchanges to one instance, over an idle connection or a new one.
 
-Touches the connections to it; credits and ejection are arithmetic of `balancing`.
+Touches the connections to the instance.  Credits and ejection are computed in `balancing`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from twofold.loadbalancer.proxy.exchange import EXHAUSTED, REFUSED, UNREACHABLE
-from twofold.loadbalancer.proxy.upstream import Connections, UpstreamConnection
+from twofold.loadbalancer.proxy.upstream import UpstreamConnection, UpstreamConnections
 from twofold.net.connect import connect
 from twofold.reactor.transport import Transport
 
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from twofold.loadbalancer.proxy.services import Services
     from twofold.reactor.reactor import Reactor
 
-# Resources of this process that may be missing for a connection: not the instance's fault. The attempt is
-# repeated ATTEMPTS times.
-OURS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
+# Local resource exhaustion, not the instance's fault: the attempt is repeated ATTEMPTS times.
+LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 ATTEMPTS = 20
 PAUSE_S = 0.02
 
@@ -31,13 +30,13 @@ PAUSE_S = 0.02
 class UpstreamPool:
     def __init__(self, services: Services, reactor: Reactor, instance: Instance) -> None:
         self.instance = instance
-        self.connections = Connections(services, instance.name)
+        self.connections = UpstreamConnections(services, instance.name)
         self._services = services
         self._reactor = reactor
         self._timeout_s = services.config.timeouts.connect_timeout
 
     def ask(self, exchange: Exchange, now_ns: int) -> None:
-        """The exchange, which has been acquired for this instance, gets a connection."""
+        """Send the exchange, which is bound to this instance, on a connection."""
         connection = self.connections.take()
         if connection is not None:
             connection.ask(exchange, now_ns)
@@ -55,11 +54,11 @@ class UpstreamPool:
             return
         if exchange.opening is task:
             connection.ask(exchange, monotonic_ns())
-        else:  # the client has left in the very last moment
+        else:  # the exchange was cancelled after the connection was made
             self.connections.give_back(connection)
 
     def _outcome(self, error: Exception) -> int:
-        if isinstance(error, OSError) and error.errno in OURS:
+        if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
             self._services.state.warn(f"cannot connect to {self.instance.name}: {error.strerror}")
             return EXHAUSTED
         return REFUSED if isinstance(error, ConnectionRefusedError | FileNotFoundError) else UNREACHABLE
@@ -71,7 +70,7 @@ class UpstreamPool:
                 connection = await self._connect_once()
                 break
             except OSError as error:
-                if error.errno not in OURS:
+                if error.errno not in LOCAL_ERRORS:
                     raise
                 await asyncio.sleep(PAUSE_S)
         else:
@@ -88,7 +87,7 @@ class UpstreamPool:
         return connection
 
     async def reach(self) -> bool:
-        """Whether the instance takes a connection, which is kept."""
+        """Whether the instance accepts a connection within connect_timeout; the connection is kept."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 self.connections.give_back(await self._connect())
@@ -97,9 +96,9 @@ class UpstreamPool:
         return True
 
     def prune(self, now_s: float) -> None:
-        """Once a second."""
+        """Close expired idle connections; called once a second."""
         self.connections.prune(now_s, self._services.config.timeouts.upstream_idle)
 
     def close(self) -> None:
-        """The instance has left the pool."""
+        """The instance has left the pool: close its idle connections."""
         self.connections.close()

@@ -4,9 +4,9 @@ import pytest
 
 from twofold.loadbalancer.balancing.outlier_detection import (
     EJECTION_NS,
-    FORGIVEN,
+    FORGIVEN_NS,
     LONGEST_NS,
-    SECOND,
+    SECOND_NS,
     Failure,
     OutlierRecord,
     may_eject,
@@ -43,7 +43,7 @@ def test_broken_answers_and_5xx_are_counted_together() -> None:
 
 
 def test_each_ejection_is_longer_up_to_a_minute() -> None:
-    record, now, lengths = OutlierRecord(), 100 * SECOND, []
+    record, now, lengths = OutlierRecord(), 100 * SECOND_NS, []
     for _ in range(14):
         record.eject(now, False)
         lengths.append(record.until_ns - now)
@@ -59,10 +59,10 @@ def test_a_minute_without_failures_resets_the_ejection_time() -> None:
     record.eject(0, False)
     record.expire(record.until_ns)
     assert record.acquit() and not record.on_trial
-    record.eject(record.until_ns + FORGIVEN, False)
+    record.eject(record.until_ns + FORGIVEN_NS, False)
     assert record.count == 2
     record.acquit()
-    record.eject(record.until_ns + FORGIVEN + 1, False)
+    record.eject(record.until_ns + FORGIVEN_NS + 1, False)
     assert record.count == 1 and record.ejections == 3
 
 

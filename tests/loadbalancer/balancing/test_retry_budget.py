@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 from collections import deque
 
-from twofold.loadbalancer.balancing.retry_budget import FLOOR, SLOT, SLOTS, RetryBudget
+from twofold.loadbalancer.balancing.retry_budget import FLOOR, SLOT_NS, SLOTS, RetryBudget
 
 
 def test_three_retries_are_granted_at_any_rate() -> None:
@@ -21,17 +21,17 @@ def test_a_fifth_of_the_requests_may_be_retried() -> None:
 def test_requests_outside_of_the_window_grant_no_retries() -> None:
     budget = RetryBudget(0)
     budget.requests = 1000
-    assert sum(budget.take(9 * SLOT) for _ in range(100)) == 100
+    assert sum(budget.take(9 * SLOT_NS) for _ in range(100)) == 100
     # The requests are ten seconds old now, the attempts one.
-    assert not budget.take(10 * SLOT)
-    assert sum(budget.take(19 * SLOT) for _ in range(100)) == FLOOR
+    assert not budget.take(10 * SLOT_NS)
+    assert sum(budget.take(19 * SLOT_NS) for _ in range(100)) == FLOOR
 
 
 def test_a_long_silence_empties_the_window() -> None:
     budget = RetryBudget(0)
     budget.requests = 1000
-    budget.tick(3 * SLOT)
-    assert sum(budget.take(500 * SLOT) for _ in range(100)) == FLOOR
+    budget.tick(3 * SLOT_NS)
+    assert sum(budget.take(500 * SLOT_NS) for _ in range(100)) == FLOOR
 
 
 def test_no_attempt_is_granted_above_a_fifth() -> None:
@@ -42,9 +42,9 @@ def test_no_attempt_is_granted_above_a_fifth() -> None:
     retries: deque[int] = deque()
     now = granted = denied = 0
     for _ in range(20_000):
-        now += int(draw.expovariate(1 / (SLOT / draw.choice([5, 50, 500]))))
+        now += int(draw.expovariate(1 / (SLOT_NS / draw.choice([5, 50, 500]))))
         for stamps in (requests, retries):
-            while stamps and stamps[0] // SLOT <= now // SLOT - SLOTS:
+            while stamps and stamps[0] // SLOT_NS <= now // SLOT_NS - SLOTS:
                 stamps.popleft()
         if draw.random() < 0.5:
             budget.tick(now)

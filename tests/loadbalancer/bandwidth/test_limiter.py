@@ -164,7 +164,7 @@ def test_echo_is_the_bytes_of_answers_per_byte_of_requests(limited: Make) -> Non
     made.wait(1000)
     made.wait(3000, answer=True)
     made.run(20 * MS)
-    assert made.limiter.echo == 3.0
+    assert made.limiter.response_ratio == 3.0
 
 
 # ---------------------------------------------------------------------- refusals
@@ -181,9 +181,9 @@ def test_a_request_is_refused_by_the_delay_that_it_would_have(limited: Make) -> 
     assert limiter.refusal_delay(1000) == 0
     for _ in range(500):
         limiter.wait(100, lambda: None)
-    limiter.echo = 3.0
+    limiter.response_ratio = 3.0
     assert limiter.refusal_delay(1000) == 2  # 50 KB and their answers, then its own 4
-    limiter.echo = 4.0
+    limiter.response_ratio = 4.0
     assert limiter.refusal_delay(1000) == 5  # its answer takes turns: 250 KB once more
 
 
