@@ -1,4 +1,4 @@
-"""`python -m bench`: instances compared, see run.py; `python -m bench balance`: see balance/run.py."""
+"""`python -m bench` compares instances, see run.py; `python -m bench balance`: see balance/run.py."""
 
 import sys
 
