@@ -1,7 +1,7 @@
-"""`python chart.py RESULT.json CHART.png`: one picture of a run.  Needs matplotlib; imports nothing of ours.
+"""`python chart.py RESULT.json CHART.png`: a chart of one run.  Needs matplotlib; imports no other module.
 
 Dots on logarithmic axes: the servers differ by a factor of a hundred, and a dot, unlike a bar,
-claims no zero to start from.  Values stand beside the dots.
+has no baseline at zero.  Values stand beside the dots.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a server costs: processor time and proportional memory of all its processes.  Reads /proc only.
+"""The cost of a server: processor time and proportional memory of all its processes.  Reads /proc only.
 
-A server's processes are the descendants of the one we started, and whatever shares its session.
-Processor time of a process that ended is not lost: its parent's `cutime`/`cstime` holds it once
-reaped, so a sum over (own + reaped children) of the living never goes back.
+The processes of a server are the descendants of its first process, and the processes of its session.
+The processor time of an ended process is in its parent's `cutime`/`cstime` once it is reaped, so the sum of
+(own + reaped children) over the running processes never decreases.
 """
 
 from __future__ import annotations

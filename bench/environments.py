@@ -1,7 +1,7 @@
 """One virtual environment per peer, made from its pinned requirements file and kept under bench/.peers/.
 
 Touches bench/.peers/ only, and the package index through pip.  The requirements files are complete
-freezes, hence `--no-deps`: what is measured is what is written there.
+freezes, hence `--no-deps`: exactly the listed packages are measured.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One round of load: wrk against one path, with what it cost the server.  Loopback only.
+"""One round of load: wrk against one path, and the cost of the server.  Loopback only.
 
-wrk is the Debian package; its numbers come from the one JSON line that post.lua prints.
+wrk is the Debian package; post.lua prints its numbers as one JSON line.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from bench.cpu import Tree, machine_time
 from bench.environments import Unavailable
 
 SCRIPT = Path(__file__).resolve().parent / "post.lua"
-TIMEOUT_SECONDS = 20  # a request slower than this counts as an error
+TIMEOUT_S = 20  # a request slower than this counts as an error
 GRACE_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a round goes: one path of one server, one body on disk."""
+    """The target of a round: one path of one server, one body on disk."""
 
     port: int
     path: str
@@ -33,7 +33,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Round:
-    """What one round gave.  Times in microseconds; `errors` counts non-2xx answers and socket errors."""
+    """The result of one round.  Times in microseconds; `errors` counts non-2xx answers and socket errors."""
 
     requests: int
     seconds: float
@@ -43,7 +43,7 @@ class Round:
     errors: int
     cpu_us: float  # server processor time per request, all its processes
     other_cores: float  # cores kept busy by neither server nor load generator
-    stolen_cores: float  # cores that the hypervisor gave to somebody else
+    stolen_cores: float  # cores that the hypervisor gave to other guests
 
     @property
     def rate(self) -> float:
@@ -61,9 +61,9 @@ def find_wrk() -> str:
 
 
 def run_round(tree: Tree, target: Target, connections: int, seconds: float) -> Round:
-    """Load `target` for so many seconds; raises RuntimeError when wrk itself fails."""
+    """Load `target` for this number of seconds. Raises RuntimeError if wrk fails."""
     command = [find_wrk(), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
-    command += [f"--timeout={TIMEOUT_SECONDS}s", "-s", str(SCRIPT)]
+    command += [f"--timeout={TIMEOUT_S}s", "-s", str(SCRIPT)]
     command += [f"http://127.0.0.1:{target.port}{target.path}"]
     environ = {**os.environ, "BENCH_BODY": str(target.body), "BENCH_HEADER": target.header}
     server_before, (busy_before, stolen_before), own_before = tree.seconds(), machine_time(), os.times()

@@ -1,4 +1,4 @@
-"""locust: the same POST again and again against any deployment.  See bench/README.md.
+"""locust: repeats one POST against a deployment.  See bench/README.md.
 
     locust -f bench/locustfile.py --host http://127.0.0.1:8080 --body sample.json --headless -u 50 -t 30s
 

@@ -1,4 +1,4 @@
-"""What was measured on what: processor, kernel, versions.  Reads /proc and installed metadata only."""
+"""Processor, kernel and versions of a run.  Reads /proc and installed metadata only."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Our own figures that no load shows: time to ready, memory by role, idle connections, large round trips.
+"""Figures of twofold without load: time to ready, memory by role, idle connections, large round trips.
 
-Starts `twofold serve` on loopback, opens at most 10,000 connections to it, and ends what it started.
+Starts `twofold serve` on loopback, opens at most 10,000 connections to it, and ends it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IDLE = 10_000
 PER_ADDRESS = 5_000  # connections to one 127.0.0.x, far below the ephemeral ports of a pair of addresses
 BIG = 10 * 1000 * 1000
 ROUND_TRIPS = 20
-SETTLE_SECONDS = 2.0  # tails of large slots are given back a moment after the answer
+SETTLE_S = 2.0  # the tail of a large slot is freed shortly after the answer
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _time_to_ready(body: Body) -> float:
     began = time.monotonic()
     running = start(CONTENDERS[0], "rows", ECHO)
     try:
-        running.wait(body, every=0.005)
+        running.wait(body, every_s=0.005)
         return time.monotonic() - began
     finally:
         running.stop()
@@ -127,7 +127,7 @@ def _idle_bytes(running: Running, count: int, body: Body) -> float:
     try:
         for number in range(count):
             connections.append(_open_idle(running.port, number, request))
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(SETTLE_S)
         grown = running.tree.pss() - before
         if _sockets(running) < count:
             raise RuntimeError(f"the server closed some of {count} idle connections")
@@ -157,7 +157,7 @@ def _big_round_trips(running: Running) -> tuple[dict[str, int], dict[str, int], 
     """Memory by role before and after bodies of 10 MB there and back; and milliseconds of one."""
     body = json.dumps({"text": "x" * (BIG - 13)}, separators=(",", ":")).encode()
     post(running.port, "/predict", body[: 1000 * 1000] + b'"}')  # first use of everything
-    time.sleep(SETTLE_SECONDS)
+    time.sleep(SETTLE_S)
     before = _memory(running)
     took = []
     for _ in range(ROUND_TRIPS):
@@ -166,7 +166,7 @@ def _big_round_trips(running: Running) -> tuple[dict[str, int], dict[str, int], 
         took.append(time.monotonic() - began)
         if status != 200 or len(answer) < len(body):
             raise RuntimeError(f"10 MB round trip: status {status}, {len(answer)} bytes: {answer[:200]!r}")
-    time.sleep(SETTLE_SECONDS)
+    time.sleep(SETTLE_S)
     return before, _memory(running), statistics.median(took) * 1000
 
 

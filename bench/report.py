@@ -1,6 +1,6 @@
-"""From one run's figures to Markdown, JSON, a chart, and the bars as met or not.
+"""Turns the figures of a run into Markdown, JSON, a chart, and a list of bars that are met or not.
 
-Pure arithmetic on the JSON of a run, but for write(), which touches the results folder only.
+Pure arithmetic on the JSON of a run, except write(), which touches the results folder only.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def find(result: dict[str, Any], cell: Cell) -> dict[str, dict[str, float]]:
 
 
 def ratios(result: dict[str, Any]) -> list[tuple[str, float, float, float]]:
-    """(peer, CPU per request, requests/s, p50 of one connection), each as so many times better we are."""
+    """(peer, CPU per request, requests/s, p50 of one connection); each a factor in favour of twofold."""
     many, single = find(result, HEADLINE), find(result, SINGLE)
     if "twofold" not in many or "twofold" not in single:
         return []
@@ -105,7 +105,7 @@ def _own_bars(own: dict[str, Any]) -> list[tuple[str, str, bool]]:
 
 def closing(result: dict[str, Any]) -> str:
     """What is printed at the end: ratios and bars."""
-    lines = ["46 B, 32 connections, access log on; so many times better than the peer (p50: 1 connection)"]
+    lines = ["46 B, 32 connections, access log on; factors by which twofold is better (p50: 1 connection)"]
     for peer, cpu, rate, p50 in ratios(result):
         lines.append(f"  {peer:14} CPU per request {cpu:6.1f}   requests/s {rate:6.1f}   p50 {p50:6.1f}")
     lines += [f"  {'met    ' if met else 'NOT MET'} {asked}: {got}" for asked, got, met in bars(result)]

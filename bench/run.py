@@ -1,7 +1,7 @@
-"""The comparison in one go: start every contender, load them in turn, measure, write, print the ratios.
+"""The whole comparison: start every contender, load them in turn, measure, write, print the ratios.
 
 Rounds of one cell alternate between the contenders, in an order that moves by one each round, so
-that a slow minute of the machine falls on all of them; medians are quoted.  Needs wrk.
+that a slow minute of the machine affects all of them; the report has medians.  Needs wrk.
 """
 
 from __future__ import annotations

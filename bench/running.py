@@ -1,4 +1,4 @@
-"""A server that runs: started in a session of its own, asked once for a right answer, ended by its pids.
+"""A running server: started in a session of its own, checked with one request, ended by its pids.
 
 Touches loopback ports, its work folder under bench/.work/, and only the processes it started.
 """
@@ -76,9 +76,9 @@ class Running:
         if answer != body.answer:
             raise Unavailable(f"{self.contender.name} answers {body.name} wrongly: {str(answer)[:200]}")
 
-    def wait(self, body: Body, every: float = 0.1, within: float = READY_SECONDS) -> None:
-        """Ask every so many seconds until the right answer comes; Unavailable if it never does."""
-        deadline = time.monotonic() + within
+    def wait(self, body: Body, every_s: float = 0.1, within_s: float = READY_SECONDS) -> None:
+        """Check every `every_s` seconds until the answer is right. Raises Unavailable after `within_s`."""
+        deadline = time.monotonic() + within_s
         while True:
             try:
                 return self.check(body)
@@ -86,7 +86,7 @@ class Running:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     said = (self.work / "output").read_text(errors="replace")[-LOG_TAIL:].strip()
                     raise Unavailable(f"{self.contender.name} did not start ({error}): {said}") from error
-            time.sleep(every)
+            time.sleep(every_s)
 
     def stop(self) -> None:
         """SIGTERM to the first process; whatever is left of its tree after a while is killed by pid."""

@@ -1,8 +1,8 @@
 """The contenders: how each server is started with the same model, and how its answer is read.
 
-Pure description, but for `triton_command`, which lays out Triton's folders in the work folder.
+Pure description, except `triton_command`, which lays out Triton's folders in the work folder.
 Every server runs two model processes (or web processes that hold the model), keeps connections
-alive, and writes no access log, except ours where the name says so.
+alive, and writes no access log, except twofold where the name says so.
 """
 
 from __future__ import annotations

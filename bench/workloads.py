@@ -1,4 +1,4 @@
-"""What is asked of every server: model, body, connections.  Pure data; writes bodies where it is told.
+"""The workloads: model, body, connections.  Pure data; writes the bodies into a given folder.
 
 The same `score.py` (bench/models/) runs in every server, and every server gets the same bytes.
 """
@@ -28,7 +28,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of the table: a model asked with one body over so many connections."""
+    """One cell of the table: requests with one body to one model, over a number of connections."""
 
     model: str
     body: str

@@ -1,10 +1,9 @@
-"""Every setting of an instance: its default, unit, limits and meaning, in one place.
+"""The settings of an instance: default, unit, limits and meaning of each.
 
-A setting has one name, written three ways: `port: 8080` in the settings file, TWOFOLD_PORT in the
-environment, `--port` on the command line.  The later of these wins; the defaults come before all.
-What a name means is said once, by the fields of the four groups below: the command line, its help
-and the table of `twofold settings` are made from them.  How a value is found and judged is the
-business of twofold.settings.
+Touches nothing.  A setting has one name in three notations: `port: 8080` in the settings file, TWOFOLD_PORT
+in the environment, `--port` on the command line.  A later source has priority over an earlier one.  The
+fields of the four groups below are the only declaration of a setting: the command line, its help and the
+table of `twofold settings` are made from them.  twofold.settings finds and checks the values.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def _socket(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings(Checked):
-    """The listening address, and what a connection may take and how long."""
+    """The listening address, and the limits of a connection."""
 
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 or :: for every one")
     port: int = setting(8080, "port to listen on; 0 takes any free one", high=65535)
@@ -51,7 +50,7 @@ class HttpSettings(Checked):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSettings(Checked):
-    """How many copies of the model, how they start, and what is done when they fail."""
+    """The number of replicas, their start, and the handling of failures."""
 
     replicas: int = setting(0, "copies of the model; 0 is two for each OCPU, or one for each GPU", high=192)
     ocpus: float = setting(0.0, "OCPUs (two hardware threads each) to plan for; 0 measures them", high=2048)
@@ -62,7 +61,7 @@ class ReplicaSettings(Checked):
     )
     replay: str = setting("once", "offer a request again when its replica died", among=("once", "never"))
     spare: int = setting(0, "loaded replicas standing by for a crash", high=64)
-    # A completion counts microseconds in 32 bits, which is 4294 seconds.
+    # A completion has 32 bits for microseconds, which is 4294 seconds.
     predict_timeout: float = setting(
         60.0, "seconds from a request's admission to its answer", low=0.001, high=3600
     )
@@ -88,7 +87,7 @@ class EnvironmentSettings(Checked):
 
 @dataclass(frozen=True, slots=True)
 class LogSettings(Checked):
-    """The access log and the log of what the model prints."""
+    """The access log, and the log of the model's output."""
 
     log_dir: str = setting("", "folder for access.log and predict.log; empty is standard output")
     access_log: bool = setting(True, "one record for each request")
@@ -100,7 +99,7 @@ class LogSettings(Checked):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything that was asked for. `sources` says of each setting where its value came from."""
+    """All settings of an instance. `sources`: where the value of each setting came from."""
 
     artifact: str = ""
     http: HttpSettings = field(default_factory=HttpSettings)
@@ -110,21 +109,21 @@ class Config:
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def cache_folder(self) -> Path:
-        """Where unpacked artifacts and environments live; it may not exist yet."""
+        """The folder of unpacked artifacts and environments; it may not exist yet."""
         return cache_folder(self.environment)
 
     def quarantine_folder(self) -> Path:
-        """Where the bodies of requests that kill replicas are kept; it may not exist yet."""
+        """The folder of quarantined bodies; it may not exist yet."""
         chosen = self.replicas.quarantine_dir
         return Path(chosen).expanduser() if chosen else self.cache_folder() / "quarantine"
 
 
 def cache_folder(settings: EnvironmentSettings) -> Path:
-    """`cache_dir`, or the place that the XDG base directory rules give."""
+    """`cache_dir`, or the folder of the XDG base directory specification."""
     if settings.cache_dir:
         return Path(settings.cache_dir).expanduser().absolute()
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The rules have a relative path ignored.
+    # The specification says to ignore a relative path.
     return (cache if cache.is_absolute() else Path("~/.cache").expanduser()) / "twofold"
 
 
@@ -133,15 +132,15 @@ CATALOGUE = Catalogue(
     prefix="TWOFOLD_",
     listing="twofold settings",
     example="port: 8080",
-    # Read elsewhere: what an embedded instance and its replicas are told, and a load balancer's settings.
+    # Variables with other readers: embedded instances, replicas, the load balancer, the compiled form.
     apart=apart("TWOFOLD_", "EMBEDDER_CONFIG=.*", "REPLICA=.*", "BALANCE_.*", "INTERPRETED=.*"),
     free=("artifact",),
-    weaker={"WEB_CONCURRENCY": "replicas"},  # the deployment service's own, for the number of model copies
+    weaker={"WEB_CONCURRENCY": "replicas"},  # variable of the deployment service
 )
 
 
 def load(
     artifact: str, file: Path | None, environ: Mapping[str, str], options: Mapping[str, object]
 ) -> Config:
-    """As Catalogue.load, with `artifact` as the command line has it, if it is not empty."""
+    """As Catalogue.load; `artifact` is the argument of the command line, or empty. Raises as it does."""
     return CATALOGUE.load(file, environ, options, [("artifact", artifact, "ARTIFACT")] if artifact else ())

@@ -1,7 +1,7 @@
 """`python -m twofold.server.embedded FD`: an instance without fronts, for another server's application.
 
-The process that embeds us holds the other end of the socket FD: it receives the channels there, and
-its end is our sign to stop.
+Touches the socket FD.  The embedding process has the other end of the socket and receives the channels there.
+The instance stops when that process closes its end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from twofold.server.validation import check
 
 
 def announce(event: Event) -> None:
-    """Show the events that matter to the operator of the server around."""
+    """Write the events that concern the operator to the operational log."""
     if isinstance(event, Note):
         say("info", event.message)
     elif isinstance(event, InstanceReady):
@@ -32,7 +32,7 @@ def announce(event: Event) -> None:
 
 
 def main() -> int:
-    """Serve until the other server ends; the exit code."""
+    """Serve until the embedding process ends. Returns the exit code."""
     embedder = socket.socket(fileno=int(sys.argv[1]))
     settings = config.CATALOGUE.from_json(os.environ.pop("TWOFOLD_EMBEDDER_CONFIG"))
     try:

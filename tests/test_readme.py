@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_every_setting_is_in_its_table() -> None:
-    for _, known in config.CATALOGUE.known():
+    for _, known in config.CATALOGUE.declared():
         default = str(known.default).lower() if isinstance(known.default, bool) else str(known.default)
         cell = f"`{default}`" if default else ""
         assert f"| `{known.name}` | {cell} | {known.metadata['help']} |" in README

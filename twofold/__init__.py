@@ -1,3 +1,3 @@
-"""Serves machine-learning models over HTTP. This package is the foundation: it knows neither half."""
+"""Serves machine-learning models over HTTP. This package is the foundation: it imports neither half."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,7 @@
-"""`twofold`, or `python -m twofold`: runs a command and turns whatever comes out into an exit code."""
+"""`twofold`, or `python -m twofold`: runs a command and turns its outcome into an exit code.
+
+Touches the handlers of SIGINT and SIGTERM, and standard error.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ import sys
 
 from twofold.errors import ExitCode, TwofoldError
 
-# What a shell reports for a process that a signal ended. A running instance catches both, and stops.
+# Exit codes of a shell for a process ended by a signal.  A running instance catches both signals, and stops.
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM, so that what was started for a check or an unpacking is ended, and tidied up."""
+    """SIGINT or SIGTERM, as an exception: started processes are ended and files removed on the way out."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -22,16 +25,16 @@ class Interrupted(BaseException):
 
 
 def main() -> int:
-    """The exit code; everything to be said about a failure has been said on standard error."""
+    """Run the command of sys.argv. Returns the exit code; errors have been printed to standard error."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as nohup, and a shell without job control, would have it
+        if handler is not signal.SIG_IGN:  # set by nohup, and by a shell without job control
             signal.signal(number, _interrupt)
     try:
         return _command()
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) is _interrupt:  # a supervisor has its own, and they outlive it
+            if signal.getsignal(number) is _interrupt:  # a supervisor may have installed handlers of its own
                 signal.signal(number, handler)
 
 
@@ -51,7 +54,7 @@ def _command() -> int:
         print("twofold: interrupted", file=sys.stderr)
         return TERMINATED if signalled.number == signal.SIGTERM else INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output (head, less) has seen enough; the interpreter must not flush into it again.
+        # The reader of standard output (head, less) has closed it; the interpreter must not flush into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return int(ExitCode.OK)
     except Exception:
@@ -63,8 +66,8 @@ def _command() -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """One command. Raises TwofoldError, and UsageError for an unknown option or command."""
-    if arguments and arguments[0].startswith("balance"):  # a program of its own, under the same name
+    """Run one command. Raises TwofoldError, UsageError for an unknown option or command among them."""
+    if arguments and arguments[0].startswith("balance"):  # the load balancer is a separate program
         from twofold.loadbalancer.cli.entry import COMMANDS
 
         if arguments[0] in COMMANDS:

@@ -1,6 +1,6 @@
-"""Whose fault a failure is, in one readable line, and the exit code that says so to a script.
+"""Errors for the user: one readable line, and an exit code for each kind of cause.
 
-Nothing of ours is imported here; everything else may import this.
+Touches nothing, and imports no other module of twofold.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ TRACEBACK = "Traceback (most recent call last):"
 
 
 class ExitCode(IntEnum):
-    """What `twofold` exits with. Numbers are a contract: they are never given a new meaning."""
+    """The exit codes of `twofold`. The numbers are a contract: their meanings do not change."""
 
     OK = 0
-    INTERNAL = 1  # a bug of ours
+    INTERNAL = 1  # a bug in twofold
     USAGE = 2  # the command line
     CONFIG = 3  # the settings file or a TWOFOLD_* variable, or a file that they or an option name
     ARTIFACT = 4  # the folder or zip: missing, broken, or without a fitting score.py
     ENVIRONMENT = 5  # the model's interpreter: archive, Python version, unpacking
     MODEL = 6  # score.py: import, load_model() or predict()
-    ADDRESS = 7  # host and port: in use, or not ours to bind
+    ADDRESS = 7  # host and port: in use, or binding them is not permitted
     RESOURCES = 8  # memory, disk, or a folder that cannot be written
 
     @property
     def meaning(self) -> str:
+        """The meaning in words."""
         return _MEANINGS[self]
 
 
@@ -43,16 +44,16 @@ _MEANINGS = {
 
 
 def raised(lines: list[str]) -> int:
-    """Which line of a traceback names the exception: the first after all the frames; it may have many."""
+    """Index of the line of a traceback that names the exception: the first one after all frames."""
     frames = [index for index, line in enumerate(lines) if line.lstrip().startswith('File "')]
     behind = range(frames[-1] + 1 if frames else 0, len(lines))
     return next((index for index in behind if not lines[index].startswith(" ")), len(lines) - 1)
 
 
 class TwofoldError(Exception):
-    """A failure that the user can understand and end. `str()` is one line: place, message, remedy.
+    """A failure that the user can correct. `str()` is one line: place, message, remedy.
 
-    Of a message that holds a traceback, the line has the beginning and what was raised.
+    Of a message with a traceback, the line has the beginning and the exception.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
@@ -74,15 +75,15 @@ class TwofoldError(Exception):
 
 
 class UsageError(TwofoldError):
-    """The command line does not say what it could mean."""
+    """The command line is not valid."""
 
     exit_code = ExitCode.USAGE
 
 
 class ConfigError(TwofoldError):
-    """A setting in the file or in a variable is unknown, or has a value that it cannot have.
+    """A setting in the file or in a variable is unknown, or its value is not allowed.
 
-    Also of a file that any setting names, however it was set: the same fault has one exit code.
+    Also raised for a file that a setting names, whatever the source of the setting.
     """
 
     exit_code = ExitCode.CONFIG
@@ -95,7 +96,7 @@ class ArtifactError(TwofoldError):
 
 
 class EnvironmentFailure(TwofoldError):
-    """The model's interpreter cannot be found or made. (EnvironmentError is a name of Python's own.)"""
+    """The model's interpreter cannot be found or made. (EnvironmentError is a name of Python.)"""
 
     exit_code = ExitCode.ENVIRONMENT
 
@@ -107,12 +108,12 @@ class ModelError(TwofoldError):
 
 
 class AddressError(TwofoldError):
-    """The listening address cannot be had."""
+    """The listening address cannot be bound."""
 
     exit_code = ExitCode.ADDRESS
 
 
 class ResourceError(TwofoldError):
-    """The machine lacks memory or disk, or refuses a folder."""
+    """Memory or disk is not enough, or a folder cannot be used."""
 
     exit_code = ExitCode.RESOURCES

@@ -1,12 +1,12 @@
-"""How a setting gets its value: from the file, the variables or the options, with a place for complaints.
+"""Reads settings from the settings file, environment variables and options; errors name the source.
 
-A program declares its settings as fields of groups (frozen dataclasses that are `Checked`), the groups
-as fields of its Config, and in a `Catalogue` what they are called outside of it.  A setting has one name,
-written three ways: `port: 8080` in the settings file, PREFIX_PORT in the environment, `--port` on the
-command line.  All texts go through one parser.
-A setting whose default is a tuple takes several texts: a comma list, a YAML list, a repeated option.
+A program declares its settings as fields of groups (frozen dataclasses that are `Checked`), the groups as
+fields of its Config, and their external names in a `Catalogue`.  A setting has one name in three notations:
+`port: 8080` in the settings file, PREFIX_PORT in the environment, `--port` on the command line.  One parser
+reads all texts.  A setting whose default is a tuple takes several texts: a comma list, a YAML list, or a
+repeated option.
 
-A value out of its limits cannot be constructed.  Reads the settings file and nothing else.
+A group with a value outside its limits cannot be constructed.  Touches the settings file, read only.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     import yaml
 
 Value = str | int | float | bool | tuple[str, ...]
-Given = tuple[str, object, str]  # name, value as it came, place
+Given = tuple[str, object, str]  # name, unparsed value, source of the value
 
 WORDS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "text"}
 
 
 def apart(prefix: str, *patterns: str) -> re.Pattern[str]:
-    """NAME=VALUE of variables that begin with `prefix` and are no settings: `patterns`, and Kubernetes's.
+    """A pattern of NAME=VALUE for variables that begin with `prefix` but are not settings.
 
-    Kubernetes tells every container of each Service; of one that is called like the prefix, too.
+    It matches `patterns`, and the variables that Kubernetes sets for a Service named like the prefix.
     """
     services = (r"SERVICE_(HOST|PORT\w*)=.*", r"PORT_\d+_\w+=.*", r"PORT=\w+://.*")
     return re.compile(f"{prefix}({'|'.join((*patterns, *services))})", re.DOTALL)
@@ -51,9 +51,9 @@ def setting(
     among: tuple[str, ...] = (),
     form: Callable[[str], str] | None = None,
 ) -> Any:
-    """A field of a group; `low` and `high` are the limits of a number, both allowed.
+    """Declare a setting as a field of a group; `low` and `high` are the inclusive limits of a number.
 
-    `form` says of a text that is not empty what it should be instead, or nothing.
+    `form` checks a text that is not empty: it returns the expected form, or "" if the text is valid.
     """
     limits = {"low": low, "high": high, "among": among, "form": form}
     return field(default=default, metadata={"help": meaning, **limits})
@@ -61,13 +61,13 @@ def setting(
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Refuses values that no source may give."""
+    """A group of settings. Raises ConfigError for a value outside its limits."""
 
     def __post_init__(self) -> None:
-        for known in fields(self):
-            complaint = complain(known, getattr(self, known.name))
+        for declared in fields(self):
+            complaint = complain(declared, getattr(self, declared.name))
             if complaint:
-                raise ConfigError(complaint, f"it means: {known.metadata['help']}", known.name)
+                raise ConfigError(complaint, f"it means: {declared.metadata['help']}", declared.name)
 
 
 class AnyConfig(Protocol):
@@ -75,7 +75,7 @@ class AnyConfig(Protocol):
 
     @property
     def sources(self) -> Mapping[str, str]:
-        """Where the value of a setting came from; one that is missing here is the default."""
+        """The source of each setting's value; a missing setting has its default."""
 
 
 ConfigT = TypeVar("ConfigT", bound=AnyConfig)
@@ -83,28 +83,28 @@ ConfigT = TypeVar("ConfigT", bound=AnyConfig)
 
 @dataclass(frozen=True, slots=True)
 class Catalogue(Generic[ConfigT]):
-    """The settings of one program, and what they are called outside of it."""
+    """The settings of one program, and their external names."""
 
     config: type[ConfigT]
-    prefix: str  # of the variables, with its underscore
-    listing: str  # the command that lists them all
-    example: str  # of a line of the settings file
+    prefix: str  # of the variables, with the underscore
+    listing: str  # the command that lists all settings
+    example: str  # a line of the settings file
     apart: re.Pattern[str]  # made by `apart`
     free: tuple[str, ...] = ()  # fields of the Config that take any text and belong to no group
-    weaker: Mapping[str, str] = field(default_factory=dict)  # another's variable: the setting it stands for
+    weaker: Mapping[str, str] = field(default_factory=dict)  # other variable -> setting that it sets
 
     def groups(self) -> dict[str, type[Checked]]:
-        """The classes of the groups, by the Config's field."""
+        """The classes of the groups, by the name of the field of Config."""
         made: dict[str, Any] = {each.name: each.default_factory for each in fields(cast(Any, self.config))}
         return {
             name: each for name, each in made.items() if isinstance(each, type) and issubclass(each, Checked)
         }
 
-    def known(self) -> Iterator[tuple[str, Field[Any]]]:
-        """(group, field) of every setting, in the order in which they are documented."""
+    def declared(self) -> Iterator[tuple[str, Field[Any]]]:
+        """(group, field) of every setting, in the order of the documentation."""
         for group, settings_class in self.groups().items():
-            for known in fields(settings_class):
-                yield group, known
+            for declared in fields(settings_class):
+                yield group, declared
 
     def load(
         self,
@@ -113,9 +113,10 @@ class Catalogue(Generic[ConfigT]):
         options: Mapping[str, object],
         others: Iterable[Given] = (),
     ) -> ConfigT:
-        """Defaults, then `file` (or PREFIX_CONFIG), `environ`, options that are not None, and `others`.
+        """Make the Config. Sources in rising priority: defaults, file, `environ`, `options`, `others`.
 
-        Raises ConfigError or, for an option, UsageError, which name the place of what is wrong.
+        The file is `file`, or else PREFIX_CONFIG.  An option that is None is not given.  Raises ConfigError,
+        or UsageError for an option; both name the place of the fault.
         """
         values, sources = self._collect(
             self._from_file(self._chosen_file(file, environ)),
@@ -127,31 +128,37 @@ class Catalogue(Generic[ConfigT]):
 
     def listed(self, config: ConfigT) -> Iterator[tuple[str, Value, str, str]]:
         """(name, value, source, meaning) of every setting."""
-        for group, known in self.known():
-            value = getattr(getattr(config, group), known.name)
-            yield known.name, value, config.sources.get(known.name, "default"), known.metadata["help"]
+        for group, declared in self.declared():
+            value = getattr(getattr(config, group), declared.name)
+            yield (
+                declared.name,
+                value,
+                config.sources.get(declared.name, "default"),
+                declared.metadata["help"],
+            )
 
     def to_json(self, config: ConfigT) -> str:
-        """For another process of this program, which reads it with `from_json`."""
+        """The Config as text for `from_json` in another process."""
         values = {name: getattr(config, name) for name in self.free}
         return json.dumps(values | {name: value for name, value, _, _ in self.listed(config)})
 
     def from_json(self, text: str) -> ConfigT:
-        """The Config that `to_json` was given, without its sources. Raises ConfigError."""
+        """The Config of a result of `to_json`, without its sources. Raises ConfigError."""
         given = json.loads(text)
         values = {name: given[name] for name in self.free if name in given}
-        for _, known in self.known():
-            if known.name in given:
-                values[known.name] = parse(known, given[known.name])
+        for _, declared in self.declared():
+            if declared.name in given:
+                values[declared.name] = parse(declared, given[declared.name])
         return self._build(values, {})
 
     def find(self, name: str) -> Field[Any] | None:
-        return next((known for _, known in self.known() if known.name == name), None)
+        """The field of a setting; None if there is no setting of this name."""
+        return next((declared for _, declared in self.declared() if declared.name == name), None)
 
     # ------------------------------------------------------------------ the three sources
 
     def _chosen_file(self, given: Path | None, environ: Mapping[str, str]) -> Path | None:
-        """The settings file: as given, otherwise PREFIX_CONFIG."""
+        """The settings file: `given`, or else PREFIX_CONFIG."""
         named = environ.get(f"{self.prefix}CONFIG", "")
         return given or (Path(named) if named else None)
 
@@ -169,7 +176,7 @@ class Catalogue(Generic[ConfigT]):
             yield from self._written(name, value, path, line)
 
     def _mapping(self, path: Path) -> Iterable[tuple[yaml.Node, yaml.Node]]:
-        import yaml  # costs 15 ms and 3 MB, and most instances have no file
+        import yaml  # costs 15 ms and 3 MB, and most instances have no settings file
 
         example = f"write lines like `{self.example}`"
         try:
@@ -184,18 +191,18 @@ class Catalogue(Generic[ConfigT]):
         except yaml.YAMLError as error:
             raise ConfigError(f"not YAML: {error}", example, str(path)) from None
         if root is None or root.tag.endswith(":null"):
-            return []  # nothing but comments, or `---`
+            return []  # only comments, or `---`
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError("not a mapping", example, f"{path}:{root.start_mark.line + 1}")
         return cast("Iterable[tuple[yaml.Node, yaml.Node]]", root.value)
 
     def _written(self, name: str, value: yaml.Node, path: Path, line: int) -> Iterator[Given]:
-        """The text as it is written: one parser for all sources, and no YAML surprises (`no`, 0x1F90)."""
+        """The unparsed text: all sources have one parser, and YAML must not convert it (`no`, 0x1F90)."""
         import yaml
 
-        known = self.find(name)
+        declared = self.find(name)
         items = [value]
-        if isinstance(value, yaml.SequenceNode) and known is not None and type(known.default) is tuple:
+        if isinstance(value, yaml.SequenceNode) and declared is not None and type(declared.default) is tuple:
             items = value.value
             if not items:
                 yield name, (), f"{path}:{line}"
@@ -203,7 +210,7 @@ class Catalogue(Generic[ConfigT]):
             if not isinstance(item, yaml.ScalarNode):
                 what = f"{name} must be one plain value"
                 raise ConfigError(what, "settings are not nested", f"{path}:{line}")
-            # Within a list each item has a line of its own; otherwise the key's is the one to look at.
+            # An item of a list has a line of its own; any other value is in the line of its key.
             at = line if item is value else item.start_mark.line + 1
             yield name, "" if item.tag.endswith(":null") else item.value, f"{path}:{at}"
 
@@ -217,9 +224,9 @@ class Catalogue(Generic[ConfigT]):
                 yield variable[len(self.prefix) :].lower(), environ[variable], variable
 
     def _collect(self, *sources: Iterable[Given]) -> tuple[dict[str, Value], dict[str, str]]:
-        """The values and where each came from; a later source replaces what an earlier one said.
+        """(values, sources) by setting; a later source replaces the value of an earlier one.
 
-        Raises ConfigError or, for an option, UsageError, which name the place of the fault.
+        Raises ConfigError, or UsageError for an option; both name the place of the fault.
         """
         values: dict[str, Value] = {}
         places: dict[str, str] = {}
@@ -244,27 +251,27 @@ class Catalogue(Generic[ConfigT]):
     # ------------------------------------------------------------------ one value
 
     def _value(self, name: str, given: object, place: str) -> Value:
-        """`given` as the type that `name` has, within its limits."""
+        """Parse and check `given` for the setting `name`. Raises ConfigError or UsageError."""
         if name in self.free:
             return str(given)
-        known = self.find(name)
-        if known is None:
+        declared = self.find(name)
+        if declared is None:
             raise fault(place, f"there is no setting {name!r}", self._suggestion(name))
-        value = parse(known, given)
-        complaint = complain(known, value)
+        value = parse(declared, given)
+        complaint = complain(declared, value)
         if complaint:
-            raise fault(place, complaint, f"it means: {known.metadata['help']}")
+            raise fault(place, complaint, f"it means: {declared.metadata['help']}")
         return cast(Value, value)
 
     def _suggestion(self, name: str) -> str:
         from difflib import get_close_matches
 
-        near = get_close_matches(name, [known.name for _, known in self.known()], 1)
+        near = get_close_matches(name, [declared.name for _, declared in self.declared()], 1)
         return f"did you mean {near[0]}?" if near else f"`{self.listing}` lists them all"
 
 
 def from_options(options: Mapping[str, object]) -> Iterator[Given]:
-    """Options that were given; a list stands for an option that was repeated."""
+    """The options that are not None; a list stands for a repeated option."""
     for name, given in options.items():
         for item in given if isinstance(given, list) else (given,):
             if item is not None:
@@ -272,14 +279,14 @@ def from_options(options: Mapping[str, object]) -> Iterator[Given]:
 
 
 def fault(place: str, message: str, remedy: str) -> TwofoldError:
-    """An error of the kind that the place asks for, to be raised."""
+    """The error to raise: UsageError if `place` is an option, else ConfigError."""
     kind = UsageError if place.startswith("--") else ConfigError
     return kind(message, remedy, place)
 
 
-def parse(known: Field[Any], given: object) -> object:
-    """As the setting's type where that is possible, otherwise as it came."""
-    kind: object = type(known.default)
+def parse(declared: Field[Any], given: object) -> object:
+    """`given` as the setting's type; unchanged if that is impossible."""
+    kind: object = type(declared.default)
     if kind is float and type(given) is int:
         return float(given)
     if not isinstance(given, str):
@@ -294,14 +301,14 @@ def parse(known: Field[Any], given: object) -> object:
         return given
 
 
-def complain(known: Field[Any], value: object) -> str:
-    """What is wrong with the value, or nothing."""
-    kind = type(known.default)
+def complain(declared: Field[Any], value: object) -> str:
+    """The error of the value, or ""."""
+    kind = type(declared.default)
     several = kind is tuple and isinstance(value, tuple)
     for item in cast("tuple[object, ...]", value) if several else (value,):
-        wanted = _wanted(known.metadata, str if several else kind, item)
+        wanted = _wanted(declared.metadata, str if several else kind, item)
         if wanted:
-            return f"{known.name} must be {wanted}, not {item!r}"
+            return f"{declared.name} must be {wanted}, not {item!r}"
     return ""
 
 

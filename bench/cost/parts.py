@@ -70,7 +70,7 @@ class Launcher:
 
     def wait(self, running: Running) -> None:
         """Raises Unavailable where the right answer does not come."""
-        running.wait(self.body, every=self.way.look_s, within=self.way.ready_s)
+        running.wait(self.body, every_s=self.way.look_s, within_s=self.way.ready_s)
 
     def origin(self) -> str:
         """The upstream that both load balancers share; it is charged to neither."""

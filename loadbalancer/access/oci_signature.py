@@ -92,7 +92,9 @@ class Keys:
             keys[key_id] = _public_key(key_id, pem, place)
         if not keys:
             raise ConfigError(
-                "signature_keys: no key in the file", "see loadbalancer/signature.py", str(path)
+                "signature_keys: no key in the file",
+                "write a keyId, then its PEM key below",
+                str(path),
             )
         return cls(keys)
 

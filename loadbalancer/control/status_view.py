@@ -36,7 +36,7 @@ class StatusFacts:
     certificate_expires: int = 0  # Unix time; 0: there is none, or it cannot be read
     reloads_refused: tuple[int, str] = (0, "")  # how many, and why the last one
     hung: int = 0  # children replaced because they hung
-    compiled: bool = False  # see compiled.py
+    compiled: bool = False  # see twofold/native/load.py
 
 
 def state(facts: StatusFacts, recent: SlidingWindow, reading: Reading) -> dict[str, Any]:

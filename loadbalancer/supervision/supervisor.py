@@ -35,7 +35,7 @@ from twofold.loadbalancer.supervision.exec_handover import ExecHandover
 from twofold.loadbalancer.supervision.resources import NUMBERS, ChildEntries, Resources
 from twofold.native import load
 from twofold.process.backoff import Backoff
-from twofold.process.child import Child, Life, RestartPolicy
+from twofold.process.child import Child, EntryPoint, RestartPolicy
 from twofold.process.exit_status import how
 from twofold.process.forking import reap
 from twofold.process.signals import STOP_SIGNALS, SignalPipe
@@ -109,7 +109,7 @@ class Supervisor:
             ready.register(fd, select.POLLIN)
         for fd, _ in ready.poll(TURN_S * 1000):
             if fd in reports:
-                reports[fd].hear()
+                reports[fd].read_readiness()
             else:
                 self._handle(self.signals.read())
         now_s = time.monotonic()
@@ -342,7 +342,7 @@ class Supervisor:
 
 
 def _child(resources: Resources, role: str, number: int = -1, beat: int = -1) -> Child:
-    lives: dict[str, Life] = {
+    lives: dict[str, EntryPoint] = {
         LOG_WRITER: partial(resources.be_log_writer, beat),
         CONTROLLER: partial(resources.be_controller, beat),
         PROXY: partial(resources.be_proxy, number),

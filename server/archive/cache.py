@@ -1,13 +1,14 @@
-"""A folder of things that are made once, each under the hash of what it was made from.
+"""A cache of folders that are made once, each under a key: the hash of its source.
 
-    KEY/          what was made; valid only while KEY.ready exists
-    KEY.ready     the last step: everything before it may have been cut off
-    .KEY.part/    being made, renamed to KEY when it is full
-    .KEY.lock     held with flock() by whoever makes KEY
+    KEY/          the entry; valid only while KEY.ready exists
+    KEY.ready     made last: an entry without it is incomplete
+    .KEY.part/    the entry while it is filled; renamed to KEY when complete
+    .KEY.lock     locked with flock() by the process that makes KEY
 
-Whoever holds a key's lock knows that every half-made thing under that key belongs to the dead, since
-the kernel drops the lock with the process, whatever ended it.  A child that works on KEY inherits the
-lock, so it holds until the last of them has gone.
+The kernel releases a lock when its process ends.  Therefore an incomplete entry is abandoned if its lock is
+free.  A child that works on KEY inherits the lock, which is released when the last of them has ended.
+
+Touches the cache folder.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from twofold.errors import ResourceError
 
 
 class Cache:
-    """Things of one kind. Nothing is made or touched before it is needed."""
+    """The entries of one kind, in `folder`, which is created when first needed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def ready(self, key: str) -> Path | None:
-        """The finished thing, or None. Takes no lock and writes nothing, so it works on read-only disks."""
+        """The complete entry, or None. Takes no lock and writes nothing: works on a read-only disk."""
         folder = self.folder / key
         return folder if self._mark(key).exists() and folder.is_dir() else None
 
@@ -40,17 +41,17 @@ class Cache:
         finish: Callable[[Path, int], None] = lambda folder, lock: None,
         waiting: Callable[[], None] = lambda: None,
     ) -> Path:
-        """The thing under `key`; `fill` a fresh folder and `finish` it in its final place if it is not there.
+        """The entry of `key`. If missing: `fill` an empty folder, move it to its final path, `finish` it.
 
-        `finish` also gets the lock's descriptor, for its children.  `waiting` is called when another
-        process is at it.  What `fill` and `finish` raise goes on, after everything was removed.
-        ResourceError when the folder cannot be written.
+        `finish` also gets the lock's descriptor, for its children.  `waiting` is called while another
+        process holds the lock.  An exception of `fill` or `finish` is raised again after the entry was
+        removed.  Raises ResourceError if the folder cannot be written.
         """
         found = self.ready(key)
         if found:
             return found
         with self.locked(key, waiting) as lock:
-            found = self.ready(key)  # by the one we waited for
+            found = self.ready(key)  # perhaps made while this process waited for the lock
             if found:
                 return found
             part, final = self._part(key), self.folder / key
@@ -72,7 +73,7 @@ class Cache:
 
     @contextmanager
     def locked(self, key: str, waiting: Callable[[], None]) -> Iterator[int]:
-        """Hold the lock of `key`; yields its descriptor."""
+        """Hold the lock of `key`; yields its descriptor. Raises ResourceError."""
         with self._writing():
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = self._open_lock(key)
@@ -86,21 +87,21 @@ class Cache:
             os.close(lock)
 
     def _sweep(self) -> None:
-        """Remove what processes that are gone left half made."""
+        """Remove the incomplete entries of processes that have ended."""
         for path in self.folder.iterdir():
             key = path.name.removeprefix(".").removesuffix(".part")
             if not path.is_dir() or self.ready(key):
                 continue
             lock = self._open_lock(key)
             try:
-                # Its maker may have finished between the look and the lock.
+                # Its maker may have completed it between the check and the lock.
                 if _try_lock(lock) and not self.ready(key):
                     self._remove(key)
             finally:
                 os.close(lock)
 
     def _remove(self, key: str) -> None:
-        """Everything under `key` but its lock: unlinking that would let two processes hold it."""
+        """Remove the entry, but not its lock: unlinking the lock would let two processes hold it."""
         self._mark(key).unlink(missing_ok=True)
         for folder in (self._part(key), self.folder / key):
             if folder.exists():

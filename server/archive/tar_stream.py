@@ -1,7 +1,8 @@
-"""A tar file, compressed or not, read strictly forward and suspiciously.
+"""A tar stream, compressed or not, read strictly forward and with limits.
 
-tarfile knows the many dialects of tar, but trusts them: it reads headers of any size into memory, and
-takes a damaged header for the end.  What lies between it and the bytes is here.
+tarfile knows the dialects of tar, but trusts the file: it reads headers of any size into memory, and takes a
+damaged header for the end.  The classes here check the bytes before tarfile reads them.  Touches the given
+file only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ HEADERS = (
 
 
 def decompressed(raw: IO[bytes]) -> ByteSource:
-    """The content of a tar file. BadArchive if it is of no known kind."""
+    """The decompressed content of a tar file. Raises BadArchive if its kind is unknown."""
     start = raw.read(BLOCK)
     raw.seek(0)
     if start.startswith(b"\x1f\x8b"):
@@ -47,7 +48,7 @@ def decompressed(raw: IO[bytes]) -> ByteSource:
 
 
 class _Lzma:
-    """lzma with its own error turned into one that unpack() knows."""
+    """An lzma source whose LZMAError becomes an EOFError, which unpack() handles."""
 
     def __init__(self, source: ByteSource) -> None:
         self._source = source
@@ -62,16 +63,17 @@ class _Lzma:
 
 
 class TarHeader(tarfile.TarInfo):
-    """A tar header that may not make tarfile read any amount into memory, nor step backwards.
+    """A tar header of limited size: tarfile reads a header into memory, and a negative size steps backwards.
 
-    Its size is looked at where it is asked for: each of tarfile's security fixes makes headers another
-    way, and reads what belongs to them another way.
+    The size is checked when it is read.  tarfile constructs headers differently in each of its security
+    releases, so a check on construction would not be reliable.
     """
 
     _size = 0
 
     @property
     def size(self) -> int:
+        """Size of the data, in bytes. Raises BadArchive."""
         if self._size < 0 or (self._size > MAX_HEADER and self.type in HEADERS):
             raise BadArchive(f"a header of {self._size} bytes")
         return self._size
@@ -82,33 +84,36 @@ class TarHeader(tarfile.TarInfo):
 
 
 class TarStream:
-    """The decompressed bytes as a file for tarfile, which reads forward, but looks back at one byte.
+    """The decompressed bytes as a file for tarfile, which reads forward, but seeks back by one byte.
 
-    To step back, a decompressor would start again at the beginning; here the last block is kept.
+    A decompressor would seek back by starting again, so this class keeps the last block.
     """
 
     def __init__(self, source: ByteSource, tick: Callable[[], None]) -> None:
         self._source = source
         self._tick = tick
         self._ticked = 0
-        self._end = 0  # how much has been read of the source
-        self._back = 0  # how far behind that we are
+        self._end = 0  # bytes read from the source
+        self._back = 0  # bytes between the current position and `_end`
         self._last = b""
         self._result = b""
 
     def tell(self) -> int:
+        """The current position, in bytes."""
         return self._end - self._back
 
     def seek(self, offset: int) -> int:
+        """Go to `offset`. Raises BadArchive if it is further back than one block."""
         back = self._end - offset
         if back > len(self._last):
             raise BadArchive("its headers lead backwards")
         self._back = max(back, 0)
         while self._end < offset and self._pull(min(offset - self._end, CHUNK)):
-            pass  # at the end, the next read() finds nothing, and tarfile says so
+            pass  # at the end of the source the next read() is short, and tarfile raises
         return self.tell()
 
     def read(self, size: int) -> bytes:
+        """Read `size` bytes, fewer at the end of the source."""
         result = b""
         if self._back:
             start = len(self._last) - self._back
@@ -123,10 +128,10 @@ class TarStream:
         return result
 
     def finish(self) -> None:
-        """BadArchive unless tarfile stopped at the end mark and only zeros follow.
+        """Raises BadArchive unless tarfile stopped at the end mark and only zeros follow.
 
-        tarfile also stops, and says nothing, at a header that it does not understand.  To read on to
-        the end makes the decompressor compare its checksum.
+        tarfile also stops, without an error, at an unknown header.  Reading to the end makes the
+        decompressor verify its checksum.
         """
         if self._result != bytes(BLOCK):
             raise BadArchive("damaged or cut off: it has no end mark")

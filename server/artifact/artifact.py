@@ -1,11 +1,11 @@
 """The model artifact: a folder, or a zip of one, with score.py, runtime.yaml and the model's files.
 
     score.py       load_model() and predict(data, model=load_model())
-    runtime.yaml   names the environment and its Python version; may be missing
-    sample.json    a request to try the model with; may be missing
+    runtime.yaml   the environment and its Python version; optional
+    sample.json    a sample request; optional
 
-A zip may hold all of it inside one folder, as it comes out when somebody zips the folder itself.
-Nothing of the artifact is executed here.  Writes below the cache folder, and only for a zip.
+A zip may hold these files at its top, or inside its only folder.  No code of the artifact runs here.
+Touches the files of the artifact, and for a zip the cache folder.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from twofold.server.artifact.diagnostics import Diagnostic
 
 SCORE, RUNTIME, SAMPLE = "score.py", "runtime.yaml", "sample.json"
 MAX_YAML = 1 << 20
-NOISE = {"__MACOSX"}  # what Finder adds beside the zipped folder
-NOTHING = {"", "~", "null", "none"}
+IGNORED_ENTRIES = {"__MACOSX"}  # Finder adds it beside the zipped folder
+EMPTY_VALUES = {"", "~", "null", "none"}
 ENVIRONMENT_KEYS = ("MODEL_DEPLOYMENT", "INFERENCE_CONDA_ENV")
-# What is read of runtime.yaml, and where it must stand to be read.
-PLACES: dict[str, tuple[str, ...]] = {
+# The keys of runtime.yaml that are read, each with the path of the section that must hold it.
+SECTIONS: dict[str, tuple[str, ...]] = {
     "MODEL_ARTIFACT_VERSION": (),
     ENVIRONMENT_KEYS[0]: (),
     ENVIRONMENT_KEYS[1]: ENVIRONMENT_KEYS[:1],
@@ -39,7 +39,7 @@ FORMAT = "3.0"
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What runtime.yaml says about serving; "" where it says nothing."""
+    """The values of runtime.yaml that serving needs; "" for a missing one."""
 
     env_path: str = ""
     python_version: str = ""  # "3.10", or "3.10.13"
@@ -50,7 +50,7 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """`archive` is the zip it was unpacked from; `remarks` are about keys of runtime.yaml that do nothing."""
+    """An artifact on disk. `archive`: its zip, if any; `remarks`: on ignored keys of runtime.yaml."""
 
     path: Path
     name: str
@@ -60,32 +60,33 @@ class Artifact:
     remarks: tuple[Diagnostic, ...] = ()
 
     def holds_sample(self) -> bool:
-        """The sample request is the artifact's own, and not one that a setting names."""
+        """Whether the sample request is a file of the artifact, and not one that a setting names."""
         return self.sample == self.path / SAMPLE
 
 
 def opened(path: str, cache_dir: Path, sample: str = "") -> Artifact:
-    """The artifact at `path`; a zip is unpacked under `cache_dir`, once for each content.
+    """Open the artifact at `path`; a zip is unpacked under `cache_dir`, once for each content.
 
-    `sample` is the file of a sample request; without it, the artifact's own sample.json if there is one.
-    ArtifactError when it is none, ResourceError when the disk or the cache folder is at fault.
+    `sample` is the path of a sample request; if empty, the artifact's sample.json is used if there is one.
+    Raises ArtifactError if there is no valid artifact, ConfigError if `sample` does not exist, and
+    ResourceError if the disk or the cache folder fails.
     """
     try:
         return _opened(path, cache_dir, sample)
     except PermissionError as error:
-        place, remedy = str(error.filename), "check the permissions, also of the folders above it"
-        if place.startswith(str(cache_dir)):
-            raise ResourceError("may not be used as a cache", "choose another cache_dir", place) from None
-        raise ArtifactError("may not be read", remedy, place) from None
+        path, remedy = str(error.filename), "check the permissions, also of the folders above it"
+        if path.startswith(str(cache_dir)):
+            raise ResourceError("may not be used as a cache", "choose another cache_dir", path) from None
+        raise ArtifactError("may not be read", remedy, path) from None
 
 
 def _opened(path: str, cache_dir: Path, sample: str) -> Artifact:
-    place = Path(path).expanduser().absolute()
-    if not place.exists():
+    named = Path(path).expanduser().absolute()
+    if not named.exists():
         raise ArtifactError(f"there is no {path}", "name a folder or a zip with a score.py in it")
-    folder = place if place.is_dir() else _unpacked(place, cache_dir)
+    folder = named if named.is_dir() else _unpacked(named, cache_dir)
     if not (folder / SCORE).is_file():
-        below = sorted(place.glob(f"*/{SCORE}")) if place.is_dir() else []
+        below = sorted(named.glob(f"*/{SCORE}")) if named.is_dir() else []
         remedy = f"did you mean {below[0].parent}?" if below else "it must be at the top of the folder"
         raise ArtifactError("has no score.py", remedy, path)
     request = Path(sample).expanduser().absolute() if sample else folder / SAMPLE
@@ -94,16 +95,16 @@ def _opened(path: str, cache_dir: Path, sample: str) -> Artifact:
     document = _document(folder / RUNTIME)
     return Artifact(
         path=folder,
-        name=place.name if place.is_dir() else place.stem,
+        name=named.name if named.is_dir() else named.stem,
         runtime=_runtime(document, folder / RUNTIME),
         sample=request if request.is_file() else None,
-        archive=None if place.is_dir() else place,
+        archive=None if named.is_dir() else named,
         remarks=tuple(_misplaced(document)),
     )
 
 
 def _unpacked(archive: Path, cache_dir: Path) -> Path:
-    """The folder with the content of the zip, or the only folder in it."""
+    """Unpack the zip, and return the folder with score.py. Raises ArtifactError and ResourceError."""
     import hashlib
     import zipfile
 
@@ -134,10 +135,13 @@ def _unpacked(archive: Path, cache_dir: Path) -> Path:
 
 
 def _model_folder(folder: Path, archive: Path) -> Path:
-    """`folder`, or the one folder in it. Also asked before anything is kept: a useless zip leaves nothing."""
-    inside = [path for path in folder.iterdir() if path.name not in NOISE]
+    """`folder` or its only subfolder, whichever has score.py. Raises ArtifactError if neither has.
+
+    Also called before the cache keeps the folder, so that a zip without score.py leaves nothing.
+    """
+    inside = [path for path in folder.iterdir() if path.name not in IGNORED_ENTRIES]
     only = inside[0] if len(inside) == 1 else folder
-    found = next((place for place in (folder, only) if (place / SCORE).is_file()), None)
+    found = next((path for path in (folder, only) if (path / SCORE).is_file()), None)
     if found is None:
         remedy = "it must be at the top of the zip, or in its only folder"
         raise ArtifactError("has no score.py", remedy, str(archive))
@@ -148,10 +152,10 @@ def _model_folder(folder: Path, archive: Path) -> Path:
 
 
 def _document(file: Path) -> Mapping[str, object]:
-    """The content of runtime.yaml; {} if there is no such file, or nothing in it."""
+    """The content of runtime.yaml; {} if the file is missing or empty. Raises ArtifactError."""
     if not file.exists():
         return {}
-    import yaml  # costs 15 ms and 3 MB, and an artifact may do without
+    import yaml  # costs 15 ms and 3 MB, and runtime.yaml is optional
 
     place = str(file)
     try:
@@ -159,7 +163,7 @@ def _document(file: Path) -> Mapping[str, object]:
             text = content.read(MAX_YAML + 1)
         if len(text) > MAX_YAML:
             raise ArtifactError(f"is larger than {MAX_YAML >> 20} MB", "it only names the environment", place)
-        # BaseLoader leaves scalars as they are written: 3.10 is not the number 3.1.
+        # BaseLoader keeps scalars as text: 3.10 must not become the number 3.1.
         document = yaml.load(text, Loader=yaml.BaseLoader)
     except OSError as error:
         raise ArtifactError(f"cannot read it: {error.strerror}", "check its permissions", place) from None
@@ -176,40 +180,40 @@ def _document(file: Path) -> Mapping[str, object]:
 
 
 def _runtime(document: Mapping[str, object], file: Path) -> Runtime | None:
-    """None without the part about deployment: then the default environment serves."""
+    """The values of MODEL_DEPLOYMENT; None without that section, which means the default environment."""
     section: object = document
     for key in ENVIRONMENT_KEYS:
         section = section.get(key, "") if isinstance(section, Mapping) else None
         if section is None or isinstance(section, list):
             remedy = f"write it as {' > '.join(ENVIRONMENT_KEYS)}"
             raise ArtifactError(f"{key} is not where it should be", remedy, str(file))
-        if not isinstance(section, Mapping) and section.lower() in NOTHING:
+        if not isinstance(section, Mapping) and section.lower() in EMPTY_VALUES:
             return None
     return _read_section(section, document, file)
 
 
 def _misplaced(document: Mapping[str, object]) -> Iterator[Diagnostic]:
-    """A warning for each key that would mean something in another place, or if it were spelt right."""
-    waiting: list[tuple[tuple[str, ...], Mapping[str, object]]] = [((), document)]
-    seen: set[int] = set()  # an alias in YAML leads to the same section again
-    while waiting:
-        path, section = waiting.pop()
+    """A warning for each known key in a wrong section, and for each INFERENCE_ key that is unknown."""
+    pending: list[tuple[tuple[str, ...], Mapping[str, object]]] = [((), document)]
+    seen: set[int] = set()  # a YAML alias may refer to an enclosing section
+    while pending:
+        path, section = pending.pop()
         if id(section) in seen:
             continue
         seen.add(id(section))
-        yield from (diagnostic for key in section for diagnostic in _judge(key, path))
-        waiting += [((*path, key), value) for key, value in section.items() if isinstance(value, Mapping)]
+        yield from (diagnostic for key in section for diagnostic in _check_key(key, path))
+        pending += [((*path, key), value) for key, value in section.items() if isinstance(value, Mapping)]
 
 
-def _judge(key: str, path: tuple[str, ...]) -> Iterator[Diagnostic]:
+def _check_key(key: str, path: tuple[str, ...]) -> Iterator[Diagnostic]:
     from difflib import get_close_matches
 
-    right = PLACES.get(key)
-    if right is not None and right != path:
-        where = f"below {' > '.join(right)}" if right else "at the top, not indented"
+    required = SECTIONS.get(key)
+    if required is not None and required != path:
+        where = f"below {' > '.join(required)}" if required else "at the top, not indented"
         yield Diagnostic("warning", RUNTIME, f"{key} is in the wrong place, and ignored", f"write it {where}")
-    elif right is None and key.startswith("INFERENCE_"):
-        near = get_close_matches(key, PLACES, 1)
+    elif required is None and key.startswith("INFERENCE_"):
+        near = get_close_matches(key, SECTIONS, 1)
         remedy = f"did you mean {near[0]}?" if near else "remove it"
         yield Diagnostic("warning", RUNTIME, f"{key} means nothing here, and is ignored", remedy)
 
@@ -219,7 +223,9 @@ def _read_section(section: object, document: Mapping[str, object], file: Path) -
         raise ArtifactError("INFERENCE_CONDA_ENV is not a mapping", "", str(file))
     path, slug, kind = (_text(section, f"INFERENCE_ENV_{name}", file) for name in ("PATH", "SLUG", "TYPE"))
     if path and "://" not in path:
-        path = str(file.parent / Path(path).expanduser())  # relative to the artifact, wherever we run
+        path = str(
+            file.parent / Path(path).expanduser()
+        )  # relative to the artifact, not to the working directory
     version = _version(_text(section, "INFERENCE_PYTHON_VERSION", file), file)
     return Runtime(path, version, slug, kind, _text(document, "MODEL_ARTIFACT_VERSION", file))
 
@@ -228,7 +234,7 @@ def _text(section: Mapping[str, object], key: str, file: Path) -> str:
     value = section.get(key, "")
     if not isinstance(value, str):
         raise ArtifactError(f"{key} is not a plain value", "", str(file))
-    return "" if value.strip().lower() in NOTHING else value.strip()
+    return "" if value.strip().lower() in EMPTY_VALUES else value.strip()
 
 
 def _version(text: str, file: Path) -> str:
@@ -236,4 +242,4 @@ def _version(text: str, file: Path) -> str:
         raise ArtifactError(
             f"INFERENCE_PYTHON_VERSION is {text[:50]!r}", "write it like '3.10', in quotes", str(file)
         )
-    return "3.10" if text == "3.1" else text  # 3.10 that somebody's YAML writer took for a number
+    return "3.10" if text == "3.1" else text  # a YAML writer may take 3.10 for a number

@@ -1,4 +1,4 @@
-"""One diagnostic about an artifact: what was looked at, how it is, and what to do about it."""
+"""A diagnostic about an artifact: the subject, the finding, and the remedy. Touches nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from twofold.errors import ExitCode
 
-# What to do about a model that fails; by the stage of its start, as replicas and preflight call them.
+# Remedies for a model that fails, by the stage of its start in replicas and in `twofold check`.
 REMEDIES = {
     "import": "correct score.py, or add what it imports to the environment",
     "load": "correct load_model(), or add the files that it reads to the artifact",
@@ -21,7 +21,7 @@ CRASH = "a library that the model uses crashes, or there is not enough memory"
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """`note`: neither good nor bad, it merely was not looked at."""
+    """One finding. The level `note`: the subject was not examined."""
 
     level: Literal["ok", "note", "warning", "error"]
     subject: str

@@ -1,8 +1,8 @@
 """The command line: `twofold serve`, `check`, `settings`.
 
-Touches standard output.  Every setting is an option, made from the fields of server.config.  What a
-command needs is imported when it runs, so that `twofold serve` starts fast and `--help` works whatever
-is broken.
+Touches standard output.  Every setting is an option, made from the fields of server.config.  A command
+imports its modules when it runs, so that `twofold serve` starts fast and `--help` works even if one of
+them does not import.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What a person sees of `twofold`, on standard error: start-up, notes, verdicts, failures.
+"""The messages of `twofold` for the operator, on standard error: start-up, notes, diagnostics, failures.
 
-Standard output stays free for the log records.  On a terminal, rich draws the start-up; everywhere
-else, and for everything after the start, a line is a line of the operational log, which never
-blocks: a stuck terminal must not stop the supervisor.  Formatting is pure; `rich` is imported only
-for a terminal.
+Touches standard error, and standard output for results; log records go to standard output.  On a terminal,
+rich draws the start-up.  After the start, and without a terminal, each line is a line of the operational
+log.  That log never blocks, because a blocked terminal must not stop the supervisor.  Formatting is pure;
+`rich` is imported only for a terminal.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ if TYPE_CHECKING:
 STYLES = {"ok": "green", "note": "dim", "warning": "yellow", "error": "bold red"}
 LEVELS = {"dead": "warning"}  # of a replica's state
 REPLICA_STYLES = {"loading": "dim", "ready": "green", "spare": "green", "dead": "bold red"}
-PLAIN_STEPS = 4  # lines about one unpacking where no bar can be drawn
-SHORT_WORK = 1_000_000  # bytes that take no time worth a line
-MAX_INLINE = 200  # characters of a request that are shown in a command
+PLAIN_STEPS = 4  # progress lines of one step without a terminal
+SHORT_WORK = 1_000_000  # bytes; less work is not shown
+MAX_INLINE = 200  # characters of a sample request that are shown in a command
 WIDTH = 18  # of a diagnostic's subject
-MARGIN = " " * (WIDTH + 10)  # of what stands below a diagnostic's first line
+MARGIN = " " * (WIDTH + 10)  # before every line of a diagnostic but the first
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
 def replica_line(event: ReplicaChanged) -> str:
-    """One replica's change of state."""
+    """The line for a replica's change of state."""
     text = f"replica {event.index} {event.state}"
     if event.state in ("ready", "spare"):
         return f"{text}: loaded in {event.load_s:.2f} s, {event.memory_mb:.0f} MB"
-    reason = str(TwofoldError(event.reason))  # of a traceback, what was raised
-    again = event.state == "loading"  # it has been said when the last one died
-    return f"{text}: {reason}" if reason and not again else text
+    reason = str(TwofoldError(event.reason))  # of a traceback, the exception
+    shown = event.state == "loading"  # the reason was shown when the last process died
+    return f"{text}: {reason}" if reason and not shown else text
 
 
 def curl(url: str, sample: str, text: str = "") -> str:
-    """A command that calls predict at `url`, to be pasted into a shell.
+    """A shell command that posts a request to /predict at `url`.
 
-    `sample` is the path of a request, or empty; `text` its content where that file is not the user's.
+    `sample`: the path of a sample request, or empty; `text`: its content, if its file comes out of a zip.
     """
     host = urlsplit(url).netloc.rpartition(":")[0]
     target = url.replace(host, ANY_ADDRESS.get(host, host), 1) + "/predict"
@@ -72,7 +72,7 @@ def curl(url: str, sample: str, text: str = "") -> str:
 
 
 def ready_line(event: InstanceReady) -> str:
-    """Where it serves, or for an instance inside another server, that it does."""
+    """The line for a ready instance; without an address for an instance inside another server."""
     what = f"{many(event.replicas, 'replica')} ready in {event.start_s:.2f} s"
     if not urlsplit(event.url).hostname:
         return what
@@ -84,7 +84,7 @@ def _example(event: InstanceReady) -> str:
 
 
 def sentence(event: Event) -> str:
-    """The event in words; empty when it is not worth a line."""
+    """The line for an event; empty if the event is not shown."""
     if isinstance(event, ReplicaChanged):
         return replica_line(event)
     if isinstance(event, InstanceReady):
@@ -94,7 +94,7 @@ def sentence(event: Event) -> str:
     if isinstance(event, Note):
         return event.message
     if not event.served:
-        # What did not start does not stop either, and the reason follows.
+        # A failed start is shown as a failure, which follows, and not as a stop.
         return "" if event.failed else "stopping" if isinstance(event, Stopping) else "stopped"
     if isinstance(event, Stopping):
         return "stopping: requests in flight may finish; a second signal ends them"
@@ -102,7 +102,7 @@ def sentence(event: Event) -> str:
 
 
 class Announcer:
-    """Shows the supervisor's events, and how an unpacking goes on."""
+    """Shows the supervisor's events and the progress of unpacking."""
 
     def __init__(self, stream: TextIO) -> None:
         self.console: Console | None = _console(stream) if stream.isatty() else None
@@ -119,19 +119,19 @@ class Announcer:
             say(LEVELS.get(state, "info"), text)
         elif isinstance(event, InstanceReady):
             self._draw_ready(self.console, event)
-            self.console = None  # from now on nothing may block
+            self.console = None  # writing to a terminal may block
         else:
             style = REPLICA_STYLES.get(state, "") if state else "dim"
             self.console.print(text, style=style, soft_wrap=True)
 
     def close(self) -> None:
-        """Leave the terminal whole, whatever comes next."""
+        """Remove the progress bar."""
         if self.bar is not None:
             self.bar[0].stop()
             self.bar = None
 
     def unpacking(self, what: str, done: int, total: int) -> None:
-        """Bytes `done` of `total`; a total of 0 is unknown."""
+        """Show the progress of the step `what`: bytes `done` of `total`, which is 0 if unknown."""
         if total and total < SHORT_WORK:
             return
         if self.console is None:
@@ -150,12 +150,12 @@ class Announcer:
     def _draw_ready(self, console: Console, event: InstanceReady) -> None:
         console.print(f"serving at {event.url}", style="bold green", end="  ")
         console.print(f"{event.replicas} ready in {event.start_s:.2f} s", style="dim")
-        # Not wrapped: it is there to be copied.
+        # Not wrapped, so that it can be copied.
         console.print(_example(event), soft_wrap=True)
 
 
 def verdicts(stream: TextIO) -> Callable[[Diagnostic], None]:
-    """A printer of diagnostics, one line each and its remedy below, in columns."""
+    """A function that prints a diagnostic: one line in columns, and the remedy below."""
     console = _console(stream) if stream.isatty() else None
 
     def show(diagnostic: Diagnostic) -> None:
@@ -184,7 +184,7 @@ def verdict(code: ExitCode, stream: TextIO) -> None:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], stream: TextIO) -> None:
-    """Columns: fitted to a terminal, else one row a line with tabs between, for other programs."""
+    """Print a table: aligned columns on a terminal, else one line for each row, separated by tabs."""
     if not stream.isatty():
         for row in (heads, *rows):
             print(*row, sep="\t", file=stream)
@@ -198,9 +198,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], stream: TextIO) -
 
 
 def failure(error: TwofoldError, stream: TextIO) -> None:
-    """Why it ends: one line, after the traceback where the message has one.
+    """Print the error in one line, after the traceback if the message has one.
 
-    What was raised is in that line, and is said twice only where it takes several.
+    The line contains the exception.  The traceback repeats the exception only if it has several lines.
     """
     first, *trace = error.message.strip().splitlines() or [""]
     if first.endswith(TRACEBACK):
@@ -226,7 +226,7 @@ def _bar(console: Console, what: str) -> tuple[Progress, TaskID]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     text = TextColumn("{task.description}", markup=False)
-    # Redrawn by hand: a thread of the bar's own would still be there when the supervisor forks.
+    # Without auto_refresh: a refresh thread would still run when the supervisor forks.
     progress = Progress(
         text, BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console, auto_refresh=False
     )
@@ -235,7 +235,7 @@ def _bar(console: Console, what: str) -> tuple[Progress, TaskID]:
 
 
 def _short(path: str) -> str:
-    """Relative to here, where that is shorter."""
+    """The path relative to the working directory, if that is shorter."""
     try:
         relative = str(Path(path).absolute().relative_to(Path.cwd()))
     except ValueError:
@@ -244,5 +244,5 @@ def _short(path: str) -> str:
 
 
 def stderr() -> TextIO:
-    """Standard error, or a sink when it was closed before we started."""
+    """Standard error, or /dev/null if it was closed before the start."""
     return sys.stderr or Path("/dev/null").open("w")

@@ -1,7 +1,8 @@
-"""The variables of an activated environment: what `conda activate` would set, and nothing of ours.
+"""The variables of an activated environment, as `conda activate` sets them.
 
-CONDA_PREFIX and PATH are plain; the scripts of etc/conda/activate.d need a shell, which is started
-only where there are any.  Nothing that belongs to the server's own Python may reach the model's.
+CONDA_PREFIX and PATH are set directly.  The scripts of etc/conda/activate.d need a shell, which is started
+only if there are scripts.  No variable of the server's own Python may reach the model's interpreter.
+Touches one short-lived process.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from pathlib import Path
 from twofold.errors import EnvironmentFailure
 from twofold.process import one_shot
 
-SCRIPT_TIMEOUT = 60.0  # seconds for all scripts together
-# They would lead another interpreter to the server's libraries, or into the server's prefix.
-FOREIGN = (
+SCRIPT_TIMEOUT_S = 60.0  # for all scripts together
+# These would point another interpreter to the server's libraries or prefix.
+REMOVED = (
     "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONEXECUTABLE", "PYTHONPLATLIBDIR",
     "PYTHONSAFEPATH", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT",
 )  # fmt: skip
-OF_THE_SHELL = ("_", "SHLVL", "PWD", "OLDPWD")
+SHELL_VARIABLES = ("_", "SHLVL", "PWD", "OLDPWD")
 DUMP = "import os; os.write(1, b'\\0'.join(name + b'=' + value for name, value in os.environb.items()))"
-# What the scripts print must not get between the variables, and their names must not collide with ours.
+# The output of the scripts goes to standard error, so that it does not mix with the variables.  The names of
+# this script's variables must not collide with theirs.
 SCRIPT = """_twofold_python=$1 _twofold_dump=$2; shift 2
 for _twofold_script; do . "$_twofold_script"; done >&2
 exec "$_twofold_python" -ISc "$_twofold_dump"
@@ -30,34 +32,34 @@ exec "$_twofold_python" -ISc "$_twofold_dump"
 
 
 def isolated(environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` for another interpreter than the server's."""
-    return {name: value for name, value in environ.items() if name not in FOREIGN} | {"PYTHONNOUSERSITE": "1"}
+    """`environ` without the variables that configure the server's own interpreter."""
+    return {name: value for name, value in environ.items() if name not in REMOVED} | {"PYTHONNOUSERSITE": "1"}
 
 
 def activated(prefix: Path, python: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """All variables for processes that run in `prefix`. EnvironmentFailure if its scripts fail."""
+    """All variables for processes that run in `prefix`. Raises EnvironmentFailure if a script fails."""
     variables = isolated(environ)
     variables["PATH"] = f"{prefix / 'bin'}{os.pathsep}{environ.get('PATH', os.defpath)}"
     if (prefix / "pyvenv.cfg").exists():
         return variables | {"VIRTUAL_ENV": str(prefix)}
     variables |= {"CONDA_PREFIX": str(prefix), "CONDA_DEFAULT_ENV": str(prefix), "CONDA_SHLVL": "1"}
     scripts = sorted(str(path) for path in (prefix / "etc/conda/activate.d").glob("*.sh"))
-    return _after(scripts, python, variables) if scripts else variables
+    return _after_scripts(scripts, python, variables) if scripts else variables
 
 
-def _after(scripts: list[str], python: Path, variables: dict[str, str]) -> dict[str, str]:
-    """`variables` as the scripts leave them."""
+def _after_scripts(scripts: list[str], python: Path, variables: dict[str, str]) -> dict[str, str]:
+    """`variables` after the scripts have run. Raises EnvironmentFailure."""
     shell = shutil.which("bash") or "/bin/sh"
-    place = str(Path(scripts[0]).parent)
+    folder = str(Path(scripts[0]).parent)
     try:
         outcome = one_shot.run(
-            [shell, "-c", SCRIPT, "activate", str(python), DUMP, *scripts], variables, SCRIPT_TIMEOUT
+            [shell, "-c", SCRIPT, "activate", str(python), DUMP, *scripts], variables, SCRIPT_TIMEOUT_S
         )
     except OSError as error:
         message = f"cannot run {shell} for the activation scripts: {error.strerror}"
-        raise EnvironmentFailure(message, "", place) from None
+        raise EnvironmentFailure(message, "", folder) from None
     if outcome.code != 0:
         message = f"the activation scripts failed: the shell {outcome.complaint()}"
-        raise EnvironmentFailure(message, "correct them in the environment", place)
+        raise EnvironmentFailure(message, "correct them in the environment", folder)
     pairs = (os.fsdecode(entry).partition("=") for entry in outcome.output.split(b"\0"))
-    return {name: value for name, _, value in pairs if name not in OF_THE_SHELL or name in variables}
+    return {name: value for name, _, value in pairs if name not in SHELL_VARIABLES or name in variables}

@@ -1,11 +1,10 @@
-"""Where a conda-pack archive comes from, and the hash of its content.
+"""The source of a conda-pack archive, and the hash of its content.
 
-A place is a local path, or a URL that fsspec understands; `oci://BUCKET@NAMESPACE/PATH` is a local
-file where a folder stands for the object store.  The hash is remembered beside what identifies that
-version of the file (inode and times, or what the store says), so an unchanged archive is neither read
-nor downloaded again.
+A location is a local path or a URL that fsspec supports.  With `oci_root`, `oci://BUCKET@NAMESPACE/PATH` is
+a local file.  A record keeps the hash together with the identity of that version of the archive: inode and
+times of a file, or the metadata of the store.  An unchanged archive is neither read nor downloaded again.
 
-Writes below the cache folder; starts server/fetch.py for URLs.
+Touches the cache folder and the archive; starts download.py for URLs.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 from twofold.errors import EnvironmentFailure, ResourceError, TwofoldError
 from twofold.server.archive.cache import Cache
 
-Progress = Callable[[str, int, int], None]  # what is done, bytes done, of all (0: not known)
+ArchiveProgress = Callable[[str, int, int], None]  # current step, bytes done, total bytes (0: unknown)
 
 CHUNK = 1 << 20
 FETCH = Path(__file__).with_name("download.py")
@@ -33,7 +32,7 @@ PACKAGES = {"oci": "twofold[oci]", "s3": "twofold[s3]", "http": "twofold[https]"
 
 @dataclass(frozen=True, slots=True)
 class ArchiveLocation:
-    """What the user named: a local path, which may be a folder too, or else a URL."""
+    """The name that the user gave, and what it stands for: a local path (file or folder) or a URL."""
 
     named: str
     local: Path | None
@@ -41,15 +40,15 @@ class ArchiveLocation:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownArchive:
-    """What was found out about one version of an archive."""
+class ArchiveRecord:
+    """The identity of one version of an archive, and the SHA-256 of its content."""
 
     identity: str
     digest: str
 
 
 def locate(named: str, oci_root: str) -> ArchiveLocation:
-    """EnvironmentFailure if `named` is no place at all, or needs what is not installed."""
+    """The location that `named` stands for. Raises EnvironmentFailure if it is invalid or needs a package."""
     scheme, separator, rest = named.partition("://")
     if not separator:
         return ArchiveLocation(named, Path(named).expanduser().absolute())
@@ -84,38 +83,41 @@ def _installed(package: str) -> bool:
 
 @contextmanager
 def archive(
-    place: ArchiveLocation, cache_folder: Path, ready: Callable[[str], Path | None], progress: Progress
+    location: ArchiveLocation,
+    cache_folder: Path,
+    ready: Callable[[str], Path | None],
+    progress: ArchiveProgress,
 ) -> Iterator[tuple[str, Path | None]]:
-    """(SHA-256, file) of the archive at `place`. No file where `ready(SHA-256)` makes it unnecessary.
+    """(SHA-256, file) of the archive at `location`. The file is None if `ready(SHA-256)` finds it unpacked.
 
-    EnvironmentFailure when it cannot be had, ResourceError when the cache folder cannot take it.
+    Raises EnvironmentFailure if the archive cannot be read, and ResourceError if the cache folder cannot be
+    written.
     """
-    from hashlib import sha256  # brings OpenSSL, 5 MB, which only archives need
+    from hashlib import sha256  # loads OpenSSL (5 MB), which only archives need
 
-    record = (
-        cache_folder / "sources" / (sha256(os.fsencode(place.url or str(place.local))).hexdigest() + ".json")
-    )
+    source = location.url or str(location.local)
+    record = cache_folder / "sources" / (sha256(os.fsencode(source)).hexdigest() + ".json")
     known = _read(record)
-    if place.local is not None:
-        identity = _identity(place.local)
+    if location.local is not None:
+        identity = _identity(location.local)
         if not (known and known.identity == identity):
-            known = KnownArchive(identity, _digest(place.local, progress))
+            known = ArchiveRecord(identity, _digest(location.local, progress))
             _write(record, known)
-        yield known.digest, place.local
-        if _identity(place.local) != identity:
+        yield known.digest, location.local
+        if _identity(location.local) != identity:
             raise EnvironmentFailure(
-                f"{place.named} changed while it was read", "start again when it is complete"
+                f"{location.named} changed while it was read", "start again when it is complete"
             )
         return
     downloads = Cache(cache_folder / "downloads")
     with downloads.locked(
         record.stem, lambda: progress("waiting for another start, which downloads it", 0, 0)
     ) as lock:
-        known = _read(record)  # by the one we waited for
+        known = _read(record)  # perhaps written while this process waited for the lock
         file = downloads.folder / f"{record.stem}.part"
         usable = known if known and ready(known.digest) else None
         try:
-            found = _fetch(place, file, usable, lock, progress)
+            found = _fetch(location, file, usable, lock, progress)
             _write(record, found)
             yield found.digest, file if file.exists() else None
         finally:
@@ -123,16 +125,16 @@ def archive(
 
 
 def _fetch(
-    place: ArchiveLocation, file: Path, known: KnownArchive | None, lock: int, progress: Progress
-) -> KnownArchive:
-    """Ask the store; download where `known` is not what it has."""
+    location: ArchiveLocation, file: Path, known: ArchiveRecord | None, lock: int, progress: ArchiveProgress
+) -> ArchiveRecord:
+    """Query the store, and download unless its version is `known`. Raises TwofoldError."""
     file.unlink(missing_ok=True)
     last: dict[str, Any] = {}
-    command = [sys.executable, "-P", str(FETCH), place.url, str(file), known.identity if known else ""]
+    command = [sys.executable, "-P", str(FETCH), location.url, str(file), known.identity if known else ""]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, pass_fds=[lock]
     ) as process:
-        assert process.stdout is not None  # it is a pipe
+        assert process.stdout is not None  # because of PIPE
         try:
             for line in process.stdout:
                 last = json.loads(line)
@@ -142,26 +144,26 @@ def _fetch(
             process.kill()
             raise
     if "digest" in last:
-        return KnownArchive(last["identity"], last["digest"])
+        return ArchiveRecord(last["identity"], last["digest"])
     if known and "identity" in last:
         return known
     reason = last.get("error") or f"the download ended with code {process.returncode}"
     if known:
-        progress(f"cannot ask for a newer {place.named} ({reason}); using the one in the cache", 0, 0)
+        progress(f"cannot ask for a newer {location.named} ({reason}); using the one in the cache", 0, 0)
         return known
-    raise _failure(place, reason, last.get("fault", ""))
+    raise _failure(location, reason, last.get("fault", ""))
 
 
-def _failure(place: ArchiveLocation, reason: str, fault: str) -> TwofoldError:
+def _failure(location: ArchiveLocation, reason: str, fault: str) -> TwofoldError:
     if fault == "disk":
         return ResourceError(
-            f"cannot download {place.named}: {reason}", "free some, or choose another --cache-dir"
+            f"cannot download {location.named}: {reason}", "free some, or choose another --cache-dir"
         )
     if fault == "package":
-        package = PACKAGES.get(urlsplit(place.url).scheme, "what its scheme needs")
-        return EnvironmentFailure(f"cannot download {place.named}: {reason}", f"install {package}")
+        package = PACKAGES.get(urlsplit(location.url).scheme, "what its scheme needs")
+        return EnvironmentFailure(f"cannot download {location.named}: {reason}", f"install {package}")
     return EnvironmentFailure(
-        f"cannot download {place.named}: {reason}", "check the address and the access to it"
+        f"cannot download {location.named}: {reason}", "check the address and the access to it"
     )
 
 
@@ -177,7 +179,7 @@ def _identity(file: Path) -> str:
     return f"{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}"
 
 
-def _digest(file: Path, progress: Progress) -> str:
+def _digest(file: Path, progress: ArchiveProgress) -> str:
     from hashlib import sha256
 
     digest, done = sha256(), 0
@@ -190,15 +192,15 @@ def _digest(file: Path, progress: Progress) -> str:
     return digest.hexdigest()
 
 
-def _read(record: Path) -> KnownArchive | None:
+def _read(record: Path) -> ArchiveRecord | None:
     try:
-        return KnownArchive(**json.loads(record.read_text()))
+        return ArchiveRecord(**json.loads(record.read_text()))
     except (OSError, ValueError, TypeError):
-        return None  # none yet, or from another version: it is only a shortcut
+        return None  # missing, or from another version: the record only saves work
 
 
-def _write(record: Path, known: KnownArchive) -> None:
-    """Atomic, because other starts read it without a lock."""
+def _write(record: Path, known: ArchiveRecord) -> None:
+    """Replace the record atomically: other processes read it without a lock. Raises ResourceError."""
     part = record.with_suffix(f".{os.getpid()}.part")
     try:
         record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
 """The model's environment: which interpreter runs the replicas, and with which variables.
 
-What is named, by the `env` setting or by runtime.yaml, is an interpreter, an unpacked folder, or a
-conda-pack archive, which is unpacked once into the cache.  Where nothing is named it is the default
-environment: the server's own interpreter, unless `default_python` says another.
+The `env` setting or runtime.yaml names an interpreter, an unpacked folder, or a conda-pack archive, which is
+unpacked once into the cache.  If neither names one, the default environment is used: the interpreter of
+`default_python`, or else the server's own.
 
-Writes below the cache folder and starts short-lived processes; changes nothing in this one.
+Touches the cache folder and short-lived processes; changes nothing in this process.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from twofold.server.archive.cache import Cache
 from twofold.server.artifact.artifact import Runtime
 from twofold.server.config import EnvironmentSettings, cache_folder
 from twofold.server.environment import activation
-from twofold.server.environment.archive_source import Progress, archive, locate
+from twofold.server.environment.archive_source import ArchiveProgress, archive, locate
 
-OLDEST = (3, 7)  # that the replica runtime supports
-PROBE_TIMEOUT = 60.0
-UNPACK_TIMEOUT = 1800.0  # seconds for conda-unpack, which reads every text file of the environment
+OLDEST = (3, 7)  # the oldest Python that the replica runtime supports
+PROBE_TIMEOUT_S = 60.0
+UNPACK_TIMEOUT_S = 1800.0  # for conda-unpack, which reads every text file of the environment
 SUFFIXES = (".gz", ".bz2", ".xz", ".tgz", ".tar", ".zip")
 VERSION = "import sys; sys.stdout.write('.'.join(map(str, sys.version_info[:3])))"
 NO_PYTHON = re.compile(r"import sys|version_info|-\w*[ISc]\b|invalid option|[Uu]sage:")
@@ -36,7 +36,7 @@ NO_PYTHON = re.compile(r"import sys|version_info|-\w*[ISc]\b|invalid option|[Uu]
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """An interpreter that was found to run. `variables` are all that its processes get."""
+    """An interpreter that runs. `variables` is the whole environment of its processes."""
 
     python: Path
     version: str  # "3.11"
@@ -45,21 +45,21 @@ class Environment:
     name: str
 
 
-def prepare(runtime: Runtime | None, settings: EnvironmentSettings, progress: Progress) -> Environment:
-    """Find or make the environment. `progress(what, done, total)` counts bytes.
+def prepare(runtime: Runtime | None, settings: EnvironmentSettings, progress: ArchiveProgress) -> Environment:
+    """Find or make the environment. `progress(step, done, total)` counts bytes.
 
-    EnvironmentFailure when that is impossible or its Python is not the one that runtime.yaml promises;
-    ResourceError when the disk or the cache folder is at fault.
+    Raises EnvironmentFailure if that fails, or if its Python is not the version of runtime.yaml; raises
+    ResourceError if the disk or the cache folder fails.
     """
     named = settings.env or (runtime.env_path if runtime else "")
     try:
         found = _named(named, settings, progress) if named else _default(settings)
     except PermissionError as error:
-        place = str(error.filename)
-        if place.startswith(str(cache_folder(settings))):
-            raise ResourceError("may not be used as a cache", "choose another cache_dir", place) from None
+        path = str(error.filename)
+        if path.startswith(str(cache_folder(settings))):
+            raise ResourceError("may not be used as a cache", "choose another cache_dir", path) from None
         remedy = "check the permissions, also of the folders above it"
-        raise EnvironmentFailure("may not be read", remedy, place) from None
+        raise EnvironmentFailure("may not be read", remedy, path) from None
     _compare(found, runtime)
     return found
 
@@ -68,27 +68,27 @@ def _default(settings: EnvironmentSettings) -> Environment:
     if settings.default_python:
         return _interpreter(settings.default_python, "default", "--default-python")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    # The server's own interpreter: what finds its libraries finds the model's.
+    # The server's own interpreter finds the model's libraries with the server's variables.
     return Environment(Path(sys.executable), version, None, dict(os.environ), "default")
 
 
-def _named(named: str, settings: EnvironmentSettings, progress: Progress) -> Environment:
-    place = locate(named, settings.oci_root)
-    if place.local is None:
+def _named(named: str, settings: EnvironmentSettings, progress: ArchiveProgress) -> Environment:
+    location = locate(named, settings.oci_root)
+    if location.local is None:
         cache = Cache(cache_folder(settings) / "environments")
         return _folder(_unpacked(named, settings, cache, progress), _stem(named))
-    if place.local.is_dir():
-        return _folder(place.local, place.local.name)
-    if os.sep not in named and not place.local.exists():
+    if location.local.is_dir():
+        return _folder(location.local, location.local.name)
+    if os.sep not in named and not location.local.exists():
         return _interpreter(named, named)
-    if _is_program(place.local):
-        return _interpreter(str(place.local), place.local.name)
+    if _is_program(location.local):
+        return _interpreter(str(location.local), location.local.name)
     cache = Cache(cache_folder(settings) / "environments")
     return _folder(_unpacked(named, settings, cache, progress), _stem(named))
 
 
 def _is_program(file: Path) -> bool:
-    """An executable, or a script such as a launcher of pyenv. Archives may carry the x bit, too."""
+    """Whether `file` is an ELF executable or a script. An archive may have the x bit, too."""
     try:
         with file.open("rb") as content:
             start = content.read(4)
@@ -108,7 +108,7 @@ def _stem(named: str) -> str:
 
 
 def _interpreter(named: str, name: str, setting: str = "") -> Environment:
-    """`setting` is the one that may name an interpreter only, as errors call it."""
+    """The interpreter `named`. `setting`: the option that names it, for errors. Raises EnvironmentFailure."""
     found = shutil.which(Path(named).expanduser())
     if found is None and setting:
         remedy = "name a Python that is on the PATH, or the path of one"
@@ -118,7 +118,7 @@ def _interpreter(named: str, name: str, setting: str = "") -> Environment:
             f"{named} is neither an archive, a folder nor an interpreter that can be run",
             "check --env or runtime.yaml",
         )
-    # Not resolved: the python of a virtual environment is a link, and what it is depends on its path.
+    # Links are not resolved: the python of a virtual environment is a link, and finds its prefix by its path.
     python = Path(found).absolute()
     prefix = python.parent.parent
     if (prefix / "conda-meta").is_dir() or (prefix / "pyvenv.cfg").exists():
@@ -138,9 +138,9 @@ def _folder(prefix: Path, name: str, python: Path | None = None) -> Environment:
 
 
 def _version(python: Path, variables: Mapping[str, str], setting: str = "") -> str:
-    """Like "3.11"; EnvironmentFailure if it does not run, or is too old for the replica runtime."""
+    """The version, as "3.11". Raises EnvironmentFailure if `python` does not run or is too old."""
     try:
-        outcome = one_shot.run([str(python), "-ISc", VERSION], variables, PROBE_TIMEOUT)
+        outcome = one_shot.run([str(python), "-ISc", VERSION], variables, PROBE_TIMEOUT_S)
     except OSError as error:
         raise EnvironmentFailure(
             f"cannot run {python}: {error.strerror}",
@@ -149,7 +149,7 @@ def _version(python: Path, variables: Mapping[str, str], setting: str = "") -> s
         ) from None
     numbers = outcome.output.decode("ascii", "replace").strip().split(".")
     if outcome.code != 0 or not all(number.isdigit() for number in numbers):
-        # A program that is no Python at all complains about our question, which is nobody's business.
+        # Another program than Python complains about these options; that complaint would only confuse.
         how = outcome.end() if NO_PYTHON.search(outcome.errors) else outcome.complaint()
         remedy = "name a Python interpreter" if setting else "repair or rebuild the environment"
         raise EnvironmentFailure(f"{python} does not work as a Python: it {how}", remedy, setting)
@@ -172,17 +172,17 @@ def _compare(found: Environment, runtime: Runtime | None) -> None:
 # ---------------------------------------------------------------------- an archive
 
 
-def _unpacked(named: str, settings: EnvironmentSettings, cache: Cache, progress: Progress) -> Path:
-    place = locate(named, settings.oci_root)
+def _unpacked(named: str, settings: EnvironmentSettings, cache: Cache, progress: ArchiveProgress) -> Path:
+    location = locate(named, settings.oci_root)
     waiting = partial(progress, "waiting for another start, which unpacks it", 0, 0)
-    with archive(place, cache_folder(settings), cache.ready, progress) as (digest, file):
+    with archive(location, cache_folder(settings), cache.ready, progress) as (digest, file):
         fill = partial(_unpack, file, named, progress)
         return cache.make(digest, fill, partial(_finish, progress=progress), waiting)
 
 
-def _unpack(file: Path | None, named: str, progress: Progress, folder: Path) -> None:
+def _unpack(file: Path | None, named: str, progress: ArchiveProgress, folder: Path) -> None:
     from twofold.server.archive.extraction import BadArchive
-    from twofold.server.archive.unpack import unpack  # which brings tarfile and zipfile
+    from twofold.server.archive.unpack import unpack  # loads tarfile and zipfile
 
     if file is None:
         raise EnvironmentFailure(f"{named} vanished from the cache while it was looked up", "start again")
@@ -196,17 +196,17 @@ def _unpack(file: Path | None, named: str, progress: Progress, folder: Path) -> 
         raise EnvironmentFailure(f"{named} holds no bin/python", "is it a conda-pack archive?")
 
 
-def _finish(prefix: Path, lock: int, progress: Progress) -> None:
-    """Run conda-unpack in the folder's final place, whose path it writes into the environment's files."""
+def _finish(prefix: Path, lock: int, progress: ArchiveProgress) -> None:
+    """Run conda-unpack in the final folder; it writes the folder's path into the environment's files."""
     script = prefix / "bin" / "conda-unpack"
     if not script.exists():
-        return  # packed for a fixed prefix, or for none
+        return  # packed for a fixed prefix, or relocatable
     progress("adjusting paths", 0, 0)
     variables = activation.isolated(os.environ)
-    # With the environment's own python: the script's first line relies on PATH.
+    # Run by the environment's own python: the script's first line relies on PATH.
     command = [str(prefix / "bin" / "python"), "-sE", str(script)]
     try:
-        outcome = one_shot.run(command, variables, UNPACK_TIMEOUT, lock=lock)
+        outcome = one_shot.run(command, variables, UNPACK_TIMEOUT_S, lock=lock)
     except OSError as error:
         raise EnvironmentFailure(
             f"cannot run the archive's python: {error.strerror}", "is it for this machine?"

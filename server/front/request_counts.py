@@ -13,10 +13,10 @@ from twofold.server.telemetry import metrics
 from twofold.telemetry.histograms import observe_all
 
 # the access record, microseconds in the queue and in encoding, bytes of the request's and the answer's body
-Entry = tuple[AccessRecord, int, int, int, int]
+CountedRequest = tuple[AccessRecord, int, int, int, int]
 
 
-def count(cells: list[int], batch: list[Entry]) -> list[AccessRecord]:
+def count(cells: list[int], batch: list[CountedRequest]) -> list[AccessRecord]:
     """Add a batch, which is not empty, to the counters; return its access records.
 
     Column by column: that costs half of what a loop over rows does.

@@ -1,8 +1,8 @@
-"""How many replicas this machine can carry, and how many threads each may use.
+"""The capacity of this machine: the number of replicas, and the number of threads of each.
 
-Arithmetic over three probes: cores, GPUs, memory.  The probes read /proc, /sys/fs/cgroup and /dev
-below `root`, which tests replace; they believe the strictest limit they find on the way from our
-own cgroup up to the root, for cgroup v1 and v2 alike.  Standard library only.
+Arithmetic over three probes: cores, GPUs, memory.  Touches /proc, /sys/fs/cgroup and /dev below `root`, read
+only; tests replace `root`.  Of all limits from this process's cgroup up to the root, v1 or v2, the strictest
+one counts.  Standard library only.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from twofold.server.config import ReplicaSettings
 
-THREADS_PER_OCPU = 2  # an x86 OCPU is a core with two hardware threads, and each carries one replica
-HEADROOM = 0.9  # of the free memory: a replica grows while it predicts
+THREADS_PER_OCPU = 2  # an x86 OCPU is a core with two hardware threads; each thread runs one replica
+HEADROOM = 0.9  # share of the free memory that is planned: a replica grows while it predicts
 
-# Every pool of threads that a numerical library would otherwise make as large as the machine.
+# Sizes of the thread pools of numerical libraries, which by default are as large as the machine.
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -32,15 +32,15 @@ THREAD_VARIABLES = (
     "RAYON_NUM_THREADS",
     "POLARS_MAX_THREADS",
     "TF_NUM_INTRAOP_THREADS",
-    "TWOFOLD_THREADS",  # for onnxruntime, which reads no variable: replica/threads.py does
+    "TWOFOLD_THREADS",  # read by replica/onnx_threads.py: onnxruntime reads no variable
 )
 
-MOST_REPLICAS = 192  # with up to 64 spares they fill the mailboxes of an instance
+MOST_REPLICAS = 192  # with at most 64 spares they use all mailboxes of an instance
 
 
 @dataclass(frozen=True, slots=True)
 class CapacityPlan:
-    """What to start. `gpus` names a device for each replica, or None; `reason` says why so many."""
+    """The processes to start. `gpus`: a device or None for each replica; `reason`: of the number."""
 
     replicas: int
     threads: int
@@ -49,7 +49,7 @@ class CapacityPlan:
 
 
 def plan(settings: ReplicaSettings, cores: float, gpus: list[str]) -> CapacityPlan:
-    """One replica for each GPU, otherwise one for each hardware thread; the settings win over both."""
+    """One replica for each GPU, else one for each hardware thread, unless the settings give a number."""
     share = min(cores, THREADS_PER_OCPU * settings.ocpus) if settings.ocpus else cores
     if settings.replicas:
         count, reason = settings.replicas, "as the setting `replicas` says"
@@ -70,9 +70,9 @@ def plan(settings: ReplicaSettings, cores: float, gpus: list[str]) -> CapacityPl
 
 
 def fit(wanted: CapacityPlan, first_replica: int, available: int) -> tuple[int, str]:
-    """(replicas that memory carries, why they are fewer than planned or "").
+    """(number of replicas that fit into memory, why it is less than planned or "").
 
-    `first_replica`: bytes that the replica already running holds; `available`: bytes left beside it.
+    `first_replica`: bytes of the replica that runs; `available`: free bytes beside it.
     """
     more = int(available * HEADROOM / max(1, first_replica))
     fitting = min(wanted.replicas, 1 + max(0, more))
@@ -85,7 +85,7 @@ def fit(wanted: CapacityPlan, first_replica: int, available: int) -> tuple[int, 
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """Environment variables that hold a process to `threads`; what a user has set is to win over them."""
+    """Environment variables that limit a process to `threads`; variables of the user have priority."""
     return dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"TF_NUM_INTEROP_THREADS": "1"}
 
 
@@ -93,12 +93,12 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 
 def visible_gpus(environ: Mapping[str, str], root: str = "/") -> list[str]:
-    """Names as CUDA_VISIBLE_DEVICES takes them: its own entries, or the numbers of /dev/nvidiaN."""
+    """Devices as CUDA_VISIBLE_DEVICES names them: its own entries, or the numbers of /dev/nvidiaN."""
     if "CUDA_VISIBLE_DEVICES" in environ:
         devices = []
         for device in environ["CUDA_VISIBLE_DEVICES"].split(","):
             if not re.fullmatch(r"\d+|(GPU|MIG)-.+", device.strip()):
-                break  # CUDA, too, sees nothing from the first entry on that is no device
+                break  # CUDA ignores the first invalid entry and all that follow
             devices.append(device.strip())
         return devices
     try:
@@ -110,7 +110,7 @@ def visible_gpus(environ: Mapping[str, str], root: str = "/") -> list[str]:
 
 
 def cores(root: str = "/") -> float:
-    """Hardware threads that we may keep busy at once: affinity, cut by the quota of any cgroup above us."""
+    """Hardware threads for this process: its affinity, limited by the quotas of its cgroup and all above."""
     limits = [float(len(os.sched_getaffinity(0)))]
     for folder in _cgroups(root, ""):
         quota, _, period = _text(folder / "cpu.max").partition(" ")
@@ -121,7 +121,7 @@ def cores(root: str = "/") -> float:
 
 
 def memory_available(root: str = "/") -> int:
-    """Bytes that can be had without swapping: the machine's, cut by the limit of any cgroup above us."""
+    """Free bytes without swapping: the machine's, limited by this process's cgroup and those above."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _text(Path(root, "proc/meminfo")), re.MULTILINE)
     free = [int(found[1]) * 1024] if found else []
     for folder in _cgroups(root, ""):
@@ -132,7 +132,7 @@ def memory_available(root: str = "/") -> int:
 
 
 def _cgroups(root: str, controller: str) -> Iterator[Path]:
-    """Our cgroup's folder and those above it; the v2 hierarchy is the one without a controller."""
+    """The folders of this process's cgroup and of all above it; the v2 hierarchy has no controller."""
     for line in _text(Path(root, "proc/self/cgroup")).splitlines():
         _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
@@ -141,8 +141,8 @@ def _cgroups(root: str, controller: str) -> Iterator[Path]:
         top = Path(root, "sys/fs/cgroup")
         # v1 mounts by controller; v2 at the top, or beside v1 as `unified`.
         for mount in (top / names, top / controller) if controller else (top, top / "unified"):
-            # In a container the path may be the host's and not exist here: then the mount's own
-            # folder, which comes last, is ours.
+            # In a container the path may be the host's and not exist here.  Then the mount's own folder,
+            # which comes last, is the cgroup of this process.
             below = Path(path.lstrip("/"))
             for folder in (below, *below.parents):
                 if (mount / folder).is_dir():
@@ -152,7 +152,7 @@ def _cgroups(root: str, controller: str) -> Iterator[Path]:
 def _room(folder: Path, limit_file: str, usage_file: str, cache: str) -> list[int]:
     limit, usage = _text(folder / limit_file), _text(folder / usage_file)
     if not (limit.isdigit() and usage.isdigit()):
-        return []  # no limit here ("max"), or no such controller
+        return []  # no limit ("max"), or no such controller
     reclaimable = re.search(rf"^{cache} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
     return [int(limit) - int(usage) + (int(reclaimable[1]) if reclaimable else 0)]
 
@@ -165,7 +165,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text().strip()
     except OSError:
-        return ""  # absent where the kernel, or the container, has no such controller
+        return ""  # the kernel or the container has no such controller
 
 
 def many(count: float, noun: str) -> str:

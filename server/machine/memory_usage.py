@@ -1,7 +1,7 @@
-"""How much memory processes really use: /proc/PID/smaps_rollup, in bytes.
+"""The memory usage of processes, in bytes. Reads /proc/PID/smaps_rollup.
 
-RSS counts a shared page once for each process, PSS divides it among them, private counts only
-what would come back if the process ended.
+RSS counts a shared page once for each process, PSS divides it among them.  Private memory is the part that
+the end of the process would free.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class MemoryUsage:
+    """Bytes of one process."""
+
     rss: int = 0
     pss: int = 0
     private: int = 0
 
 
 def measure(pid: int) -> MemoryUsage:
-    """All zero for a process that is gone or not ours to see."""
+    """The usage of a process; all 0 if it has ended or may not be read."""
     sizes: dict[str, int] = {}
     try:
         with Path(f"/proc/{pid}/smaps_rollup").open() as rollup:

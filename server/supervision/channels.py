@@ -1,8 +1,8 @@
-"""Everything of an instance that outlives its processes: memory and pipes.
+"""The channels of an instance: the shared memory and the pipes, which outlive single processes.
 
-The supervisor makes these once, before any child exists, and never closes them while it serves:
-whatever dies, the queue and the requests in it stay.  Nothing here has a name in any file system,
-so nothing is left behind when the last process ends.
+Touches descriptors and the memory mapping.  The supervisor makes the channels once, before it starts a
+child, and keeps them open while it serves.  Therefore the queue and its requests survive the end of any
+child.  No channel has a name in a file system, so the kernel frees them all with the last process.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Pipe:
+    """The two descriptors of a pipe."""
+
     read: int
     write: int
 
 
 @dataclass(frozen=True, slots=True)
 class Channels:
+    """The shared memory of an instance, its pipes, and the crash files of its replicas."""
+
     layout: slots.Layout
     memory_fd: int
     memory: mmap.mmap
@@ -35,25 +39,25 @@ class Channels:
     completions: tuple[Pipe, ...]  # one for each front
     reports: Pipe
     predict_log: Pipe
-    native_log: Pipe  # what replicas write to fd 1 and 2 behind Python's back
+    native_log: Pipe  # output of replicas to fd 1 and 2 that bypasses Python's streams
     access_logs: tuple[Pipe, ...]  # one for each front
     crashes: tuple[int, ...]  # one memfd for each replica index: faulthandler writes there
 
     def completion_writers(self) -> list[int]:
-        """Our own descriptions of the completion pipes: these may not block, the replicas' may."""
+        """New, non-blocking descriptors of the completion pipes; those of the replicas block."""
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
         return [os.open(f"/proc/self/fd/{pipe.write}", flags) for pipe in self.completions]
 
     def close_writers(self) -> None:
-        """Let the log writer see the end of its inputs."""
+        """Close the write ends of the log pipes, so that the log writer reads end of file."""
         for pipe in (self.predict_log, self.native_log, *self.access_logs):
             os.close(pipe.write)
 
 
 def lay(config: Config, fronts: int, replicas: int) -> Channels:
-    """Create it all; `replicas` counts the indices that will ever be in use (spares included).
+    """Create the channels. `replicas` is the number of replica indices, spares included.
 
-    Raises ResourceError if the memory cannot be mapped, and OSError if there are no descriptors left.
+    Raises ResourceError if the memory cannot be mapped, and OSError if no descriptor is free.
     """
     http = config.http
     layout = slots.Layout(
@@ -92,7 +96,7 @@ def _pipe(read_blocks: bool = True, write_blocks: bool = True) -> Pipe:
     try:
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     except OSError:
-        # The user's pipe pages are used up (pipe-user-pages-soft). The default 64 KiB hold the
-        # descriptors of 4096 requests or the completions of 2048, more than queue_size allows.
+        # The user's limit of pipe pages is reached (pipe-user-pages-soft).  The default of 64 KiB holds the
+        # descriptors of 4096 requests or the completions of 2048; queue_size allows no more.
         pass
     return Pipe(read, write)

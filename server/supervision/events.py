@@ -1,6 +1,6 @@
-"""What the supervisor announces: a class for each event, and the type of what shows them.
+"""The events of a supervisor: a class for each kind, and the type of the function that shows them.
 
-Pure.  `server.cli.display` shows events to a person, `server.embedded` to the log of another server.
+Pure.  `server.cli.display` shows the events on a terminal, `server.embedded` in the log of another server.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ForkServerStarted:
-    """The model's interpreter runs; it has preloaded for `preload_s` seconds."""
+    """The model's interpreter runs; preloading took `preload_s` seconds."""
 
     python: str
     preload_s: float
@@ -19,37 +19,37 @@ class ForkServerStarted:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaChanged:
-    """A replica is in another state: loading, ready, spare or dead."""
+    """A replica has changed its state to loading, ready, spare or dead."""
 
     index: int
     state: str
     load_s: float = 0.0
-    memory_mb: float = 0.0
+    memory_mb: float = 0.0  # private memory, in 10^6 bytes
     reason: str = ""  # why the last process of this index ended
-    crash: str = ""  # what faulthandler wrote, where the state is dead
+    crash: str = ""  # the dump of faulthandler, if the state is dead
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceReady:
-    """Everything that was ordered at the start has loaded, and a request would be answered."""
+    """All replicas ordered at the start have loaded; predict requests are answered."""
 
     url: str  # empty for an instance inside another server
     replicas: int
-    start_s: float
-    sample: str = ""  # path of a sample request, as it is to be shown
-    sample_text: str = ""  # its content, where that file is not the user's
+    start_s: float  # duration of the start
+    sample: str = ""  # path of the sample request, for display
+    sample_text: str = ""  # content of the sample request, if its file comes out of a zip
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that a person should know, in words."""
+    """A message for the operator."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """The instance winds down. `served`: it was ready once; `failed`: an error ends it, which follows."""
+    """The instance begins to stop. `served`: it was ready once; `failed`: it stops because of an error."""
 
     served: bool
     failed: bool
@@ -57,7 +57,7 @@ class Stopping:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """All its processes have ended."""
+    """All processes of the instance have ended. The fields are those of Stopping."""
 
     served: bool
     failed: bool

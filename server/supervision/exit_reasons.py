@@ -1,6 +1,6 @@
-"""Why did a process end?  Exit status, cgroup counters and faulthandler's words, put into one line.
+"""The reason of a process's end, in one line: from the exit status, cgroup counters and faulthandler's dump.
 
-Reads /proc and /sys/fs/cgroup; decides nothing.
+Touches crash files; reads /proc and /sys/fs/cgroup.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from twofold.errors import ExitCode
 from twofold.process.exit_status import how
 from twofold.server.artifact.diagnostics import CRASH, REMEDIES, SLOW
-from twofold.server.supervision.reports import LoadFailure
+from twofold.server.supervision.reports import LoadFailureReport
 
-MAX_DUMP = 65536  # bytes of faulthandler's words that are looked at: it may tell of many threads
-MAX_CRASH = 4000  # bytes of them that are passed on
+MAX_DUMP = 65536  # bytes of a faulthandler dump that are read: it may list many threads
+MAX_CRASH = 4000  # characters of a dump that are passed on
 CURRENT = "Current thread"
 FAILURES = {
     "import": "score.py does not import",
@@ -27,7 +27,7 @@ FAILURES = {
 
 
 def oom_kills(root: str = "/") -> int:
-    """How often the kernel has killed for memory in this process's cgroup (v2, else v1); 0 if unknown."""
+    """Number of OOM kills in the cgroup of this process (v2, else v1); 0 if unknown."""
     base = Path(root)
     try:
         lines = (base / "proc/self/cgroup").read_text().splitlines()
@@ -63,7 +63,7 @@ def _counter(file: Path) -> int | None:
 
 
 def decode(status: int, out_of_memory: bool, cause: str = "") -> str:
-    """One line for a wait status; `cause` is our own reason where we killed it ourselves."""
+    """One line for a wait status. `cause`: the reason of the supervisor, if it killed the process itself."""
     if cause:
         return cause
     if os.WIFSIGNALED(status):
@@ -81,40 +81,42 @@ def decode(status: int, out_of_memory: bool, cause: str = "") -> str:
     return how(code) if code else "exited by itself with code 0"
 
 
-def load_failure(report: LoadFailure) -> str:
-    """What a replica or the fork server reported of a model that did not come up, with its traceback."""
+def load_failure(report: LoadFailureReport) -> str:
+    """The reported reason, with its traceback, of a model that did not load."""
     return f"{FAILURES.get(report.stage, report.stage)}: {report.error.strip()}"
 
 
 def remedy(reason: str) -> str:
-    """What to do about a model that did not come up for this reason (see decode and load_failure)."""
+    """The advice for a model that did not load; `reason` is a result of decode() or load_failure()."""
     stage = next((stage for stage, text in FAILURES.items() if reason.startswith(text)), "")
     advice = REMEDIES.get(stage) or (SLOW if "did not load within" in reason else CRASH)
     return f"{advice}; `twofold check` tries it without serving"
 
 
 def read_crash(fd: int) -> str:
-    """What faulthandler wrote into a replica's crash file, which is emptied for the next process."""
+    """The faulthandler dump in a replica's crash file. Empties the file for the next process."""
     text = os.pread(fd, MAX_DUMP, 0).decode("utf-8", "replace")
     os.ftruncate(fd, 0)
-    os.lseek(fd, 0, os.SEEK_SET)  # the offset is shared with the process that will write next
+    os.lseek(fd, 0, os.SEEK_SET)  # the offset is shared with the next process
     others, current, crashed = text.partition(CURRENT)
-    if current:  # comes last, however many others there are: it must not be what is cut off
+    if current:  # the crashed thread is listed last, and must survive the cut below
         fatal, _, others = others.partition("\n\n")
         text = f"{fatal}\n\n{current}{crashed}\n\n{others}"
     return text[:MAX_CRASH].strip()
 
 
 def crash_line(text: str, artifact: str) -> str:
-    """Where a faulthandler dump says it happened: the innermost frame of the artifact, else of all.
+    """The place of a crash: the innermost frame of the artifact in the dump, else the innermost frame.
 
-    Only the thread that crashed counts, where the dump names it; others merely happened to wait.
+    If the dump names the crashed thread, only the frames of that thread count.
     """
     _, current, crashed = text.partition(CURRENT)
     frames = re.findall(
         r'File "([^"]+)", line (\d+) in (\S+)', crashed.partition("\n\n")[0] if current else text
     )
-    frames.sort(key=lambda frame: not frame[0].startswith(artifact))  # stable: innermost stays first
+    frames.sort(
+        key=lambda frame: not frame[0].startswith(artifact)
+    )  # stable sort: the innermost frame stays first
     if not frames:
         return ""
     file, line, function = frames[0]

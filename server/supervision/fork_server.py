@@ -1,7 +1,7 @@
-"""The fork server as the supervisor sees it: start it, order replicas from it, learn why it ended.
+"""The supervisor's side of the fork server: start it, order replicas from it, find the reason of its end.
 
-Touches the fork server's process and its control socket.  The other half, server/replica/fork_server.py,
-runs in the model's interpreter.
+Touches the fork server's process and its control socket.  server/replica/fork_server.py is the side in the
+model's interpreter.
 """
 
 from __future__ import annotations
@@ -25,37 +25,38 @@ RUNTIME = Path(__file__).parents[1] / "replica"
 
 @dataclass(frozen=True, slots=True)
 class ForkServerSpec:
-    """What a fork server must know besides the channels."""
+    """The parameters of a fork server, besides the channels."""
 
     python: Path
     variables: Mapping[str, str]
     artifact: Path
     preload: str
     threads: int
-    claim: int  # requests that a replica may take at once
-    source: str
+    claim: int  # most requests that a replica takes in one read of the queue
+    source: str  # `source` of the log records
     sample: Path | None
 
     def without_preload(self) -> ForkServerSpec:
+        """The same parameters with `preload: none`."""
         return replace(self, preload="none")
 
 
 class ForkServerProcess:
-    """One process of the model's interpreter, from its start to its end."""
+    """One process of the fork server, from its start to its end."""
 
     def __init__(self, channels: Channels, spec: ForkServerSpec) -> None:
-        """Start it. Raises OSError."""
-        self._control, theirs = socket.socketpair()
+        """Start the process. Raises OSError."""
+        self._control, remote = socket.socketpair()
         completions, crashes = [pipe.write for pipe in channels.completions], list(channels.crashes)
-        single = {
+        descriptors = {
             "memory": channels.memory_fd,
             "queue": channels.queue.read,
             "reports": channels.reports.write,
             "predict_log": channels.predict_log.write,
-            "control": theirs.fileno(),
+            "control": remote.fileno(),
         }
         inherited = {
-            **single,
+            **descriptors,
             "completions": completions,
             "crashes": crashes,
             "layout": channels.layout.as_tuple(),
@@ -74,14 +75,14 @@ class ForkServerProcess:
             stdin=subprocess.DEVNULL,
             stdout=channels.native_log.write,
             stderr=channels.native_log.write,
-            pass_fds=[*single.values(), *completions, *crashes],
-            process_group=0,  # a Ctrl-C in the terminal is the supervisor's to handle
+            pass_fds=[*descriptors.values(), *completions, *crashes],
+            process_group=0,  # SIGINT of the terminal must reach the supervisor only
         )
-        theirs.close()
+        remote.close()
         self.pid = self._process.pid
 
     def order(self, index: int, spare: bool, variables: Mapping[str, str]) -> bool:
-        """Ask for a replica; False when the process has ended."""
+        """Order a replica; False if the process has ended."""
         line = json.dumps({"replica": index, "spare": spare, "variables": dict(variables)}) + "\n"
         try:
             self._control.sendall(line.encode())
@@ -90,56 +91,58 @@ class ForkServerProcess:
         return True
 
     def ended(self, status: int) -> None:
-        """The supervisor has reaped it, with this wait status."""
+        """Record that the process was reaped with this wait status."""
         self._process.returncode = os.waitstatus_to_exitcode(status)
         self._control.close()
 
     def kill(self) -> None:
+        """Send SIGKILL."""
         os.kill(self.pid, signal.SIGKILL)
 
 
 class ForkServer:
-    """The fork server of an instance through all its processes, of which there is one at a time."""
+    """The fork server of an instance: one process at a time, replaced when it ends."""
 
     def __init__(self, channels: Channels, spec: ForkServerSpec, load_timeout_s: float) -> None:
         self._channels = channels
         self._load_timeout_s = load_timeout_s
         self.spec = spec
         self.process: ForkServerProcess | None = None
-        self.came_up = False  # a process of it has reported
-        self.fallback = ""  # why preload did not stay as wanted
-        self._unloadable = ""  # why it could not load the model
+        self.came_up = False  # one of its processes has reported
+        self.fallback = ""  # the reason if `preload` differs from the setting
+        self._unloadable = ""  # the reason if the model does not load
 
     @property
     def pid(self) -> int:
-        """Of the present process; 0 if there is none."""
+        """Pid of the current process; 0 if there is none."""
         return self.process.pid if self.process is not None else 0
 
     def start(self) -> None:
-        """Start a process unless there is one. Raises OSError."""
+        """Start a process unless one runs. Raises OSError."""
         if self.process is None:
             self.process = ForkServerProcess(self._channels, self.spec)
 
     def order(self, index: int, spare: bool, variables: Mapping[str, str]) -> bool:
-        """Ask for a replica; False when no process is there to fork it."""
+        """Order a replica; False if no process runs."""
         return self.process is not None and self.process.order(index, spare, variables)
 
     def preload_failed(self, report: PreloadFailedReport) -> None:
-        """ended() raises this reason, once the process has ended."""
+        """Record the reason, which ended() raises once the process has ended."""
         self._unloadable = exit_reasons.load_failure(report)
 
     def end_hung(self) -> None:
-        """It was asked for a replica and has forked none: it hangs, or the model that it preloads does."""
+        """Kill a process that was ordered to fork a replica and has not done so within the load timeout."""
         if not self.came_up:
             self._unloadable = f"the model did not load within {self._load_timeout_s:g} s"
         self.kill()
 
     def kill(self) -> None:
+        """Send SIGKILL if a process runs."""
         if self.process is not None:
             self.process.kill()
 
     def ended(self, status: int) -> None:
-        """Its process was reaped with this wait status; start() makes a successor.
+        """Record that the process was reaped with this wait status; start() makes a successor.
 
         Raises ModelError if the model cannot be preloaded, and EnvironmentFailure if no process came up.
         """
@@ -156,9 +159,9 @@ class ForkServer:
             )
 
     def give_up_preload(self, reason: str) -> None:
-        """The first replica died for this reason: from now on each loads the model for itself.
+        """The first replica died for this reason: replace the process by one without preload.
 
-        Raises ModelError if that is how they load already.
+        Raises ModelError if `preload` was not `model`: then no other way to load is left.
         """
         if self.spec.preload != "model":
             raise ModelError(reason, exit_reasons.remedy(reason))

@@ -1,7 +1,7 @@
-"""Bodies that killed two replicas: refused for a while, and kept on disk for inspection.
+"""Quarantine: bodies that killed two replicas are refused for a time, and kept on disk for inspection.
 
-The supervisor alone writes the cells in shared memory; fronts compare digests with them, and only
-while the control word says that there are any.
+Touches the quarantine cells and one control word in shared memory, and a folder.  Only the supervisor
+writes the cells.  Fronts compare digests with the cells while the control word is not 0.
 """
 
 from __future__ import annotations
@@ -15,26 +15,29 @@ from twofold.server.replica import slots
 
 
 class Quarantine:
-    """`seconds` a body stays refused; at most `max_bytes` of bodies are kept in `folder`."""
+    """Bodies are refused for `refuse_s` seconds; `folder` keeps at most `max_bytes` bytes of bodies."""
 
-    def __init__(self, memory: mmap.mmap, folder: Path, seconds: float, max_bytes: int) -> None:
+    def __init__(self, memory: mmap.mmap, folder: Path, refuse_s: float, max_bytes: int) -> None:
         self._memory = memory
         self._folder = folder
-        self._seconds = seconds
+        self._refuse_s = refuse_s
         self._max_bytes = max_bytes
         self._next = 0
 
     def add(self, body: bytes, now_ns: int) -> str:
-        """Refuse this body from now on; where it was kept, or why it was not."""
+        """Refuse this body from now on. Returns where it is kept, or why it is not.
+
+        `now_ns`: monotonic time.  An error of the disk is part of the result, and not raised.
+        """
         digest = hashlib.blake2b(body, digest_size=slots.DIGEST_SIZE).digest()
         offset = slots.QUARANTINE_OFFSET + self._next * slots.QUARANTINE_CELL.size
         self._next = (self._next + 1) % slots.QUARANTINE_CELLS
-        slots.QUARANTINE_CELL.pack_into(self._memory, offset, digest, now_ns + int(self._seconds * 1e9), 0)
+        slots.QUARANTINE_CELL.pack_into(self._memory, offset, digest, now_ns + int(self._refuse_s * 1e9), 0)
         self.expire(now_ns)
         return self._keep(body, digest)
 
     def expire(self, now_ns: int) -> None:
-        """Recount the cells that still hold, so that fronts may skip the hash again."""
+        """Recount the cells that have not expired; at 0 the fronts compute no digest."""
         held = 0
         for cell in range(slots.QUARANTINE_CELLS):
             offset = slots.QUARANTINE_OFFSET + cell * slots.QUARANTINE_CELL.size
@@ -55,7 +58,7 @@ class Quarantine:
         return f"its body is kept in {path}"
 
     def _make_room(self, size: int) -> None:
-        """The oldest bodies go first."""
+        """Delete the oldest bodies until `size` bytes fit. Raises OSError."""
         kept = sorted(self._folder.glob("*.body"), key=lambda path: path.stat().st_mtime)
         total = sum(path.stat().st_size for path in kept) + size
         for path in kept:

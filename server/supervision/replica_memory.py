@@ -1,11 +1,11 @@
-"""What replicas write into shared memory, as their supervisor reads it: claimed requests, and counts.
+"""The supervisor's view of the shared memory that replicas write: claimed requests and counts.
 
 Touches the mailboxes and the words of replicas, and the completion pipes.
 
-The requests that a dead replica held stand in its mailbox.  The first descriptor that it had not
-handled is the *fatal* request, on which it died, or the last one where it had handled all and could
-not say so.  The fatal request is offered once more, and refused after its second death; the others
-are offered again, and that is not counted against them.
+The mailbox of a dead replica has the descriptors of the requests that it held.  The *fatal* request is the
+first one that is not marked as handled.  If all are marked, it is the last one, which was not reported.
+The fatal request is offered once more; after a second death it is refused.  The other requests are offered
+again, and their attempts are not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ EMPTY_MAILBOX = bytes(slots.MAILBOX_SIZE)
 
 
 class ReplicaMemory:
-    """`replay`: whether a request is offered again when its replica has died."""
+    """Reads claims and counts; hands back the requests of dead replicas.
+
+    `replay`: a request is offered again after the death of its replica.
+    """
 
     def __init__(self, channels: Channels, quarantine: Quarantine, replay: bool) -> None:
         self._memory = channels.memory
@@ -30,22 +33,23 @@ class ReplicaMemory:
         self._completions = channels.completion_writers()
 
     def close(self) -> None:
+        """Close the completion pipes."""
         for fd in self._completions:
             os.close(fd)
 
     def clear(self, index: int) -> None:
-        """No request is held: for a replica that is about to be forked."""
+        """Empty the mailbox, before the replica is forked."""
         mailbox = _mailbox(index)
         self._memory[mailbox : mailbox + slots.MAILBOX_SIZE] = EMPTY_MAILBOX
 
     def served(self, index: int) -> int:
-        """Requests that all replicas of this index have handled so far."""
+        """Number of requests that all processes of this replica index have handled."""
         words = slots.REPLICA_WORDS_OFFSET + index * slots.REPLICA_WORDS_SIZE
         count: int = slots.REPLICA_WORDS.unpack_from(self._memory, words)[slots.REQUESTS_SERVED]
         return count
 
     def deadline_s(self, index: int) -> float:
-        """When the request that a replica works on should be answered (monotonic); 0 if there is none."""
+        """Deadline of the request that a replica computes, in monotonic seconds; 0 if there is none."""
         mailbox = _mailbox(index)
         for cell in range(mailbox, mailbox + slots.MAILBOX_SIZE, frame.DESCRIPTOR_SIZE):
             slot, generation, _, kind, _, flag = frame.DESCRIPTOR.unpack_from(self._memory, cell)
@@ -55,9 +59,9 @@ class ReplicaMemory:
         return 0.0
 
     def settle(self, index: int, hung: bool, now_s: float) -> list[str]:
-        """Hand back to the fronts what a dead replica held; notes on what was quarantined.
+        """Hand the requests of a dead replica back to the fronts. Returns notes on quarantined bodies.
 
-        `hung`: it was killed because its request passed the deadline, and so is not offered again.
+        `hung`: the replica was killed because its request passed the deadline; that request is refused.
         """
         mailbox = _mailbox(index)
         cells = frame.DESCRIPTOR.iter_unpack(self._memory[mailbox : mailbox + slots.MAILBOX_SIZE])
@@ -83,7 +87,7 @@ class ReplicaMemory:
         """Quarantine the body of a request that has killed two replicas."""
         base = self._layout.slot(slot)
         if slots.SLOT_HEADER.unpack_from(self._memory, base)[0] != generation:
-            return []  # its front was replaced, and the slot has another request
+            return []  # the front was replaced, and the slot holds another request
         start = base + slots.SLOT_HEADER_SIZE
         kept = self._quarantine.add(self._memory[start : start + size], int(now_s * 1e9))
         return [f"a request killed two replicas and is quarantined; {kept}"]

@@ -1,8 +1,8 @@
-"""The replicas of one instance: order them, watch them, learn why they ended, replace them.
+"""The replica pool of an instance: orders replicas, watches them, finds why they ended, replaces them.
 
-Touches the replicas' processes and the control words; the fork server, the replicas' part of the
-shared memory and the notes have files of their own.  The supervisor owns the loop that calls in here
-and passes the time (`now_s`, monotonic seconds).
+Touches the replicas' processes and the control words.  fork_server.py has the fork server, replica_memory.py
+the shared memory that replicas write, incidents.py the notes.  The supervisor's loop calls the pool and
+passes the time (`now_s`, monotonic seconds).
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from twofold.server.supervision.reports import (
 )  # fmt: skip
 from twofold.server.supervision.status import PoolSnapshot
 
-HANG_GRACE_S = 0.25  # past its deadline before a replica counts as hung
-ABORT_GRACE_S = 1.0  # between SIGABRT, which makes it say where it hangs, and SIGKILL
+HANG_GRACE_S = 0.25  # a replica counts as hung this long after the deadline of its request
+ABORT_GRACE_S = 1.0  # between SIGABRT, on which faulthandler dumps the stacks, and SIGKILL
 TRIAL_TIMEOUT_S = 30.0  # for the first replica forked from a loaded model
-ORDER_AGAIN_S = 0.1  # the fork server has ended, and its successor is about to start
+ORDER_AGAIN_S = 0.1  # delay of an order while no fork server runs
 FORK_SERVER = "fork_server"  # a reason of twofold_replica_restarts_total
 MAX_UNKNOWN_ENDS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class PoolContext:
-    """What a pool works with."""
+    """The parameters of a pool."""
 
     config: Config
     plan: CapacityPlan
@@ -56,6 +56,8 @@ class PoolContext:
 
 
 class ReplicaPool:
+    """All replicas of an instance, and the fork server that they come from."""
+
     def __init__(self, context: PoolContext) -> None:
         self.plan = context.plan
         self.settings = context.config.replicas
@@ -69,15 +71,15 @@ class ReplicaPool:
         self.replicas = [Replica(index, gpus[index % len(gpus)]) for index in range(count)]
         self.ever_ready = False
         self.leaving = False
-        self._measured = False  # how much memory a replica takes, and so how many there may be
-        self._saved_bytes = 0  # that replicas share instead of having a copy each
-        self._unknown_ends: dict[int, int] = {}  # pid -> status; its report may still be on the way
+        self._measured = False  # memory of the first replica is known, and therefore the final count
+        self._saved_bytes = 0  # memory that replicas share instead of copying
+        self._unknown_ends: dict[int, int] = {}  # pid -> wait status; its report may come later
         self._ooms = exit_reasons.oom_kills()
 
     # ------------------------------------------------------------------ starting
 
     def start(self, now_s: float) -> None:
-        """Start the fork server and order the first replica, whose memory decides how many follow.
+        """Start the fork server and order the first replica, whose memory usage limits the others.
 
         Raises OSError if the model's interpreter cannot be started.
         """
@@ -99,7 +101,7 @@ class ReplicaPool:
             replica.retry_at_s = now_s + ORDER_AGAIN_S
 
     def step(self, now_s: float) -> None:
-        """Whatever is due: orders after a delay, loads and requests that take too long.
+        """Order replicas whose delay is over; end those that load or compute for too long.
 
         Raises OSError if the model's interpreter cannot be started.
         """
@@ -116,7 +118,7 @@ class ReplicaPool:
         self.step_availability()
 
     def _watch(self, replica: Replica, now_s: float) -> None:
-        """End a replica that is late: SIGABRT, on which faulthandler says where it hangs, then SIGKILL."""
+        """End a replica that is late: SIGABRT, on which faulthandler dumps its stacks, then SIGKILL."""
         if replica.aborted_at_s:
             if now_s > replica.aborted_at_s + ABORT_GRACE_S:
                 _send_signal(replica.pid, signal.SIGKILL)
@@ -136,10 +138,10 @@ class ReplicaPool:
 
     # ------------------------------------------------------------------ reports
 
-    def hear(self, report: Report, now_s: float) -> None:
-        """Take a report of the fork server or of a replica.
+    def take_report(self, report: Report, now_s: float) -> None:
+        """Handle a report of the fork server or of a replica.
 
-        Raises ModelError or EnvironmentFailure if it makes known an end with which no replica can load.
+        Raises ModelError or EnvironmentFailure if it completes an end after which no replica can load.
         """
         self.incidents.changed = True
         if isinstance(report, ForkServerReport):
@@ -175,7 +177,7 @@ class ReplicaPool:
         self._announce_state(replica)
 
     def _order_the_others(self, first: Replica, now_s: float) -> None:
-        """Never more replicas than memory allows, as measured on the first one."""
+        """Order all further replicas that fit into memory, as measured on the first one."""
         self._measured = True
         fitting, reason = capacity.fit(self.plan, first.memory_bytes, capacity.memory_available())
         if fitting < self.wanted:
@@ -201,20 +203,20 @@ class ReplicaPool:
             if len(self._unknown_ends) > MAX_UNKNOWN_ENDS:
                 del self._unknown_ends[next(iter(self._unknown_ends))]
             return False
-        self._bury(replica, status, now_s)
+        self._settle_end(replica, status, now_s)
         return True
 
     def _fork_server_ended(self, status: int, now_s: float) -> None:
-        """Its replicas go on; those that it had not forked are ordered again."""
+        """Order again those replicas that the fork server had not forked; the others continue."""
         self.fork_server.ended(status)
         self.incidents.count_restart(FORK_SERVER)
         for replica in self.replicas:
             if replica.state == State.LOADING and not replica.pid:
                 replica.die("the fork server ended before it was forked", useful=False, now_s=now_s)
 
-    def _bury(self, replica: Replica, status: int, now_s: float) -> None:
-        """Learn why it ended, hand back what it held, and have it replaced."""
-        _kill_group(replica.pid)  # whatever predict() had forked
+    def _settle_end(self, replica: Replica, status: int, now_s: float) -> None:
+        """Find why the replica ended, hand its requests back, and schedule its successor."""
+        _kill_group(replica.pid)  # processes that predict() has forked
         ooms = exit_reasons.oom_kills()
         reason = exit_reasons.decode(status, ooms > self._ooms, replica.cause)
         self._ooms = ooms
@@ -240,7 +242,7 @@ class ReplicaPool:
         self._call_spare(now_s)
 
     def _call_spare(self, now_s: float) -> None:
-        """Where a spare stands ready, a crash costs no model load."""
+        """Promote a spare if a serving replica is missing: then a crash costs no model load."""
         spare = next((r for r in self.replicas if r.state == State.SPARE), None)
         if spare is not None and self.ready_count() < self.wanted:
             spare.spare = False
@@ -250,27 +252,29 @@ class ReplicaPool:
     # ------------------------------------------------------------------ leaving
 
     def leave(self, number: int, now_s: float) -> None:
-        """Pass a signal on to every replica; with SIGTERM each finishes the requests that it holds."""
+        """Send a signal to every replica; on SIGTERM a replica finishes the requests that it holds."""
         self.leaving = True
         for replica in self.replicas:
             if replica.pid:
                 replica.move("leave", now_s)
                 _send_signal(replica.pid, number)
 
-    # ------------------------------------------------------------------ what is known
+    # ------------------------------------------------------------------ state
 
     def alive(self) -> bool:
+        """Whether any replica process runs."""
         return any(replica.pid for replica in self.replicas)
 
     def ready_count(self) -> int:
+        """Number of serving replicas; spares do not count."""
         return sum(replica.state == State.READY for replica in self.replicas)
 
     def settled(self) -> bool:
-        """Everything that was ordered at the start has loaded."""
+        """Whether all replicas ordered at the start have loaded."""
         return self._measured and all(r.state in (State.READY, State.SPARE) for r in self.replicas)
 
     def measure_sharing(self) -> None:
-        """Once all are ready: how much memory the fork saves."""
+        """Measure the memory that forking saves; call it once all replicas are ready."""
         sizes = [memory_usage.measure(replica.pid) for replica in self.replicas]
         rss, pss = sum(size.rss for size in sizes), sum(size.pss for size in sizes)
         self._saved_bytes = rss - pss
@@ -281,7 +285,7 @@ class ReplicaPool:
             )
 
     def snapshot(self) -> PoolSnapshot:
-        """What the status of the instance shows of its replicas."""
+        """The state of the pool, for the status of the instance."""
         return PoolSnapshot(
             replicas=tuple(self.replicas),
             wanted=self.wanted,
@@ -294,7 +298,7 @@ class ReplicaPool:
         )
 
     def step_availability(self) -> None:
-        """Tell the fronts whether waiting makes sense."""
+        """Publish the number of ready replicas, and whether requests may be queued."""
         soon = any(replica.serves_soon(self.ever_ready) for replica in self.replicas)
         slots.CONTROL.pack_into(self.channels.memory, slots.READY_REPLICAS, self.ready_count())
         slots.CONTROL.pack_into(self.channels.memory, slots.UNAVAILABLE, not soon)
@@ -315,11 +319,11 @@ def _send_signal(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
     except ProcessLookupError:
-        pass  # it is dead and will be reaped in this or the next turn
+        pass  # it has ended, and is reaped in this or the next turn
 
 
 def _kill_group(pid: int) -> None:
     try:
         os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        pass  # the group is empty, or what is left in it is not ours any more
+        pass  # the group is empty, or its number belongs to another user by now

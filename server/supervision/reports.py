@@ -1,7 +1,7 @@
-"""What a fork server and its replicas report: one JSON line for each event, as a class for each kind.
+"""Reports of a fork server and its replicas: one JSON line for each event, one class for each kind.
 
-Pure.  The lines are written by `report()` in server/replica/inherited.py, whose keyword arguments
-are the fields of these classes.
+Pure.  `report()` in server/replica/inherited.py writes the lines; its keyword arguments are the fields of
+these classes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ForkServerReport:
-    """A fork server has come up, after `preload_s` seconds of preloading."""
+    """A fork server runs; preloading took `preload_s` seconds."""
 
     pid: int
     python: str
     preload_s: float
-    failed: list[str]  # imports that preloading could not do, with why
+    failed: list[str]  # imports that failed while preloading, each with its reason
 
 
 @dataclass(frozen=True, slots=True)
 class PreloadFailedReport:
-    """The model does not load in the fork server, which ends now."""
+    """The model did not load in the fork server; the fork server exits."""
 
     stage: str
     error: str
@@ -38,7 +38,7 @@ class ForkedReport:
 
 @dataclass(frozen=True, slots=True)
 class NotForkedReport:
-    """The fork server cannot fork a replica: a limit of the machine is reached."""
+    """The fork server cannot fork a replica because a limit of the machine is reached."""
 
     replica: int
     error: str
@@ -46,7 +46,7 @@ class NotForkedReport:
 
 @dataclass(frozen=True, slots=True)
 class LoadingReport:
-    """A replica runs, and begins to load."""
+    """A replica runs and begins to load the model."""
 
     replica: int
     pid: int
@@ -54,7 +54,7 @@ class LoadingReport:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailedReport:
-    """The model does not load in a replica, which ends now."""
+    """The model did not load in a replica; the replica exits."""
 
     replica: int
     stage: str
@@ -63,14 +63,14 @@ class LoadFailedReport:
 
 @dataclass(frozen=True, slots=True)
 class ReadyReport:
-    """A replica has loaded, and tried the sample request where there is one, in `load_s` seconds."""
+    """A replica has loaded the model, and tried the sample request if there is one, in `load_s` seconds."""
 
     replica: int
     pid: int
     load_s: float
 
 
-LoadFailure = PreloadFailedReport | LoadFailedReport
+LoadFailureReport = PreloadFailedReport | LoadFailedReport
 ReplicaReport = ForkedReport | NotForkedReport | LoadingReport | LoadFailedReport | ReadyReport
 Report = ForkServerReport | PreloadFailedReport | ReplicaReport
 
@@ -86,9 +86,9 @@ KINDS: dict[str, type[Report]] = {
 
 
 def parse(line: bytes) -> Report:
-    """The report on one line. Raises ValueError for a line that is not a report."""
+    """Parse one line. Raises ValueError for a line that is not a report."""
     try:
-        facts = json.loads(line)
-        return KINDS[facts.pop("event")](**facts)
+        fields = json.loads(line)
+        return KINDS[fields.pop("event")](**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a report of a fork server or a replica: {line[:200]!r}") from error

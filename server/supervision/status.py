@@ -1,6 +1,6 @@
-"""The status of an instance, composed from what its supervisor and its pool know.
+"""The status of an instance, composed from the state of its supervisor and its pool.
 
-Reads a sample request; otherwise pure.  The result's shape is the contract of /health.
+Reads a sample request; otherwise pure.  The fields of the result are the contract of /health.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ MAX_SAMPLE = 4096  # bytes of a sample request that are shown on the page to try
 
 @dataclass(frozen=True, slots=True)
 class InstanceIdentity:
-    """What does not change while an instance runs."""
+    """The constant facts of an instance."""
 
     artifact: str
     python: str  # version of the model's interpreter
     environment: str
     started_s: float  # Unix time
-    socket: str  # where it also listens: a path, @NAME, or nothing
-    sample: str  # the text of the sample request, or nothing
+    socket: str  # the local socket: a path, @NAME, or empty
+    sample: str  # the text of the sample request, or empty
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """What the pool knows at one moment."""
+    """The state of the pool at one moment."""
 
     replicas: tuple[Replica, ...]
     wanted: int
     preload_wanted: str
     preload_used: str
-    preload_why: str  # why the two differ
-    saved_bytes: int  # that replicas share instead of having a copy each
+    preload_why: str  # why `wanted` and `used` differ
+    saved_bytes: int  # memory that replicas share instead of copying
     messages: tuple[str, ...]
     restarts: Mapping[str, int]
 
 
 def shown(replica: Replica) -> str:
-    """A replica's state in the words of the status; one that waits for its first order is loading."""
+    """A replica's state as the status shows it; `loading` before its first order."""
     if replica.state == State.ABSENT:
         return "dead" if replica.restarts else "loading"
     return "dead" if replica.state == State.LEAVING else str(replica.state)
 
 
 def sample_text(path: Path | None) -> str:
-    """The sample request, where it is text and short enough to be shown."""
+    """The text of the sample request; empty if it is longer than MAX_SAMPLE, not UTF-8 or unreadable."""
     try:
         return path.read_text("utf-8") if path and path.stat().st_size <= MAX_SAMPLE else ""
     except (OSError, UnicodeDecodeError):
@@ -60,7 +60,7 @@ def sample_text(path: Path | None) -> str:
 
 
 def shown_sample(artifact: Artifact, text: str) -> tuple[str, str]:
-    """How to show the sample request in a command: its path, and its text where it lies in a zip."""
+    """(path, text) of the sample request for a command line; the text only if the file is in a zip."""
     if artifact.archive is not None and artifact.holds_sample():
         return SAMPLE, text
     return str(artifact.sample or ""), ""
@@ -79,7 +79,7 @@ def instance_state(pool: PoolSnapshot, stopping: bool, announced: bool) -> str:
 
 
 def compose(identity: InstanceIdentity, pool: PoolSnapshot, state: str) -> InstanceStatus:
-    """What /health shows, and what the pages and metrics of the fronts are made from."""
+    """The status that /health returns, and that pages and metrics of the fronts are made from."""
     return {
         "state": state,
         "artifact": identity.artifact,
@@ -112,7 +112,7 @@ def compose(identity: InstanceIdentity, pool: PoolSnapshot, state: str) -> Insta
 
 
 def choose_preload(config: Config, plan: CapacityPlan, artifact: Artifact) -> tuple[str, str]:
-    """(why it is not what was asked for, or nothing; the mode to start with)."""
+    """(why the mode differs from the setting, or empty; the mode to start with)."""
     wanted = config.replicas.preload
     if wanted != "none" and any(gpu is not None for gpu in plan.gpus):
         return (

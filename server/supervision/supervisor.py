@@ -1,9 +1,10 @@
-"""The supervisor: makes the channels, starts the processes, replaces whatever dies, stops in order.
+"""The supervisor: makes the channels, starts the processes, replaces those that end, stops in order.
 
-No event loop, no framework: one poll(), and a turn for whatever woke it.  Signal handlers only write
-into a pipe.  It is the subreaper of all below it: every end arrives here, and all dies with it.
+Touches signals, children, channels and the published status.  Its loop is one poll() and a turn for each
+wake-up; signal handlers only write into a pipe.  The supervisor is the subreaper of its descendants: it
+reaps every one of them, and all end when it ends.
 
-    turn:  signals -> the dead -> reports of replicas -> replicas that hang or are due -> status
+    turn:  signals -> ended children -> reports of replicas -> replicas that hang or are due -> status
 """
 
 from __future__ import annotations
@@ -55,24 +56,26 @@ from twofold.server.telemetry import instance_status, metrics
 
 FRONT, LOG_WRITER = "front", "log_writer"  # roles, and reasons of twofold_replica_restarts_total
 RESTARTS = RestartPolicy(Backoff(first_s=0.4, most_s=10.0), healthy_s=10.0)
-TURN = 0.1  # seconds between looks at deadlines when nothing happens
+TURN_S = 0.1  # longest time between two turns
 STATUS_EVERY_S = 1.0
-LEAVE_TIMEOUT = 2.0  # for replicas and the log writer, after the fronts have drained
-FAST_STOP = 0.5
+LEAVE_TIMEOUT_S = 2.0  # for replicas and the log writer, after the fronts have drained
+FAST_STOP_S = 0.5  # replaces every longer timeout after a second stop signal
 REOPEN_SIGNALS = (signal.SIGHUP, signal.SIGUSR1)
 READ_SIZE = 65536
 
 
 @dataclass(slots=True)
 class StopProgress:
-    """How far stopping has come."""
+    """Whether the instance is to stop, since when, and whether without draining."""
 
-    requested_at: float = 0.0
+    requested_at_s: float = 0.0  # monotonic; 0: not requested
     fast: bool = False
 
 
 @dataclass(slots=True)
 class Supervisor:
+    """The parent process of an instance."""
+
     config: Config
     artifact: Artifact
     announce: Announce
@@ -90,9 +93,10 @@ class Supervisor:
     watchdog: Watchdog = field(init=False)
     _reports: bytes = b""
     _watched_pid: int = 0  # of the fork server
-    _published_at: float = 0.0
+    _published_at_s: float = 0.0
 
     def run(self) -> ExitCode:
+        """Serve until a stop signal. Raises TwofoldError if the instance cannot serve."""
         self.signals = SignalPipe()
         self.watchdog = Watchdog(metrics.heartbeats(self.channels.memory), now_s=time.monotonic())
         self.pool.step_availability()
@@ -101,7 +105,7 @@ class Supervisor:
             for child in self.children:
                 self._start(child, time.monotonic())
             self.pool.start(time.monotonic())
-            while not self.stop.requested_at:
+            while not self.stop.requested_at_s:
                 self._turn()
         except TwofoldError as error:
             self.failed, self.stop.fast = error, True
@@ -119,48 +123,48 @@ class Supervisor:
             *([self.embedder.fileno()] if self.embedder else []),
         ):
             ready.register(fd, select.POLLIN)
-        woken = {fd for fd, _ in ready.poll(TURN * 1000)}
+        woken = {fd for fd, _ in ready.poll(TURN_S * 1000)}
         if self.signals.fd in woken:
             self._handle_signals(self.signals.read())
         if self.embedder is not None and self.embedder.fileno() in woken:
-            self.stop.requested_at = time.monotonic()  # the embedding process has gone
-        now = time.monotonic()
-        dead = reap()
-        self._hear(now)
-        for pid, status in dead:
-            if not self._ended(pid, status, now):
-                self.pool.died(pid, status, now)
-        if not self.stop.requested_at:
-            self._restart(now)
-            self.pool.step(now)
-            self._end_silent(now)
+            self.stop.requested_at_s = time.monotonic()  # the embedding process has gone
+        now_s = time.monotonic()
+        ended = reap()
+        self._read_reports(now_s)
+        for pid, status in ended:
+            if not self._child_ended(pid, status, now_s):
+                self.pool.died(pid, status, now_s)
+        if not self.stop.requested_at_s:
+            self._restart(now_s)
+            self.pool.step(now_s)
+            self._end_silent(now_s)
         if serves := not self.announced and self.pool.settled():
             self.pool.measure_sharing()
-        self._publish(now)
-        if serves:  # and the fronts know of it: who hears it may ask
+        self._publish(now_s)
+        if serves:  # after the status: a reader of the announcement may ask for it at once
             self._announce_ready()
 
-    # ------------------------------------------------------------------ what woke us
+    # ------------------------------------------------------------------ wake-ups
 
     def _handle_signals(self, numbers: bytes) -> None:
         for number in numbers:
             if number in STOP_SIGNALS:
-                self.stop.fast = bool(self.stop.requested_at)
-                self.stop.requested_at = self.stop.requested_at or time.monotonic()
+                self.stop.fast = bool(self.stop.requested_at_s)
+                self.stop.requested_at_s = self.stop.requested_at_s or time.monotonic()
             elif number in REOPEN_SIGNALS:
                 for child in self.children:
                     if child.role == LOG_WRITER:
                         child.send(signal.SIGUSR1)
 
-    def _hear(self, now: float) -> None:
-        """Replicas' reports: whole lines, though a read may end within one."""
+    def _read_reports(self, now_s: float) -> None:
+        """Read the reports, line by line; a read may end within a line."""
         try:
             self._reports += os.read(self.channels.reports.read, READ_SIZE)
         except BlockingIOError:
             return
         *lines, self._reports = self._reports.split(b"\n")
         for line in lines:
-            self.pool.hear(parse(line), now)
+            self.pool.take_report(parse(line), now_s)
 
     def _announce_ready(self) -> None:
         self.announced = True
@@ -175,19 +179,19 @@ class Supervisor:
             )
         )
 
-    # ------------------------------------------------------------------ our own children
+    # ------------------------------------------------------------------ children
 
     def _make_children(self) -> None:
         self.children.append(Child(LOG_WRITER, RESTARTS, self._be_log_writer, beat=slots.LOG_WRITER_BEAT))
         if self.listeners is not None:
             for number in range(self.channels.layout.fronts):
-                life = partial(self._be_front, number)
-                self.children.append(Child(FRONT, RESTARTS, life, number, beat=number))
+                main = partial(self._be_front, number)
+                self.children.append(Child(FRONT, RESTARTS, main, number, beat=number))
         elif self.embedder is not None:
-            _send_plumbing(self.embedder, self.channels)
+            _send_channels(self.embedder, self.channels)
 
     def _be_front(self, number: int, ready: int) -> int:
-        from twofold.server.front import process  # uvloop and starlette stay out of the supervisor
+        from twofold.server.front import process  # keeps uvloop and starlette out of the supervisor
 
         assert self.listeners is not None
         pipes = self.channels
@@ -205,9 +209,9 @@ class Supervisor:
 
     def _be_log_writer(self, ready: int) -> int:
         pipes, settings = self.channels, self.config.log
-        pipes.close_writers()  # ours, or it would wait for its own end
+        pipes.close_writers()  # inherited ones; open, they would hide the end of the input
         if self.listeners is not None:
-            self.listeners.close()  # or the kernel would take connections after the fronts have left
+            self.listeners.close()  # open, the kernel would accept connections after the fronts have ended
         counters = metrics.open_counters(pipes.memory, metrics.LOG_WRITER)
         cell = {"access": metrics.ACCESS_DROPPED, "predict": metrics.PREDICT_DROPPED}
 
@@ -229,61 +233,62 @@ class Supervisor:
         writer.run(inputs, destination, dropped, heart.beat)
         return int(ExitCode.OK)
 
-    def _ended(self, pid: int, status: int, now: float) -> bool:
+    def _child_ended(self, pid: int, status: int, now_s: float) -> bool:
+        """A process was reaped; False if it is not a child of `children`."""
         child = next((child for child in self.children if child.pid == pid), None)
         if child is None:
             return False
         self.watchdog.forget(child.beat)
-        child.ended(now)
-        if not self.stop.requested_at:
+        child.ended(now_s)
+        if not self.stop.requested_at_s:
             ending = how(os.waitstatus_to_exitcode(status))
             self.announce(Note(f"{child.name} ended ({ending}) and is replaced"))
             self.pool.incidents.count_restart(child.role)
         return True
 
-    def _start(self, child: Child, now: float) -> None:
+    def _start(self, child: Child, now_s: float) -> None:
         try:
-            child.start(now)
+            child.start(now_s)
             self.watchdog.watch(child.beat, child.pid)
         except OSError as error:
-            child.failed(now, child.failures + 1)
+            child.failed(now_s, child.failures + 1)
             self.announce(Note(f"cannot start {child.name}: {error.strerror}; trying again"))
 
-    def _end_silent(self, now: float) -> None:
-        """Children that hang are told to end. The fork server is watched from its first heartbeat on."""
+    def _end_silent(self, now_s: float) -> None:
+        """Signal children that hang. The fork server is watched from its first heartbeat on."""
         fork_server = self.pool.fork_server.pid
         if fork_server != self._watched_pid:
             self._watched_pid = fork_server
             self.watchdog.forget(slots.FORK_SERVER_BEAT)
-            if fork_server:  # it may load a model for as long as load_timeout
+            if fork_server:  # before its first heartbeat it may load a model until load_timeout
                 self.watchdog.watch(slots.FORK_SERVER_BEAT, fork_server, math.inf)
         names = {child.beat: child.name for child in self.children}
-        for alarm in self.watchdog.look(now):
+        for alarm in self.watchdog.look(now_s):
             if alarm.number == signal.SIGABRT:
                 name = names.get(alarm.index, "the fork server")
                 self.pool.incidents.note(f"{name} hangs: no sign of life for {alarm.silent_s:.0f} s")
             os.kill(alarm.pid, alarm.number)
 
-    def _restart(self, now: float) -> None:
+    def _restart(self, now_s: float) -> None:
         for child in self.children:
-            if child.due(now):
-                self._start(child, now)
+            if child.due(now_s):
+                self._start(child, now_s)
 
     # ------------------------------------------------------------------ the published status
 
-    def _publish(self, now: float) -> None:
+    def _publish(self, now_s: float) -> None:
         incidents = self.pool.incidents
-        if incidents.changed or now - self._published_at > STATUS_EVERY_S:
-            incidents.changed, self._published_at = False, now
-            self.quarantine.expire(int(now * 1e9))
+        if incidents.changed or now_s - self._published_at_s > STATUS_EVERY_S:
+            incidents.changed, self._published_at_s = False, now_s
+            self.quarantine.expire(int(now_s * 1e9))
             pool = self.pool.snapshot()
-            state = instance_state(pool, bool(self.stop.requested_at), self.announced)
+            state = instance_state(pool, bool(self.stop.requested_at_s), self.announced)
             instance_status.publish(self.channels.memory, compose(self.identity, pool, state))
 
-    # ------------------------------------------------------------------ the end
+    # ------------------------------------------------------------------ stopping
 
     def _wind_down(self) -> None:
-        """Readiness off, then the fronts drain, then the replicas leave, then the log writer."""
+        """Report unready, drain the fronts, then end the replicas, then the log writer."""
         self.announce(Stopping(served=self.pool.ever_ready, failed=self.failed is not None))
         http = self.config.http
         slots.CONTROL.pack_into(self.channels.memory, slots.DRAINING, 1)
@@ -296,31 +301,31 @@ class Supervisor:
         fronts = [child for child in self.children if child.role != LOG_WRITER]
         self._end(fronts, http.drain_timeout)
         self.pool.leave(signal.SIGTERM, time.monotonic())
-        self._wait(lambda: not self.pool.alive(), LEAVE_TIMEOUT)
+        self._wait(lambda: not self.pool.alive(), LEAVE_TIMEOUT_S)
         self.pool.leave(signal.SIGKILL, time.monotonic())
         self.pool.fork_server.kill()
-        self._wait(lambda: not self.pool.alive() and not self.pool.fork_server.pid, LEAVE_TIMEOUT)
+        self._wait(lambda: not self.pool.alive() and not self.pool.fork_server.pid, LEAVE_TIMEOUT_S)
         self.channels.close_writers()
-        self._wait(lambda: not any(child.pid for child in self.children), LEAVE_TIMEOUT)
+        self._wait(lambda: not any(child.pid for child in self.children), LEAVE_TIMEOUT_S)
         self._end(self.children, 0.0)
         self.announce(Stopped(served=self.pool.ever_ready, failed=self.failed is not None))
 
-    def _end(self, children: list[Child], patience: float) -> None:
-        for number, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, LEAVE_TIMEOUT)):
+    def _end(self, children: list[Child], patience_s: float) -> None:
+        for number, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, LEAVE_TIMEOUT_S)):
             for child in children:
                 child.send(number)
-            self._wait(lambda: not any(child.pid for child in children), wait)
+            self._wait(lambda: not any(child.pid for child in children), wait_s)
 
-    def _wait(self, done: Callable[[], bool], patience: float) -> None:
-        """Turn the loop until `done` or out of patience; a second stop signal ends all patience."""
-        until = time.monotonic() + (min(patience, FAST_STOP) if self.stop.fast else patience)
-        self.stop.requested_at = self.stop.requested_at or time.monotonic()
-        while not done() and time.monotonic() < until:
+    def _wait(self, done: Callable[[], bool], patience_s: float) -> None:
+        """Run turns until `done()` or for `patience_s`; a second stop signal ends the wait at once."""
+        until_s = time.monotonic() + (min(patience_s, FAST_STOP_S) if self.stop.fast else patience_s)
+        self.stop.requested_at_s = self.stop.requested_at_s or time.monotonic()
+        while not done() and time.monotonic() < until_s:
             fast = self.stop.fast
             try:
                 self._turn()
             except TwofoldError:
-                continue  # the end has its reason already
+                continue  # the reason of the stop is already recorded
             if self.stop.fast and not fast:
                 return
 
@@ -332,9 +337,9 @@ def run(
     announce: Announce,
     embedder: socket.socket | None = None,
 ) -> ExitCode:
-    """Serve `artifact` until told to stop. `embedder`: send the channels there and run no front.
+    """Serve `artifact` until a stop signal. `embedder`: send the channels to this socket and run no front.
 
-    Raises TwofoldError when it cannot start; whatever was started has ended by then.
+    Raises TwofoldError if the instance cannot serve; all started processes have ended by then.
     """
     prctl.adopt_orphans()
     sinks.require_folder(config.log.log_dir, writer.STREAMS)
@@ -382,13 +387,14 @@ def _spec(
         artifact=artifact.path,
         preload=preload,
         threads=threads,
-        # What was answered and not yet reported when a replica dies is computed again: that is a replay.
+        # A replica that dies may have computed several answers without reporting them.  They are computed
+        # again, which is a replay.
         claim=slots.MAX_CLAIM if config.replicas.replay == "once" else 1,
         source=config.log.deployment_id or "twofold",
         sample=artifact.sample,
     )
 
 
-def _send_plumbing(embedder: socket.socket, pipes: Channels) -> None:
+def _send_channels(embedder: socket.socket, pipes: Channels) -> None:
     fds = [pipes.memory_fd, pipes.queue.write, pipes.completions[0].read]
     socket.send_fds(embedder, [json.dumps(pipes.layout.as_tuple()).encode() + b"\n"], fds)

@@ -1,6 +1,6 @@
-"""The status of the instance, as its supervisor publishes it in shared memory and fronts read it.
+"""The status of the instance in shared memory: published by the supervisor, read by the fronts.
 
-Touches only the mapping that it is handed.  Written by the supervisor alone (see replica/slots.py).
+Touches only the mapping of its caller.  The supervisor is the only writer (see replica/slots.py).
 """
 
 from __future__ import annotations
@@ -15,24 +15,28 @@ from twofold.shm.json_page import JsonPage
 
 
 class ReplicaStatus(TypedDict):
+    """The status of one replica."""
+
     index: int
     pid: int
     state: str  # loading, ready, spare, backoff or dead
     restarts: int
-    reason: str  # of its last end
+    reason: str  # of the last end
     load_seconds: float
     memory_mb: float  # private memory, in 10^6 bytes
 
 
 class PreloadStatus(TypedDict):
+    """The preload mode of the setting, and the one in use."""
+
     wanted: str
     used: str
-    why: str  # why the two differ
-    memory_saved_mb: float
+    why: str  # why `wanted` and `used` differ
+    memory_saved_mb: float  # in 10^6 bytes
 
 
 class InstanceStatus(TypedDict, total=False):
-    """Until the first one is published there are only state, messages, replicas and restarts."""
+    """The published status. Before the first one there are only state, messages, replicas and restarts."""
 
     state: str  # starting, ready, degraded, failed or draining
     artifact: str
@@ -52,13 +56,13 @@ def _page(memory: mmap.mmap) -> JsonPage:
 
 
 def publish(memory: mmap.mmap, status: InstanceStatus) -> None:
-    """Show `status` to the fronts. Texts are cut where it has no room; ValueError if that does not help."""
+    """Publish `status` to the fronts. Texts are cut to fit; raises ValueError if it is still too large."""
     page = _page(memory)
     page.publish_text(_fitted(status, page.limit))
 
 
 def read(memory: mmap.mmap) -> InstanceStatus:
-    """The status as last published, or that of an instance that has not published yet."""
+    """The last published status, or that of an instance that has not published yet."""
     published = _page(memory).read()
     if not published:
         return {"state": "starting", "messages": [], "replicas": [], "restarts": {}}
@@ -66,12 +70,12 @@ def read(memory: mmap.mmap) -> InstanceStatus:
 
 
 def is_ready(status: InstanceStatus) -> bool:
-    """Whether the instance can answer predict requests, by its own account."""
+    """Whether the instance can answer predict requests, according to its status."""
     return status.get("state") in ("ready", "degraded")
 
 
 def _fitted(status: InstanceStatus, limit: int) -> bytes:
-    """JSON of the status in at most `limit` bytes; the longest texts are cut, the facts stay."""
+    """JSON of the status in at most `limit` bytes; only messages and reasons are cut. Raises ValueError."""
     payload = _compact(status)
     for width in (400, 100, 20, 0):
         if len(payload) <= limit:

@@ -1,7 +1,7 @@
-"""What an instance counts: the cells of a counter block, who writes which block, and their sum.
+"""The counters of an instance: the cells of a block, the owner of each block, and the sum of all.
 
-Touches only the mapped memory that it is handed (see replica/slots.py).  There is a block for each front, and
-the last one is the log writer's.
+Touches only the mapped memory of its caller (see replica/slots.py).  Each front has a block; the last block
+is the log writer's.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ BYTES_IN = 16  # bodies of requests
 BYTES_OUT = 17  # bodies of answers
 REPLAYED = 18  # offered to a second replica
 REFUSED = 19  # killed a second replica, or lies in quarantine
-DEADLINE = 20  # answered 500 because the time was up
+DEADLINE = 20  # answered 500 because the deadline had passed
 OPEN_CONNECTIONS = 21  # a gauge; so is REQUESTS_INSIDE
 ACCEPTED_CONNECTIONS = 22
-REQUESTS_INSIDE = 23  # from the first body byte's slot to the answer: slots in use
-ACCESS_DROPPED = 24  # log lines that nobody could take
+REQUESTS_INSIDE = 23  # slots in use, from the first byte of the body to the answer
+ACCESS_DROPPED = 24  # log lines that could not be written
 PREDICT_DROPPED = 25
 
 # Histograms, by their first cell.
@@ -41,12 +41,12 @@ GAUGES = (OPEN_CONNECTIONS, REQUESTS_INSIDE)
 
 
 def heartbeats(memory: mmap.mmap) -> memoryview:
-    """The 64-bit words that fronts, log writer and fork server stamp."""
+    """The 64-bit heartbeat words of fronts, log writer and fork server."""
     return counters.words(memory, slots.HEARTBEATS_OFFSET, slots.HEARTBEATS)
 
 
 def open_counters(memory: mmap.mmap, block: int) -> counters.Counters:
-    """The counters of the one process that writes this block."""
+    """The counters of the process that owns this block."""
     return counters.Counters(counters.words(memory, _start(block), CELLS), GAUGES)
 
 
@@ -56,19 +56,19 @@ def _start(block: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The whole instance at one moment: cells summed over all blocks, and what replicas count."""
+    """The counts of an instance at one moment: cells summed over all blocks, and counts of replicas."""
 
     cells: tuple[int, ...]
     served: tuple[int, ...]  # requests, by replica index
     queued: int  # requests that wait in the queue
 
     def answered(self) -> int:
-        """Requests answered so far, whatever the status."""
+        """Number of answered requests of any status."""
         return sum(self.cells[: OTHER_STATUS + 1])
 
 
 def snapshot(memory: mmap.mmap, layout: slots.Layout, queued: int = 0, replicas: int = 0) -> Snapshot:
-    """Sum up what every process has flushed. `replicas`: how many replica indices are in use."""
+    """Sum the flushed counts of all processes. `replicas`: number of replica indices in use."""
     blocks = (*range(layout.fronts), LOG_WRITER)
     totals = counters.totals(counters.read_words(memory, _start(block), CELLS) for block in blocks)
     words = [_replica_words(memory, index) for index in range(replicas)]

@@ -1,9 +1,9 @@
-"""`twofold check`: everything that can be known about an artifact before it serves.
+"""`twofold check`: validates an artifact without serving it.
 
-From cheap to dear: the files, the signatures, the environment, and then the model itself, imported,
-loaded and tried in a throw-away process of its own interpreter.  It stops where the next step could
-only fail for the same reason.  What needs no process (`examine`) is looked at before serving, too, so
-that `check` and `serve` end in the same way.
+The steps are ordered by cost: the files, the signatures, the environment, and then the model, which is
+imported, loaded and tried in a one-shot process of its own interpreter.  A step is skipped if it could only
+fail for the reason of the last one.  `examine` needs no process and also runs before serving, so that `check`
+and `serve` report the same errors.  Touches the cache folder and one-shot processes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from twofold.server.artifact.diagnostics import CRASH, REMEDIES, SLOW
 from twofold.server.artifact.diagnostics import Diagnostic as Diagnostic  # for callers of run()
 from twofold.server.config import Config
 from twofold.server.environment import environment
+from twofold.server.environment.archive_source import ArchiveProgress
 from twofold.server.environment.environment import Environment
 from twofold.server.machine import capacity
 from twofold.server.validation import score_signature
@@ -29,16 +30,17 @@ from twofold.server.validation import score_signature
 RUNTIME = Path(__file__).parents[1] / "replica"
 STAGES = {"import": "import of score.py", "load": "load_model()", "predict": "predict()"}
 OWN_FRAMES = (str(RUNTIME), "<frozen ")
-Report = Callable[[Diagnostic], None]
-Progress = Callable[[str, int, int], None]
+ShowDiagnostic = Callable[[Diagnostic], None]
 
 
-def run(config: Config, report: Report, progress: Progress = lambda what, done, total: None) -> ExitCode:
-    """Report diagnostic by diagnostic; the exit code is that of the first error."""
+def run(
+    config: Config, show: ShowDiagnostic, progress: ArchiveProgress = lambda step, done, total: None
+) -> ExitCode:
+    """Pass each diagnostic to `show`; the exit code is that of the first error, or OK."""
     failed: list[ExitCode] = []
 
     def note(diagnostic: Diagnostic) -> None:
-        report(diagnostic)
+        show(diagnostic)
         if diagnostic.level == "error":
             failed.append(diagnostic.exit_code)
 
@@ -63,9 +65,9 @@ def run(config: Config, report: Report, progress: Progress = lambda what, done, 
 
 
 def require(opened: Artifact, note: Callable[[str], None]) -> None:
-    """What must be so before anything is started; warnings go to `note`.
+    """Examine the artifact before any process is started; warnings go to `note`.
 
-    ArtifactError, or ConfigError for a sample request that a setting names: what check() would end with.
+    Raises ArtifactError, or ConfigError for a sample request that a setting names: the first error of run().
     """
     found = examine(opened)
     for warning in (diagnostic for diagnostic in found if diagnostic.level == "warning"):
@@ -79,7 +81,7 @@ def require(opened: Artifact, note: Callable[[str], None]) -> None:
 
 
 def examine(opened: Artifact) -> list[Diagnostic]:
-    """What the files themselves tell, without running anything."""
+    """The diagnostics of the files alone; no code of the artifact runs."""
     version = opened.runtime.python_version if opened.runtime else ""
     complaints = score_signature.check(opened.path / artifact.SCORE, version)
     fine = Diagnostic("ok", artifact.SCORE, "defines load_model() and predict() as it should")
@@ -105,7 +107,7 @@ def _examine_runtime(opened: Artifact) -> Iterator[Diagnostic]:
 
 
 def _examine_sample(opened: Artifact) -> Iterator[Diagnostic]:
-    """A sample request that cannot be read, or is called *.json and is not JSON."""
+    """An error for a sample request that cannot be read, or is named *.json and is not JSON."""
     if opened.sample is None:
         return
     from twofold.server.replica import codec
@@ -126,21 +128,21 @@ def _examine_sample(opened: Artifact) -> Iterator[Diagnostic]:
         yield Diagnostic("error", "sample", message, remedy, code)
 
 
-# ---------------------------------------------------------------------- the throw-away process
+# ---------------------------------------------------------------------- the one-shot process
 
 
-def _check_model(config: Config, opened: Artifact, prepared: Environment, note: Report) -> None:
-    limit = config.replicas.load_timeout
-    # As the first replica will have it, so that time and memory are those of serving.
+def _check_model(config: Config, opened: Artifact, prepared: Environment, note: ShowDiagnostic) -> None:
+    limit_s = config.replicas.load_timeout
+    # The resources of the first replica, so that time and memory are those of serving.
     plan = capacity.plan(config.replicas, capacity.cores(), capacity.visible_gpus(os.environ))
-    facts = {
+    parameters = {
         "artifact": str(opened.path),
         "sample": str(opened.sample) if opened.sample else None,
         "threads": plan.threads,
     }
     command = [str(prepared.python), str(RUNTIME), "trial"]
     variables = {
-        "PYTHONFAULTHANDLER": "1",  # a crash says where it was
+        "PYTHONFAULTHANDLER": "1",  # a crash dumps its stacks
         **capacity.thread_variables(plan.threads),
         **prepared.variables,
         "TWOFOLD_REPLICA": "0",
@@ -148,14 +150,14 @@ def _check_model(config: Config, opened: Artifact, prepared: Environment, note: 
     if plan.gpus[0] is not None:
         variables["CUDA_VISIBLE_DEVICES"] = plan.gpus[0]
     try:
-        outcome = one_shot.run(command, variables, limit, json.dumps(facts).encode(), opened.path)
+        outcome = one_shot.run(command, variables, limit_s, json.dumps(parameters).encode(), opened.path)
     except OSError as error:
         raise ModelError(
             f"cannot start {prepared.python}: {error.strerror}", "check the environment"
         ) from None
     answer = _answer(outcome.output)
     if answer is None:
-        raise ModelError(*_unanswered(outcome, limit))
+        raise ModelError(*_unanswered(outcome, limit_s))
     _report_answer(answer, note)
     if opened.sample is None:
         message = f"no {artifact.SAMPLE} in the artifact, so predict() was not tried"
@@ -163,7 +165,7 @@ def _check_model(config: Config, opened: Artifact, prepared: Environment, note: 
 
 
 def _answer(output: bytes) -> dict[str, Any] | None:
-    """The last line, if it is what preflight writes when it comes to its end."""
+    """The last line of the output, if it is the result of replica/trial.py; else None."""
     lines = output.splitlines()
     try:
         answer = json.loads(lines[-1]) if lines else None
@@ -172,11 +174,11 @@ def _answer(output: bytes) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) and "stages" in answer else None
 
 
-def _unanswered(outcome: one_shot.ProcessOutcome, limit: float) -> tuple[str, str]:
-    """Message and remedy for a process that ended without a word."""
+def _unanswered(outcome: one_shot.ProcessOutcome, limit_s: float) -> tuple[str, str]:
+    """(message, remedy) for a process that ended without a result."""
     if outcome.code is None:
         return (
-            f"importing, loading and trying it took longer than {limit:g} s, and were ended",
+            f"importing, loading and trying it took longer than {limit_s:g} s, and were ended",
             SLOW,
         )
     lines = [
@@ -192,7 +194,7 @@ def _unanswered(outcome: one_shot.ProcessOutcome, limit: float) -> tuple[str, st
     return f"{message}\n{tail}".strip(), "score.py must not end the process"
 
 
-def _report_answer(answer: Mapping[str, Any], note: Report) -> None:
+def _report_answer(answer: Mapping[str, Any], note: ShowDiagnostic) -> None:
     extras = "orjson" if answer.get("orjson") else "json (orjson in the environment would be faster)"
     note(Diagnostic("ok", "python", f"{answer['python']}; answers are written by {extras}"))
     done = set()

@@ -1,6 +1,6 @@
-"""Do load_model() and predict() look as they must?  Read from the text of score.py, which is not run.
+"""Checks the signatures of load_model() and predict() in the text of score.py, without running it.
 
-Only functions that are defined at the top level of the file count, as for the catalog's own check.
+Reads score.py only.  Only functions at the top level of the file count, as in the check of the model catalog.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True, slots=True)
 class _Signature:
-    """The parameters that a caller must or may give."""
+    """The names of positional parameters, and of parameters without a default."""
 
     positional: list[str]
     required: set[str] = field(default_factory=set)
 
 
 def check(score: Path, python_version: str = "") -> list[Diagnostic]:
-    """What is wrong with load_model() and predict(), without running anything; [] if nothing.
+    """The errors of load_model() and predict(); [] if there is none.
 
-    `python_version` is the model's: a file for a newer Python than ours may be fine and unreadable here.
+    `python_version` is the model's.  If it is newer than the server's Python, a syntax error is a warning.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # about its style; running it is when they count
+        with warnings.catch_warnings(action="ignore"):  # about style; they do not concern the signatures
             tree = ast.parse(score.read_bytes(), str(score))
     except OSError as error:
         return [_error(score.name, f"cannot be read: {error.strerror}", "check its permissions")]
@@ -70,7 +70,7 @@ def _check_predict(function: Function | None) -> list[Diagnostic]:
     if signature.positional[:1] != ["data"]:
         first = f"not {signature.positional[0]!r}" if signature.positional else "but it has none"
         found.append(_error(subject, f"its first argument must be named 'data', {first}", remedy))
-    # Artifacts for model groups give `model` no default; it gets what load_model() returned.
+    # Artifacts for model groups give `model` no default; its argument is the result of load_model().
     required = sorted(signature.required - {"data", "model", *signature.positional[:1]})
     if required:
         found.append(_error(subject, f"{', '.join(required)} must have a default", remedy))

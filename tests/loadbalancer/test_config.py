@@ -53,7 +53,7 @@ def test_defaults() -> None:
 
 
 def test_every_setting_through_every_source(tmp_path: Path) -> None:
-    for group, known in config.CATALOGUE.known():
+    for group, known in config.CATALOGUE.declared():
         text = FITTING.get(known.name) or _another(known)
         if known.name in config.FILES:
             text = str(file(tmp_path, ""))
@@ -257,7 +257,7 @@ def test_every_setting_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         commands.application(lambda settings, check: 0)(["--help"])
     shown = capsys.readouterr().out
-    for _, known in config.CATALOGUE.known():
+    for _, known in config.CATALOGUE.declared():
         assert f"--{known.name.replace('_', '-')} " in shown.replace("\n", " ").replace("/", " "), known.name
 
 

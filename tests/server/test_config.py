@@ -43,7 +43,7 @@ def test_later_sources_win(tmp_path: Path) -> None:
 
 def test_every_setting_through_every_source(tmp_path: Path) -> None:
     """A value other than the default arrives, whichever way it comes."""
-    for group, known in config.CATALOGUE.known():
+    for group, known in config.CATALOGUE.declared():
         text = _another(known)
         expected = parse(known, text)
         assert expected != known.default
@@ -65,9 +65,9 @@ def _another(known: dataclasses.Field[object]) -> str:
 
 
 def test_names_are_unique_and_explained() -> None:
-    names = [known.name for _, known in config.CATALOGUE.known()]
+    names = [known.name for _, known in config.CATALOGUE.declared()]
     assert len(names) == len(set(names))
-    for _, known in config.CATALOGUE.known():
+    for _, known in config.CATALOGUE.declared():
         assert (
             known.metadata["help"] and known.metadata["help"][0] == known.metadata["help"][0].lower()
         ) or (known.name == "ocpus")

@@ -333,7 +333,7 @@ class PoolDriver:
     def turn(self) -> None:
         now = time.monotonic()
         for report in self.front.turn(0.005):
-            self.pool.hear(report, now)
+            self.pool.take_report(report, now)
         for replica in self.pool.replicas:
             if replica.pid:
                 status = reaped(replica.pid)

@@ -1,8 +1,8 @@
 """Options of the command line, made from the settings of a catalogue.
 
-Touches nothing.  Nothing of a setting is repeated in a command: its name, default, meaning and choices
-come from the field that declares it.  Values arrive as text, or as None where an option was not given;
-the catalogue parses them as it does those of the settings file and of the variables.
+Touches nothing.  The name, default, meaning and choices of an option come from the field that declares the
+setting.  A command gets the value as text, or None if the option is not given; the catalogue parses it with
+the parser of all sources.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONFIG_FILE = typer.Option(
 
 
 def parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    """A keyword of a command; `default` is what typer.Option() or typer.Argument() made."""
+    """A keyword parameter of a command; `default`: a result of typer.Option() or typer.Argument()."""
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
@@ -37,37 +37,37 @@ def config_file() -> inspect.Parameter:
 def of_settings(
     catalogue: Catalogue[Any], panels: Mapping[str, str], metavars: Mapping[str, str] | None = None
 ) -> Iterator[inspect.Parameter]:
-    """An option for each setting of the groups in `panels`, under the title that stands there.
+    """An option for each setting of the groups in `panels`; the value in `panels` is the panel's title.
 
-    `metavars`, by the setting's name, say what a value looks like where its type does not.
+    `metavars`: the placeholder of a value, by the setting's name; by default it depends on the type.
     """
-    for group, known in catalogue.known():
+    for group, declared in catalogue.declared():
         if group in panels:
-            yield _option(known, panels[group], (metavars or {}).get(known.name, ""))
+            yield _option(declared, panels[group], (metavars or {}).get(declared.name, ""))
 
 
 def sign(command: Callable[..., object], parameters: Iterable[inspect.Parameter]) -> None:
-    """Give `command`, which takes keywords, the signature that typer reads its options from."""
+    """Set the signature of `command`, from which typer makes its options."""
     parameters = list(parameters)
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
 
 
 def text(value: object) -> str:
-    """A setting's value as a person would write it."""
+    """A setting's value as text."""
     if isinstance(value, tuple):
         return ", ".join(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _option(known: Field[Any], panel: str, metavar: str) -> inspect.Parameter:
-    flag = "--" + known.name.replace("_", "-")
-    value: Any = known.default
+def _option(declared: Field[Any], panel: str, metavar: str) -> inspect.Parameter:
+    flag = "--" + declared.name.replace("_", "-")
+    value: Any = declared.default
     kind: Any = type(value)
-    help_text = known.metadata["help"] + (f" (default {text(value)})" if value not in ("", ()) else "")
+    help_text = declared.metadata["help"] + (f" (default {text(value)})" if value not in ("", ()) else "")
     shown = {"help": help_text, "rich_help_panel": panel, "show_default": False}
     if kind is bool:
-        return parameter(known.name, bool | None, typer.Option(None, f"{flag}/--no-{flag[2:]}", **shown))
-    metavar = "|".join(known.metadata["among"]) or metavar or METAVARS[kind]
+        return parameter(declared.name, bool | None, typer.Option(None, f"{flag}/--no-{flag[2:]}", **shown))
+    metavar = "|".join(declared.metadata["among"]) or metavar or METAVARS[kind]
     annotation = list[str] | None if kind is tuple else str | None
-    return parameter(known.name, annotation, typer.Option(None, flag, metavar=metavar, **shown))
+    return parameter(declared.name, annotation, typer.Option(None, flag, metavar=metavar, **shown))

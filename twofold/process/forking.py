@@ -1,4 +1,4 @@
-"""Fork a child that keeps none of its parent's signal settings; reap children that have ended.
+"""Forks children with default signal settings, and reaps children that have ended.
 
 Touches processes, and in the child the signals and the process group.
 """
@@ -18,36 +18,37 @@ from twofold.process import prctl, signals
 IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
-def fork(life: Callable[[], int]) -> int:
-    """The pid of a child that runs `life`, exits with its result and dies with this process.
+def fork(main: Callable[[], int]) -> int:
+    """Fork a child that runs `main`, exits with its result, and is killed when this process ends.
 
-    Raises OSError.  The child leads a process group; its handlers and mask are as if the parent had set none.
+    Returns its pid.  Raises OSError.  The child leads a process group.  It has the parent's signal mask, and
+    default handlers for the signals that the parent catches.
     """
     parent = os.getpid()
-    # Until the child has reset its handlers they write into the parent's signal pipe: a signal that the
-    # child gets before that would be read by the parent, as its own.
+    # Until the child has reset its handlers, they write into the parent's signal pipe.  The parent would take
+    # a signal of the child for its own.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
         if not pid:
-            _live(life, parent, before)
+            _run_child(main, parent, before)
         return pid
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _live(life: Callable[[], int], parent: int, mask: set[int | signal.Signals]) -> None:
-    """Be the child; does not return."""
+def _run_child(main: Callable[[], int], parent: int, mask: set[int | signal.Signals]) -> None:
+    """Run `main` in the child; does not return."""
     code = int(ExitCode.INTERNAL)
     try:
         signals.reset()
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
-        faulthandler.enable()  # a SIGABRT of the watchdog prints where the child hangs
+        faulthandler.enable()  # on SIGABRT of the watchdog the child prints its stacks
         os.setpgid(0, 0)
         prctl.die_with_parent(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        code = life()
+        code = main()
     except TwofoldError as error:
         say("error", str(error))
         code = int(error.exit_code)
@@ -61,12 +62,12 @@ def _live(life: Callable[[], int], parent: int, mask: set[int | signal.Signals])
 
 def reap() -> list[tuple[int, int]]:
     """(pid, wait status) of every child that has ended, adopted ones included."""
-    dead: list[tuple[int, int]] = []
+    ended: list[tuple[int, int]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return dead
+            return ended
         if not pid:
-            return dead
-        dead.append((pid, status))
+            return ended
+        ended.append((pid, status))

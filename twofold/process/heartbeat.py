@@ -1,7 +1,7 @@
-"""A child's sign of life: one 64-bit word of shared memory, stamped at each tick of its event loop.
+"""The heartbeat of a child: one 64-bit word of shared memory, stamped at each tick of its event loop.
 
-Touches that word only.  A stamp comes from the loop that does the work, never from a thread beside it: a
-thread would go on while the loop hangs.
+Touches that word only.  The event loop itself must stamp the word: a separate thread would continue to stamp
+while the loop hangs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ WORD_SIZE = 8
 
 
 class Heartbeat:
-    """The word is zero until the first beat. One writer, the child; one reader, the watchdog."""
+    """The word is 0 until the first beat. The child is its only writer, the watchdog its only reader."""
 
     __slots__ = ("_index", "_words")
 
@@ -22,4 +22,5 @@ class Heartbeat:
         self._index = index
 
     def beat(self) -> None:
+        """Stamp the word with the monotonic time, in nanoseconds."""
         self._words[self._index] = monotonic_ns()

@@ -1,8 +1,8 @@
-"""A short-lived process that does one thing: bounded in time, ended whole, its end put into words.
+"""A one-shot process: runs one command with a timeout, ends its descendants, and describes its end.
 
-It leads a process group of its own, and that group is killed when the process has ended or its time
-is up, so nothing that it started stays behind.  What it writes goes to unnamed files, because a pipe
-would stay open as long as any descendant lives, and would keep us waiting.
+Touches that process and unnamed files.  The process leads a process group.  The group is killed when the
+process has ended or its timeout is over, so that no descendant remains.  Its output goes to unnamed files:
+a pipe would stay open while a descendant runs, and reading it would block.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import IO
 
 from twofold.process.exit_status import how
 
-MAX_OUTPUT = 4 << 20  # bytes kept of the end of standard output
-MAX_ERRORS = 8192
+MAX_OUTPUT = 4 << 20  # bytes kept from the end of standard output
+MAX_ERRORS = 8192  # bytes kept from the end of standard error
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessOutcome:
-    """How it ended. `code` is negative for a signal, None when its time was up."""
+    """The result of a process. `code`: negative for a signal, None for a timeout."""
 
     code: int | None
     output: bytes
@@ -40,7 +40,7 @@ class ProcessOutcome:
         return f"was {how(self.code)}{more}"
 
     def complaint(self) -> str:
-        """The end, and what it wrote to standard error: the last line, or the one that misses a command."""
+        """The end, and a line of standard error: one with "command not found", else the last one."""
         lines = self.errors.strip().splitlines()
         telling = [line for line in lines if "command not found" in line] or lines
         return f"{self.end()}: {telling[-1].strip()}" if telling else self.end()
@@ -49,14 +49,15 @@ class ProcessOutcome:
 def run(
     command: Sequence[str],
     variables: Mapping[str, str],
-    timeout: float,
+    timeout_s: float,
     given: bytes = b"",
     folder: Path | None = None,
     lock: int | None = None,
 ) -> ProcessOutcome:
-    """Run `command` in `folder`, with `given` as its input, for at most `timeout` seconds.
+    """Run `command` in `folder` for at most `timeout_s` seconds.
 
-    `lock` is a descriptor that it inherits, and with it a flock().  OSError if it cannot start.
+    `given` is its standard input.  `lock` is a descriptor with a flock(), which the process inherits.
+    Raises OSError if it cannot start.
     """
     with (
         tempfile.TemporaryFile() as stdin,
@@ -77,7 +78,7 @@ def run(
         )
         code: int | None
         try:
-            code = process.wait(timeout)
+            code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             code = None
         finally:
@@ -88,7 +89,7 @@ def run(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    # The group outlives its leader while it has members, and no other gets its number until then.
+    # The group exists while it has members, also without its leader; until then its number is not reused.
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Signals as bytes in a pipe, which one poll() waits for beside everything else.
+"""Signals as bytes in a pipe, so that one poll() waits for them together with other descriptors.
 
 Touches the handlers, the mask and the wakeup descriptor of this process; main thread only.
 """
@@ -16,7 +16,7 @@ CAUGHT = (*STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
 
 
 class SignalPipe:
-    """Catches `numbers`: each arrives as one byte at the descriptor `fd`, blocked ones once unblocked."""
+    """Catches `numbers`: each signal becomes one byte at the descriptor `fd`, also one that was blocked."""
 
     __slots__ = ("_numbers", "_write", "fd")
 
@@ -29,7 +29,7 @@ class SignalPipe:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
     def read(self) -> bytes:
-        """The numbers of the signals that have come since the last call."""
+        """The numbers of the signals since the last call."""
         try:
             return os.read(self.fd, READ_SIZE)
         except BlockingIOError:
@@ -37,7 +37,7 @@ class SignalPipe:
 
     @contextlib.contextmanager
     def blocked(self) -> Iterator[None]:
-        """Inside, no signal is caught; one that comes is caught afterwards, or by the next program."""
+        """Block the signals inside; a pending one is caught afterwards, or by the next program after exec."""
         signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
         try:
             yield
@@ -50,7 +50,7 @@ def _caught(number: int, stack: object) -> None:
 
 
 def reset() -> None:
-    """In a forked child: default handlers for every signal that the parent caught, no wakeup descriptor."""
+    """In a forked child: restore the default handlers, and remove the wakeup descriptor."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):

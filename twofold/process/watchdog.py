@@ -1,16 +1,16 @@
-"""Which children hang: no heartbeat for PATIENCE_S that waiting for a processor does not explain.
+"""Finds children that hang: no heartbeat for PATIENCE_S, not counting time that they waited for a processor.
 
-Reads the children's heartbeats and /proc; sends nothing.  The clock and the readings of /proc are arguments,
-so the rest is arithmetic.
+Reads the children's heartbeats and /proc; sends no signal.  The clock and the reader of /proc are arguments;
+the rest is arithmetic.
 
     silence += step - explained        at each look, while the stamp stays the same
-    step      = time since the last look, at most MAX_STEP_S: a supervisor that got no processor itself for
-                a while has seen nothing, and blames no child for it
+    step      = time since the last look, at most MAX_STEP_S: while the supervisor itself got no processor, it
+                observed no child
     explained = the growth of run_delay in /proc/PID/schedstat, which the kernel counts when a wait ends;
-                all of the step for a process that is runnable and gets no processor
+                the whole step for a process that is runnable and gets no processor
 
-A silent child is told SIGABRT, which prints its traceback (faulthandler), and KILL_AFTER_S later SIGKILL: a
-stopped process hears nothing else.
+A silent child gets SIGABRT, on which faulthandler prints its traceback, and KILL_AFTER_S later SIGKILL, which
+also ends a stopped process.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ KILL_AFTER_S = 1.0
 START_PATIENCE_S = 60.0  # until the first beat: imports may wait for a slow disk
 LOOK_EVERY_S = 0.25
 MAX_STEP_S = 0.5
-RUNNING = 0.1  # of a step: a runnable process that used less of it has waited for a processor
+RUNNING = 0.1  # share of a step; a runnable process that ran for less has waited for a processor
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What the kernel says of a process, both times since its start."""
+    """The scheduling of a process, from the kernel; both times count from its start."""
 
     runnable: bool
     ran_ns: int
@@ -38,10 +38,10 @@ class Schedule:
 
 
 def schedule_of(pid: int) -> Schedule | None:
-    """From /proc (proc(5), sched-stats in the kernel's documentation); None if the process is gone."""
+    """Read /proc (proc(5), sched-stats in the kernel's documentation); None if the process has ended."""
     try:
         ran, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
-        # The name, in parentheses, may hold anything.
+        # The name, in parentheses, may contain any character.
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, ValueError):
         return None
@@ -50,7 +50,7 @@ def schedule_of(pid: int) -> Schedule | None:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """A signal that is due to a silent child."""
+    """A signal to send to a silent child; `silent_s` is its silence."""
 
     index: int
     pid: int
@@ -69,6 +69,8 @@ class _Watched:
 
 
 class Watchdog:
+    """The silence of each watched child."""
+
     def __init__(
         self, words: memoryview, read: Callable[[int], Schedule | None] = schedule_of, now_s: float = 0.0
     ) -> None:
@@ -79,20 +81,20 @@ class Watchdog:
         self._watched: dict[int, _Watched] = {}
 
     def watch(self, index: int, pid: int, start_patience_s: float = START_PATIENCE_S) -> None:
-        """A child has started, whose heartbeat is the word at `index`."""
+        """Watch a child that has just started; its heartbeat is the word at `index`."""
         self._words[index] = 0
         self._watched[index] = _Watched(pid, start_patience_s=start_patience_s)
 
     def adopt(self, index: int, pid: int) -> None:
-        """As `watch`, for a child that beats already."""
+        """Watch a child that has started earlier; its heartbeat continues."""
         self._watched[index] = _Watched(pid, self._words[index])
 
     def forget(self, index: int) -> None:
-        """It has ended."""
+        """Stop watching: the child has ended."""
         self._watched.pop(index, None)
 
     def look(self, now_s: float) -> list[Alarm]:
-        """The signals that are due now. Call it often; it looks every LOOK_EVERY_S."""
+        """The signals to send now. Call it often; it reads the heartbeats every LOOK_EVERY_S."""
         passed_s = now_s - self._looked_s
         if passed_s < LOOK_EVERY_S:
             return []

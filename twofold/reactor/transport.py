@@ -1,7 +1,7 @@
 """A connection's socket: what it reads and writes goes through the reactor.
 
 Touches its socket, and the reactor's epoll.  ConnectionProtocol and Transport are asyncio's in all but name:
-a compiled class (compiled.py) has no interpreted one above it.  TLS stays with uvloop, whose
+a compiled class (twofold/native/load.py) has no interpreted one above it.  TLS stays with uvloop, whose
 transports a protocol cannot tell from these.
 
 Nothing is sent by write(): the reactor does that at the end of its turn, for all connections.  What a

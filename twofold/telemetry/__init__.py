@@ -1,1 +1,1 @@
-"""What processes count: counters and histograms in shared memory, and how Prometheus is told."""
+"""Counters and histograms of processes in shared memory, and their exposition for Prometheus."""

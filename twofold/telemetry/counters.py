@@ -1,9 +1,9 @@
-"""Counters of one process, in a plain list, and their copy in shared memory for the other processes.
+"""Counters of a process: a plain list, and its copy in shared memory for other processes.
 
-Touches only the block of shared memory that it is handed.  A block is a row of 64-bit words and has one
-writer.  Adding to a list costs half as much as adding to shared memory, so a process counts in the list
-and copies it into its block at each tick.  What a killed process had not copied is lost, but a block never
-runs backwards: its next owner goes on from it.  Readers take no lock and tolerate a word of the last tick.
+Touches only the given block of shared memory.  A block is a row of 64-bit words and has one writer.  Adding
+to a list costs half as much as adding to shared memory, so a process counts in the list and copies it into
+its block at each tick.  A killed process loses the counts since its last tick.  A block never decreases: its
+next owner continues from it.  Readers take no lock, and may read counts of the last tick.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 
 def words(memory: mmap.mmap, offset: int, count: int) -> memoryview:
-    """`count` 64-bit words from byte `offset` on. While the view lives, `memory` cannot be unmapped."""
+    """`count` 64-bit words from byte `offset` on. While the view exists, `memory` cannot be closed."""
     return memoryview(memory)[offset : offset + 8 * count].cast("Q")
 
 
@@ -25,7 +25,7 @@ def read_words(memory: mmap.mmap, offset: int, count: int) -> list[int]:
 
 
 def totals(blocks: Iterable[Sequence[int]]) -> list[int]:
-    """Cell by cell, the sum over blocks of one length; ValueError if the lengths differ."""
+    """The sum of each cell over all blocks. Raises ValueError if their lengths differ."""
     return [sum(column) for column in zip(*blocks, strict=True)]
 
 
@@ -35,7 +35,7 @@ class Counters:
     __slots__ = ("_block", "cells")
 
     def __init__(self, block: memoryview, gauges: Iterable[int]) -> None:
-        """Go on from what the last owner of `block` left. Its gauges, named by their cells, ended with it."""
+        """Continue from the counts of the last owner of `block`. `gauges`: the cells that start at 0."""
         self._block = block
         self.cells: list[int] = block.tolist()
         for gauge in gauges:
@@ -43,9 +43,9 @@ class Counters:
         self.flush()
 
     def flush(self) -> None:
-        """Show the counts to the other processes."""
+        """Copy the counts into the block."""
         self._block[:] = array("Q", self.cells)
 
     def close(self) -> None:
-        """Let go of the memory, so that it can be unmapped."""
+        """Release the block, so that the memory can be closed."""
         self._block.release()

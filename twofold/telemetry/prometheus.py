@@ -21,8 +21,8 @@ from twofold.telemetry import histograms
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# The upper bounds shown are 2**4 us (16 us) to 2**27 us (134 s). Faster durations are in the first bucket,
-# slower ones in "+Inf".
+# The upper bounds are 2**4 us (16 us) to 2**27 us (134 s).  Shorter durations are in the first bucket, longer
+# ones in "+Inf".
 SHOWN_BUCKETS = range(4, 28)
 
 Labels = str | tuple[str, ...]
@@ -40,7 +40,7 @@ class Families:
         return CounterMetricFamily(self.prefix + name, help_text, value=count)
 
     def counters(self, name: str, help_text: str, labels: Labels, samples: Samples) -> Metric:
-        """Counters that `labels` tell apart."""
+        """Counters, one for each value of `labels`."""
         return _filled(CounterMetricFamily(self.prefix + name, help_text, labels=_each(labels)), samples)
 
     def gauge(self, name: str, help_text: str, amount: float) -> Metric:
@@ -48,7 +48,7 @@ class Families:
         return GaugeMetricFamily(self.prefix + name, help_text, value=amount)
 
     def gauges(self, name: str, help_text: str, labels: Labels, samples: Samples) -> Metric:
-        """Gauges that `labels` tell apart."""
+        """Gauges, one for each value of `labels`."""
         return _filled(GaugeMetricFamily(self.prefix + name, help_text, labels=_each(labels)), samples)
 
     def histogram(self, name: str, help_text: str, cells: Sequence[int], start: int) -> Metric:
@@ -74,7 +74,7 @@ def _filled(family: CounterMetricFamily | GaugeMetricFamily, samples: Samples) -
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Collected(Collector):
-    """What prometheus_client asks for the families of one scrape."""
+    """The collector interface of prometheus_client, for the families of one scrape."""
 
     families: Iterable[Metric]
 
@@ -83,7 +83,7 @@ class _Collected(Collector):
 
 
 def exposition(families: Iterable[Metric]) -> bytes:
-    """The answer to a scrape."""
+    """The body of the answer to a scrape."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collected(families))
     return generate_latest(registry)

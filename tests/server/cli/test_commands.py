@@ -76,7 +76,7 @@ def test_help_names_every_setting(
 ) -> None:
     assert call(monkeypatch, "serve", "--help") == 0
     shown = capsys.readouterr().out
-    for _, known in config.CATALOGUE.known():
+    for _, known in config.CATALOGUE.declared():
         assert f"--{known.name.replace('_', '-')}" in shown
     assert "--no-access-log" in shown
 
@@ -234,7 +234,7 @@ def test_settings_show_value_and_source(
     assert found["spare"] == ("1", "TWOFOLD_SPARE")
     assert found["access_log"] == ("false", "--access-log")
     assert found["backlog"] == ("4096", "default")
-    assert len(rows) == 1 + len(list(config.CATALOGUE.known()))
+    assert len(rows) == 1 + len(list(config.CATALOGUE.declared()))
 
 
 def test_a_bug_is_called_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

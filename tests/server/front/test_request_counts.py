@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from twofold.server.front.exchange import GONE
-from twofold.server.front.request_counts import Entry, count
+from twofold.server.front.request_counts import CountedRequest, count
 from twofold.server.telemetry import metrics
 from twofold.telemetry.histograms import SUM
 
 
-def entry(status: int, spent_us: int = 0) -> Entry:
+def entry(status: int, spent_us: int = 0) -> CountedRequest:
     """With `spent_us` in predict(), twice that in all, a byte of body for each us, and 60 bytes of answer."""
     record = (0, b"POST /predict 1.1", status, spent_us, b"id", 100, 2 * spent_us)
     return record, 7, 3, spent_us, 60

@@ -59,7 +59,7 @@ def test_a_child_that_reports_is_ready_when_it_has(started: list[Child]) -> None
     assert child.pid
     assert (child.ready, child.started_s) == (False, 100.0)
     assert select.select([child.ready_fd], [], [], 5)[0]
-    child.hear()
+    child.read_readiness()
     assert (child.ready, child.ready_fd) == (True, -1)
     child.send(signal.SIGTERM)
     assert end(child, 102.0) == -signal.SIGTERM
@@ -70,7 +70,7 @@ def test_the_end_of_a_child_that_never_reported_is_heard_without_readiness() -> 
     child = Child("proxy", REPORTING, lambda ready: 3)
     child.start(100.0)
     assert select.select([child.ready_fd], [], [], 5)[0]
-    child.hear()
+    child.read_readiness()
     assert not child.ready and end(child, 200.0) == 3
 
 
