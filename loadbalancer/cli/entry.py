@@ -25,7 +25,7 @@ def balance(arguments: list[str]) -> int:
 
 def control(arguments: list[str]) -> int:
     """`twofold balance-ctl ARGUMENTS`: the exit code. Raises TwofoldError."""
-    from twofold.loadbalancer.cli import control as command
+    from twofold.loadbalancer.cli import balance_ctl as command
 
     return command.run(arguments)
 

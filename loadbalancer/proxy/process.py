@@ -24,7 +24,7 @@ import uvloop
 from twofold.loadbalancer import endpoint_record, request_counts, shared_memory
 from twofold.loadbalancer.access.tls import Certificates
 from twofold.loadbalancer.balancing.candidates import SelectionSettings
-from twofold.loadbalancer.balancing.selection import InstancePool
+from twofold.loadbalancer.balancing.instance_pool import InstancePool
 from twofold.loadbalancer.bandwidth.lease import Lease, SharedBucket, http_bits, wire_bits
 from twofold.loadbalancer.bandwidth.limiter import BandwidthLimiter
 from twofold.loadbalancer.child_context import ProxyContext

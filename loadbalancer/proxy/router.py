@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from twofold.loadbalancer import shared_memory
 from twofold.loadbalancer.balancing.instance import Instance
+from twofold.loadbalancer.balancing.instance_pool import InstancePool
 from twofold.loadbalancer.balancing.retry_budget import RetryBudget
-from twofold.loadbalancer.balancing.selection import InstancePool
 from twofold.loadbalancer.balancing.wait_queue import WaitQueue
 from twofold.loadbalancer.http.error_responses import (
     BAD_ANSWER,

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Callable
 from typing import IO
 
-from twofold.server.archive.extraction import CHUNK, BadArchive, ByteSource
+from twofold.server.archive.extraction_root import CHUNK, BadArchive, ByteSource
 
 BLOCK = 512
 MAX_HEADER = 1 << 20

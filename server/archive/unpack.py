@@ -1,6 +1,6 @@
 """Unpacks an untrusted archive into an empty folder: tar (plain, gz, bz2, xz) or zip.
 
-extraction.py keeps every entry inside the folder; this module reads the two formats.  Devices, fifos and
+extraction_root.py keeps every entry inside the folder; this module reads the two formats.  Devices, fifos and
 sockets are refused.  Touches the archive and the given folder only.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from twofold.errors import ResourceError
-from twofold.server.archive.extraction import MAX_TARGET, BadArchive, ExtractionRoot, parts_of
+from twofold.server.archive.extraction_root import MAX_TARGET, BadArchive, ExtractionRoot, parts_of
 from twofold.server.archive.tar_stream import TarHeader, TarStream, decompressed
 
 ByteProgress = Callable[[int, int], None]  # bytes done, total bytes

@@ -108,7 +108,7 @@ def _unpacked(archive: Path, cache_dir: Path) -> Path:
     import hashlib
     import zipfile
 
-    from twofold.server.archive.extraction import BadArchive
+    from twofold.server.archive.extraction_root import BadArchive
     from twofold.server.archive.unpack import unpack
 
     def fill(folder: Path) -> None:

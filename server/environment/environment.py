@@ -181,7 +181,7 @@ def _unpacked(named: str, settings: EnvironmentSettings, cache: Cache, progress:
 
 
 def _unpack(file: Path | None, named: str, progress: ArchiveProgress, folder: Path) -> None:
-    from twofold.server.archive.extraction import BadArchive
+    from twofold.server.archive.extraction_root import BadArchive
     from twofold.server.archive.unpack import unpack  # loads tarfile and zipfile
 
     if file is None:

@@ -35,7 +35,9 @@ HOT = {
         "response", "router", "services", "timeouts", "upload", "upstream", "upstream_pool",
     ),
     "twofold.loadbalancer.http": ("error_responses", "request_plan", "response_head"),
-    "twofold.loadbalancer.balancing": ("candidates", "instance", "retry_budget", "selection", "wait_queue"),
+    "twofold.loadbalancer.balancing": (
+        "candidates", "instance", "instance_pool", "retry_budget", "wait_queue",
+    ),
     "twofold.loadbalancer.bandwidth": ("fair_queue", "fair_share", "lease", "limiter", "token_bucket"),
 }  # fmt: skip
 

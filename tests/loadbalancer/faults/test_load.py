@@ -16,7 +16,7 @@ from tests.support.loadbalancer.http_clients import Caller, Load, get, once, pos
 from tests.support.loadbalancer.running_balancer import BalancedPool, balanced_pool, run_scenario
 from tests.support.loadbalancer.scripted_instance import Exchange, answer
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.cli.control import AdminClient
+from twofold.loadbalancer.cli.balance_ctl import AdminClient
 
 pytestmark = pytest.mark.alone
 

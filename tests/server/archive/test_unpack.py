@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from twofold.errors import ResourceError
-from twofold.server.archive.extraction import DISK_RESERVE, BadArchive
+from twofold.server.archive.extraction_root import DISK_RESERVE, BadArchive
 from twofold.server.archive.unpack import unpack
 
 OUTSIDE = "left by an archive"

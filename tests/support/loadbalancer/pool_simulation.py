@@ -16,7 +16,7 @@ from itertools import count
 
 from twofold.loadbalancer.balancing.candidates import SelectionSettings
 from twofold.loadbalancer.balancing.instance import Instance
-from twofold.loadbalancer.balancing.selection import InstancePool
+from twofold.loadbalancer.balancing.instance_pool import InstancePool
 from twofold.loadbalancer.balancing.wait_queue import WaitQueue
 from twofold.loadbalancer.endpoint_record import EndpointRecord
 

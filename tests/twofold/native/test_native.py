@@ -16,16 +16,16 @@ from tests.support.loadbalancer.balancer_process import balance
 from tests.support.loadbalancer.http_clients import once, post
 from tests.support.loadbalancer.running_balancer import run_scenario
 from tests.support.loadbalancer.scripted_instance import Origin, echo
-from twofold.loadbalancer.cli.control import AdminClient
+from twofold.loadbalancer.cli.balance_ctl import AdminClient
 from twofold.native import build, load
 
 ROOT = Path(__file__).parents[3]
 WHERE = """
 from twofold.native import load
 load.prefer()
-from twofold.loadbalancer.balancing import selection
+from twofold.loadbalancer.balancing import instance_pool
 from twofold.logs import records
-print(load.used(), selection.__file__, records.__file__)
+print(load.used(), instance_pool.__file__, records.__file__)
 """
 needs_compiled = pytest.mark.skipif(not load.fresh(), reason="nothing is compiled here: scripts/compile")
 
@@ -78,9 +78,9 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
 
 @needs_compiled
 def test_the_two_forms_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
-    import twofold.loadbalancer.balancing.selection  # in the tests' process it is interpreted
+    import twofold.loadbalancer.balancing.instance_pool  # in the tests' process it is interpreted
 
-    assert twofold.loadbalancer.balancing.selection.__file__.endswith(".py")
+    assert twofold.loadbalancer.balancing.instance_pool.__file__.endswith(".py")
     before = list(twofold.loadbalancer.__path__)
     load.prefer()
     assert not load.used() and list(twofold.loadbalancer.__path__) == before
@@ -88,7 +88,7 @@ def test_the_two_forms_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_compiled
 @pytest.mark.parametrize(
-    "edited", ["balancing/selection.py", "control/controller.py", "../wire/request_head.py"]
+    "edited", ["balancing/instance_pool.py", "control/controller.py", "../wire/request_head.py"]
 )
 def test_an_edited_source_is_what_runs(edited: str, tmp_path: Path) -> None:
     root = copy(tmp_path)

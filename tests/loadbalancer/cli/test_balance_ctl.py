@@ -24,7 +24,7 @@ from tests.support.loadbalancer.running_balancer import run_scenario
 from tests.support.loadbalancer.scripted_instance import Exchange, Origin, answer, echo
 from twofold.errors import ExitCode
 from twofold.loadbalancer import shared_memory
-from twofold.loadbalancer.cli.control import AdminClient
+from twofold.loadbalancer.cli.balance_ctl import AdminClient
 
 Scenario = Callable[[Balancer, list[Origin]], Coroutine[Any, Any, None]]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from twofold.loadbalancer.balancing.candidates import SelectionSettings
 from twofold.loadbalancer.balancing.instance import Instance
-from twofold.loadbalancer.balancing.selection import InstancePool
+from twofold.loadbalancer.balancing.instance_pool import InstancePool
 from twofold.loadbalancer.endpoint_record import EndpointRecord
 
 SECOND = 1_000_000_000
