@@ -19,7 +19,7 @@ INSTALL_SECONDS = 900
 
 
 class Unavailable(Exception):
-    """A peer (or tool) cannot be used here; the message says why, and goes into the report."""
+    """A peer or tool cannot be used on this machine; the message is the reason, for the report."""
 
 
 def python_of(name: str) -> Path:

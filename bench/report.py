@@ -65,7 +65,7 @@ def ratios(result: dict[str, Any]) -> list[tuple[str, float, float, float]]:
 
 
 def bars(result: dict[str, Any]) -> list[tuple[str, str, bool]]:
-    """(what was asked, what was found, met)."""
+    """(requirement, result, met)."""
     many, found = find(result, HEADLINE), []
     compared = {peer: rest for peer, *rest in ratios(result)}
     for name, limit in (("twofold", 25.0), ("twofold-nolog", 21.0)):
@@ -104,7 +104,7 @@ def _own_bars(own: dict[str, Any]) -> list[tuple[str, str, bool]]:
 
 
 def closing(result: dict[str, Any]) -> str:
-    """What is printed at the end: ratios and bars."""
+    """The text printed at the end: ratios and bars."""
     lines = ["46 B, 32 connections, access log on; factors by which twofold is better (p50: 1 connection)"]
     for peer, cpu, rate, p50 in ratios(result):
         lines.append(f"  {peer:14} CPU per request {cpu:6.1f}   requests/s {rate:6.1f}   p50 {p50:6.1f}")
@@ -194,7 +194,7 @@ def _versions(result: dict[str, Any]) -> list[str]:
 
 
 def write(result: dict[str, Any], folder: Path, label: str) -> list[Path]:
-    """Write NAME.json, NAME.md and, where matplotlib can be had, NAME.png; returns what was written."""
+    """Write NAME.json, NAME.md and, if matplotlib can be installed, NAME.png. Returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     suffix = "" if result["mode"] == "full" else "-quick"
     base = folder / f"{result['date']}-{label}{suffix}"

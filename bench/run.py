@@ -29,7 +29,7 @@ QUIET_LIMIT = 10.0
 
 @dataclass
 class Session:
-    """One run: what was asked for, and what has been found so far."""
+    """One run: its parameters and its results so far."""
 
     contenders: list[Contender]
     cells: tuple[Cell, ...]

@@ -89,7 +89,7 @@ class Running:
             time.sleep(every_s)
 
     def stop(self) -> None:
-        """SIGTERM to the first process; whatever is left of its tree after a while is killed by pid."""
+        """Send SIGTERM to the first process; later kill the remaining processes of its tree by pid."""
         members = {member.pid for member in self.tree.members()}
         memory = shared_memory_of(members)
         if self.process.poll() is None:

@@ -27,7 +27,7 @@ TWOFOLD = Path(sys.prefix, "bin", "twofold")  # of this checkout
 
 @dataclass(frozen=True)
 class Setup:
-    """What a command line is made from."""
+    """The parameters of a command line."""
 
     python: Path
     port: int
@@ -37,7 +37,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Contender:
-    """One server under test; `environment` names a folder of bench/peers/, or nothing for ours."""
+    """One server under test; `environment` names a folder of bench/peers/, or is empty for twofold."""
 
     name: str
     title: str

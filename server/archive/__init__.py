@@ -1,1 +1,1 @@
-"""Archives, unpacked once and safely. Knows nothing of models."""
+"""Safe unpacking of archives, and a cache of the results. Independent of models."""

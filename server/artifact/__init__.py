@@ -1,1 +1,1 @@
-"""What is served: a folder or zip with score.py, and the diagnostics about it."""
+"""The model artifact: a folder or zip with score.py, and the diagnostics about it."""

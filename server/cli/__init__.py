@@ -1,1 +1,1 @@
-"""What a person types and sees: the commands of an instance and their display."""
+"""The commands of an instance and their output."""

@@ -1,1 +1,1 @@
-"""Which interpreter runs the model, and where its archive comes from."""
+"""The interpreter that runs the model, and the source of its archive."""

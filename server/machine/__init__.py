@@ -1,1 +1,1 @@
-"""What this machine can carry: cores, GPUs, memory."""
+"""The capacity of this machine: cores, GPUs, memory."""

@@ -1,1 +1,1 @@
-"""What an instance counts and shows: counters, status page, Prometheus exposition."""
+"""Telemetry of an instance: counters, published status, Prometheus exposition."""

@@ -1,1 +1,1 @@
-"""Whether a model can be served: the stages of `twofold check`, and the signatures in score.py."""
+"""Validation of an artifact: the stages of `twofold check`, and the signatures in score.py."""

@@ -1,1 +1,1 @@
-"""The command line: options made from settings, and one call of a typer program."""
+"""The command line: options made from settings, and the call of a typer program."""

@@ -1,1 +1,1 @@
-"""Processes as seen by their parent: forked, watched, reaped, run once."""
+"""Child processes in their parent: forked, watched, reaped, run once."""

@@ -1,4 +1,4 @@
-"""Who ends with whom: two process attributes of Linux, set through libc's prctl().
+"""Two process attributes of Linux, set through libc's prctl(): the death signal, and the adoption of orphans.
 
 The supervisor adopts every orphan below it, and each child dies with its parent.  Therefore a SIGKILL of
 the supervisor leaves no process behind.  `server/replica/prctl.py` has the same text for the model's

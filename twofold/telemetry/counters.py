@@ -2,8 +2,8 @@
 
 Touches only the given block of shared memory.  A block is a row of 64-bit words and has one writer.  Adding
 to a list costs half as much as adding to shared memory, so a process counts in the list and copies it into
-its block at each tick.  A killed process loses the counts since its last tick.  A block never decreases: its
-next owner continues from it.  Readers take no lock, and may read counts of the last tick.
+its block at each tick.  A killed process loses the counts since its last tick.  A block never decreases:
+its next owner continues from it.  Readers take no lock, and may read counts of the last tick.
 """
 
 from __future__ import annotations
