@@ -20,7 +20,7 @@ from twofold.net import address
 from twofold.settings import Catalogue, Checked, apart, fault, setting
 
 LEAST_MBPS = 0.001
-MAX_PROXIES = 15  # of one generation; memory has blocks for two, and one more for the log writer
+MAX_PROXIES = 15  # per generation; the shared memory has blocks for two, and one for the log writer
 FILES = (
     "upstream_file",
     "tls_certificate",
@@ -63,7 +63,7 @@ def _path(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ListenSettings(Checked):
-    """Where clients come in."""
+    """Listening addresses."""
 
     listen: tuple[str, ...] = setting(
         ("127.0.0.1:8080",), "where to listen: HOST:PORT or unix:/PATH; may be repeated", form=_listening
@@ -80,7 +80,7 @@ class ListenSettings(Checked):
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings(Checked):
-    """The instances, and which of them are asked."""
+    """The instances and their selection."""
 
     upstream: tuple[str, ...] = setting(
         (), "where an instance is: http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT; may be repeated",
@@ -103,7 +103,7 @@ class PoolSettings(Checked):
 
 @dataclass(frozen=True, slots=True)
 class BandwidthSettings(Checked):
-    """How much may pass."""
+    """Limits of bandwidth and request rates."""
 
     bandwidth_mbps: float = setting(10.0, "10^6 bit/s, both directions together; 0 is unlimited", high=1e6)
     maximum_bandwidth_mbps: float = setting(
@@ -132,7 +132,7 @@ class QueueSettings(Checked):
 
 @dataclass(frozen=True, slots=True)
 class TimeoutSettings(Checked):
-    """How long things may take, in seconds."""
+    """Timeouts, in seconds."""
 
     connect_timeout: float = setting(1.0, "seconds in which an instance must accept", low=0.001)
     head_timeout: float = setting(10.0, "seconds in which a request's head must arrive", low=0.001)
@@ -145,7 +145,7 @@ class TimeoutSettings(Checked):
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings(Checked):
-    """What a client may take."""
+    """Limits of a client's resources."""
 
     max_body_mb: float = setting(10.0, "largest request body, in MB", low=0.001, high=1024)
     max_connections: int = setting(20000, "clients' connections to one proxy", low=1, high=1_000_000)
@@ -153,7 +153,7 @@ class LimitSettings(Checked):
 
 @dataclass(frozen=True, slots=True)
 class AccessSettings(Checked):
-    """Who may come in, and who is believed."""
+    """Access control, and trusted peers."""
 
     allow: tuple[str, ...] = setting((), "addresses or networks let in; none is everybody", form=_network)
     trusted_proxies: tuple[str, ...] = setting(
@@ -165,7 +165,7 @@ class AccessSettings(Checked):
 
 @dataclass(frozen=True, slots=True)
 class ControlSettings(Checked):
-    """How it is watched and told."""
+    """The admin API and the status page."""
 
     admin_socket: str = setting("", "Unix socket of the admin API; empty is a folder of your own")
     status: str = setting("", "HOST:PORT of the status page and the metrics; empty is none", form=_tcp)
@@ -184,7 +184,7 @@ class LogSettings(Checked):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything that was asked for. `sources` says of each setting where its value came from."""
+    """All settings. `sources`: the origin of each value, by setting."""
 
     listen: ListenSettings = field(default_factory=ListenSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
@@ -198,15 +198,15 @@ class Config:
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def admin_path(self) -> Path:
-        """Where the admin API listens; the folder may not exist yet."""
+        """The path of the admin socket; its folder may not exist yet."""
         chosen = self.control.admin_socket
         return Path(chosen).expanduser().absolute() if chosen else default_admin_path(os.environ)
 
 
 def default_admin_path(environ: Mapping[str, str]) -> Path:
-    """A place that nobody else can take: in the folder of this user's session, or one of this user."""
+    """The socket's path in a private folder: of this user's session, or in /tmp with the user's id."""
     session = Path(environ.get("XDG_RUNTIME_DIR", ""))
-    # The XDG base directory rules have a relative path ignored.
+    # The XDG Base Directory Specification requires that a relative path is ignored.
     if session.is_absolute():
         return session / "twofold-balance" / "admin.sock"
     return Path(f"/tmp/twofold-balance-{os.getuid()}/admin.sock")
@@ -222,13 +222,12 @@ CATALOGUE = Catalogue(
 
 
 def load(file: Path | None, environ: Mapping[str, str], options: Mapping[str, object]) -> Config:
-    """As Catalogue.load; also for settings that contradict each other, and files that cannot be read."""
+    """Load and check the settings. Raises TwofoldError, also for contradictions and unreadable files."""
     made = CATALOGUE.load(file, environ, options)
     for name, complaint, remedy in _contradictions(made):
         raise _fault(made, name, complaint, remedy)
     for name, value, _, _ in CATALOGUE.listed(made):
         if name in FILES and value and (why := _unreadable(Path(str(value)))):
-            # Wherever it was named: the command line is well, what it names is not.
             place = made.sources.get(name, name)
             raise ConfigError(f"{name}: {value} {why}", "it must be a file that this user may read", place)
     return made
@@ -239,7 +238,7 @@ def _fault(config: Config, name: str, complaint: str, remedy: str) -> TwofoldErr
 
 
 def _contradictions(config: Config) -> Iterable[tuple[str, str, str]]:
-    """(setting, what is wrong with it, what to do) of what no single value can show."""
+    """(setting, complaint, remedy) of settings that contradict each other."""
     band, listen = config.bandwidth, config.listen
     low, high = band.bandwidth_mbps, band.maximum_bandwidth_mbps
     if high and not low < high <= 2 * low:
@@ -265,7 +264,7 @@ def _contradictions(config: Config) -> Iterable[tuple[str, str, str]]:
 
 
 def _unreadable(path: Path) -> str:
-    """Why not; nothing if it can be read."""
+    """The reason why the file cannot be read, or ""."""
     if not path.exists():
         return "does not exist"
     if not path.is_file():

@@ -1,1 +1,1 @@
-"""Who may come in: addresses, tokens, OCI signatures, TLS."""
+"""Access control: addresses, tokens, OCI signatures, TLS."""

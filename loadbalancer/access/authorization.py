@@ -1,8 +1,8 @@
-"""Who is let in: connections by the client's address, requests by what they bear.
+"""Authorization: of connections by the client's address, of requests by token or signature.
 
-Reads the files of tokens and keys when it is made, which is at the start and at a reload; then it
-is pure, with the time as an argument.  Whoever is not let in learns nothing: neither whether the
-deployment exists nor what was wrong (`NotAuthorizedOrNotFound`, section 2.2 of the contract).
+Reads the files of tokens and keys when it is made, at the start and at a reload; then it is pure, with the
+time as an argument.  A refusal reveals neither whether the deployment exists nor the reason
+(`NotAuthorizedOrNotFound`, section 2.2 of the contract).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from twofold.wire.request_head import RequestHead
 if TYPE_CHECKING:
     from twofold.loadbalancer.config import Config
 
-NEVER = math.inf
+NEVER = math.inf  # expiry time of a verdict that does not expire
 LOOP = Refusal(
     508, "LoopDetected", "the request has been here before; an upstream leads back to this address"
 )
@@ -34,10 +34,9 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, 2.1
 
 
 class Authorization:
-    """Made of the settings `allow`, `trusted_proxies`, `bearer_token_file` and `signature_keys`.
+    """Applies the settings `allow`, `trusted_proxies`, `bearer_token_file` and `signature_keys`.
 
-    Where both tokens and keys are given, a request needs one of the two: it has one Authorization
-    field.  Raises ConfigError for a file that does not hold what it should.
+    With both tokens and keys, a request needs one of the two.  Raises ConfigError for an invalid file.
     """
 
     def __init__(self, config: Config) -> None:
@@ -49,24 +48,24 @@ class Authorization:
         self._keys = Keys.read(Path(access.signature_keys)) if access.signature_keys else None
 
     def admits(self, ip: str) -> bool:
-        """Whether a client with this address may connect; "" is one at a Unix socket, which has modes."""
+        """Whether a client with this address may connect. "" is a Unix socket, always admitted."""
         return not ip or not self._allowed or ip in self._allowed
 
     def expects_line(self, ip: str) -> bool:
-        """Whether this peer must begin with a PROXY line, which then says the address to admit."""
+        """Whether this peer must send a PROXY line, which then contains the address to admit."""
         return self._announced and ip in self._hops.trusted
 
     def refusal(self, head: RequestHead, now_unix: float) -> tuple[Refusal | None, float]:
-        """What is against the request, if anything, and until when (Unix time) that may be remembered."""
+        """(refusal or None, Unix time in seconds until which this verdict may be cached)."""
         genuine, until = self._authorised(head, now_unix)
         if not genuine:
             return NOT_FOUND, until
         return (LOOP if forwarding.loops(head, self._hops) else None), until
 
     def digest(self, head: RequestHead) -> bytes | None:
-        """SHA-256 that the body of an admitted request must have for its signature to hold; None: any.
+        """The SHA-256 that the signature requires of the body; None: any body.
 
-        A head is remembered without its body, so this is to be compared for each request.
+        The verdict on a head is cached, so the body must be compared for each request.
         """
         if self._keys is None or (self._tokens and _scheme(head) != SCHEME):
             return None
@@ -83,20 +82,20 @@ class Authorization:
         scheme, _, token = _authorization(head).partition(b" ")
         given = _hashed(token.strip(b" \t"))
         found = False
-        for known in self._tokens:  # all of them, so that the time tells nothing
+        for known in self._tokens:  # all of them, in constant time
             found |= hmac.compare_digest(given, known)
         return found and scheme.lower() == b"bearer"
 
 
 def body_refusal(wanted: bytes, digest: bytes) -> Refusal | None:
-    """`digest`: the SHA-256 of the body that came, where `Authorization.digest` wanted one."""
+    """The refusal if `digest`, the body's SHA-256, differs from `wanted`; else None."""
     return None if hmac.compare_digest(wanted, digest) else NOT_FOUND
 
 
 def read_tokens(path: Path) -> tuple[bytes, ...]:
-    """Hashes of the tokens in the file, one a line: two while one takes the other's place.
+    """The SHA-256 of each token in the file, one a line; several allow a rotation.
 
-    Hashes are of equal length, so that comparing tells nothing of a token's. Raises ConfigError.
+    Hashes have equal length, so that comparing does not reveal a token's. Raises ConfigError.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -107,7 +106,7 @@ def read_tokens(path: Path) -> tuple[bytes, ...]:
         token = line.strip()
         if not token or token.startswith("#"):
             continue
-        if not _TOKEN.fullmatch(token):  # the token itself is not to be shown
+        if not _TOKEN.fullmatch(token):  # the message must not contain the token
             raise ConfigError(
                 "bearer_token_file: not a token", "letters, digits and -._~+/ only", f"{path}:{number}"
             )

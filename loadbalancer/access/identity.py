@@ -1,6 +1,6 @@
-"""What this load balancer calls itself in Via: how it recognises its own requests when they come round.
+"""The load balancer's pseudonym in Via, by which it detects forwarding loops.
 
-Touches what tells this machine from others: its host name, its boot, its network namespace.
+Reads the machine's host name, boot id and network namespace.
 """
 
 from __future__ import annotations
@@ -19,16 +19,13 @@ if TYPE_CHECKING:
 
 
 def hops(config: Config) -> Hops:
-    """The same in all proxies of a load balancer and after a reload; another in any other load balancer."""
+    """The identity: equal in all proxies and after a reload, different in every other load balancer."""
     scheme = b"https" if config.listen.tls_certificate else b"http"
     return Hops(_pseudonym(config.listen.listen), scheme, Networks(config.access.trusted_proxies))
 
 
 def _pseudonym(listen: Iterable[str]) -> bytes:
-    """Two load balancers in a row must have different ones.
-
-    No two of one network namespace listen on the same address.
-    """
+    """Unique, because two load balancers of one network namespace cannot listen on the same address."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/net")
     marks = [socket.gethostname(), *listen]

@@ -1,7 +1,7 @@
-"""OCI request signatures, version 1: was this head written by who holds the key, and just now?
+"""Verification of OCI request signatures, version 1.
 
-Reads the file of public keys once; judging is pure, with the time as an argument.  The scheme is
-draft-cavage-http-signatures-08 with rsa-sha256, as Oracle's "Request Signatures" narrows it down.
+Reads the file of public keys once; verification is pure, with the time as an argument.  The scheme is
+draft-cavage-http-signatures-08 with rsa-sha256, as restricted by Oracle's "Request Signatures".
 
 The file names each key by the `keyId` that callers sign with, on a line before its PEM block:
 
@@ -9,8 +9,8 @@ The file names each key by the `keyId` that callers sign with, on a line before 
     -----BEGIN PUBLIC KEY-----
     ...
 
-A signed head says what its body hashes to; until the body has been compared with `body_digest`,
-nothing is known of it.  Within the five minutes a signature holds, it can be replayed, as with OCI.
+A signed head contains the hash of its body; the body is authentic only after a comparison with `body_digest`.
+A signature can be replayed within the SKEW_S seconds in which it is valid, as with OCI.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from twofold.wire.request_head import RequestHead
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-SKEW_S = 300  # seconds that clocks may differ (OCI: "Maximum Allowed Client Clock Skew")
+SKEW_S = 300  # allowed difference of clocks (OCI: "Maximum Allowed Client Clock Skew")
 MIN_BITS = 2048
 SCHEME = b"signature"
 NEVER = math.inf
@@ -55,13 +55,13 @@ class Signature(NamedTuple):
     """The parameters of an Authorization field."""
 
     key_id: str
-    headers: tuple[bytes, ...]  # what was signed, in this order
+    headers: tuple[bytes, ...]  # the names of the signed fields, in this order
     value: bytes
 
 
 class SignatureVerdict(NamedTuple):
     genuine: bool
-    until_unix_s: float  # Unix time until when it stays so
+    until_unix_s: float  # Unix time until which the verdict is valid
 
 
 FORGED = SignatureVerdict(False, NEVER)
@@ -79,7 +79,7 @@ class Keys:
 
     @classmethod
     def read(cls, path: Path) -> Keys:
-        """Raises ConfigError, with the line."""
+        """Read the file of keys. Raises ConfigError with the line number."""
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -99,25 +99,25 @@ class Keys:
         return cls(keys)
 
     def judge(self, head: RequestHead, now_unix_s: float) -> SignatureVerdict:
-        """`now_unix_s` is Unix time in seconds."""
+        """Verify the signature of `head` at the Unix time `now_unix_s`."""
         signature = read_authorization(head)
         if signature is None or not _covers(signature, head):
             return FORGED
         date, message = _date(head, signature), signing_string(head, signature.headers)
         if date is None or message is None:
             return FORGED
-        # An unknown keyId takes as long as a known one: which there are is nobody's business.
+        # An unknown keyId takes as long as a known one, so that timing does not reveal the known keyIds.
         key = self._keys.get(signature.key_id)
         genuine = _verifies(key or self._decoy, signature.value, message)
         if key is None or not genuine or now_unix_s >= date + SKEW_S:
             return FORGED
         if now_unix_s < date - SKEW_S:
-            return SignatureVerdict(False, date - SKEW_S)  # signed in the future; its time will come
+            return SignatureVerdict(False, date - SKEW_S)  # signed in the future; valid later
         return SignatureVerdict(True, date + SKEW_S)
 
 
 def read_authorization(head: RequestHead) -> Signature | None:
-    """What the Authorization field says; None where it is missing, twofold, or not of this scheme."""
+    """Parse the Authorization field; None if it is missing, repeated, or of another scheme."""
     parameters = _parameters(_sole(head, b"authorization") or b"")
     if parameters.get(b"version") != b"1" or parameters.get(b"algorithm") != b"rsa-sha256":
         return None
@@ -131,17 +131,17 @@ def read_authorization(head: RequestHead) -> Signature | None:
 
 
 def body_digest(head: RequestHead) -> bytes | None:
-    """SHA-256 that the body of a genuine head must have; None where no body is signed."""
+    """The SHA-256 that the signed head requires of the body; None if no body is signed."""
     if not _has_body(head):
         return None
     try:
         return base64.b64decode(_sole(head, b"x-content-sha256") or b"", validate=True)
     except binascii.Error:
-        return b""  # no body has it
+        return b""  # matches no body
 
 
 def signing_string(head: RequestHead, names: tuple[bytes, ...]) -> bytes | None:
-    """What was signed, if all of it is here exactly once: two fields could be read as one or the other."""
+    """The signed text; None unless each signed field occurs exactly once, because two are ambiguous."""
     lines = []
     for name in names:
         if name == b"(request-target)":
@@ -164,7 +164,7 @@ def _parameters(value: bytes) -> dict[bytes, bytes]:
 
 
 def _covers(signature: Signature, head: RequestHead) -> bool:
-    """Whether all is signed that must be."""
+    """Whether the signature covers all mandatory fields."""
     signed = set(signature.headers)
     needed = _ALWAYS | _WITH_BODY if _has_body(head) else _ALWAYS
     return needed <= signed and bool(signed & {b"date", b"x-date"})
@@ -180,7 +180,7 @@ def _sole(head: RequestHead, wanted: bytes) -> bytes | None:
 
 
 def _date(head: RequestHead, signature: Signature) -> int | None:
-    """Unix time of the signed date; x-date, for callers that cannot set Date, goes first."""
+    """Unix time of the signed date. x-date, for callers that cannot set Date, has precedence."""
     name = b"x-date" if b"x-date" in signature.headers else b"date"
     match = _DATE.fullmatch(_sole(head, name) or b"")
     if match is None:
@@ -189,7 +189,7 @@ def _date(head: RequestHead, signature: Signature) -> int | None:
     number = _MONTHS.index(month) // 3 + 1
     try:
         return calendar.timegm((int(year), number, int(day), int(hour), int(minute), int(second)))
-    except ValueError:  # there was no year 0
+    except ValueError:  # the year 0
         return None
 
 
@@ -247,7 +247,7 @@ def _public_key(key_id: str, pem: bytes, place: str) -> RSAPublicKey:
 
 
 def _fingerprint(key: RSAPublicKey) -> str:
-    """As OCI shows it; a name for the key, nothing that is relied upon."""
+    """The key's MD5 fingerprint in OCI's format; an identifier, not used for security."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     encoded = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -1,11 +1,10 @@
-"""TLS: a context that follows its certificate's files, so that a renewed one needs no restart.
+"""TLS: a server context that reloads renewed certificates without a restart.
 
-Reads the files that the settings name; says on stderr what it thinks of new ones.
+Reads the files that the settings name; reports renewals and errors on stderr.
 
-A server is made with one SSLContext for its whole life.  That one stands for the newest: at each
-handshake OpenSSL asks it which context shall answer (the callback for server names, which is called
-with or without a name), and it names the one made last.  So a new certificate is tried whole, apart
-from what serves, and takes effect for the next connection; the connections there are stay as they are.
+A server has one SSLContext for its whole life.  Its SNI callback, which OpenSSL calls at each handshake with
+or without a server name, selects the newest context.  A new certificate is therefore loaded into a new
+context first, and takes effect for new connections; existing connections keep theirs.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ Stamps = tuple[tuple[int, int, int, int], ...]
 
 
 class Certificates:
-    """`context` is for create_server(ssl=...); call `renew` about once a second.
+    """`context`: for create_server(ssl=...); call `renew` once a second.
 
-    Making one raises ConfigError when the files do not hold a certificate and its key.
+    The constructor raises ConfigError if the files do not contain a certificate and its key.
     """
 
     def __init__(self, listen: ListenSettings) -> None:
@@ -36,13 +35,13 @@ class Certificates:
         self._stamps = self._seen = self._look()
         self.context = self._current = _build(listen)
         self.context.sni_callback = self._choose
-        self.not_after = not_after(Path(listen.tls_certificate))  # of what serves
+        self.not_after = not_after(Path(listen.tls_certificate))  # of the current certificate; Unix seconds
 
     def renew(self) -> bool:
-        """Take new files if there are any; True when they serve from now on.
+        """Load the files if they have changed; True if a new certificate is in use.
 
-        They are read when they have stayed the same from one call to the next, as certificate and
-        key are often written one after the other. Bad ones are reported once, and the old serve on.
+        Files are read when they are unchanged from one call to the next, because certificate and key are
+        often written one after the other. Invalid files are reported once; the old certificate stays.
         """
         stamps = self._look()
         settled, self._seen = stamps == self._seen, stamps
@@ -81,8 +80,8 @@ def _build(listen: ListenSettings) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    # A ticket is worth one signature to callers that keep their connections anyway; without tickets no
-    # key of them need be rotated or shared by the proxies, and none outlives the trust in a client.
+    # No session tickets: callers keep their connections, so tickets save little; their keys would have to be
+    # rotated and shared by the proxies, and a ticket would outlive the revocation of a client.
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
     context.num_tickets = 0
     certificate, key = listen.tls_certificate, listen.tls_key or None
@@ -103,7 +102,7 @@ def _build(listen: ListenSettings) -> ssl.SSLContext:
 
 
 def _no_passphrase() -> str:
-    """Without this, OpenSSL would ask on the terminal, in the middle of serving."""
+    """Fail for an encrypted key; without this callback OpenSSL would prompt on the terminal."""
     raise ValueError("the key is encrypted")
 
 
@@ -120,7 +119,7 @@ def _fault(setting: str, path: str, error: Exception) -> ConfigError:
 
 
 def not_after(path: Path) -> int:
-    """Unix time at which the first certificate of the file expires. Raises ConfigError."""
+    """Unix time in seconds at which the first certificate of the file expires. Raises ConfigError."""
     try:
         pem = path.read_text("ascii")
         begin = pem.index("-----BEGIN CERTIFICATE-----")
@@ -133,10 +132,10 @@ def not_after(path: Path) -> int:
 
 
 def _expiry(der: bytes) -> int:
-    """`notAfter` (RFC 5280, 4.1): the one field that is wanted of what the ssl module keeps to itself."""
+    """`notAfter` (RFC 5280, 4.1) as Unix time, which the ssl module does not expose for a server."""
     _, at, _ = _element(der, 0)  # into Certificate
     _, at, _ = _element(der, at)  # into TBSCertificate
-    if der[at] == 0xA0:  # its version may be left out
+    if der[at] == 0xA0:  # the optional version
         _, _, at = _element(der, at)
     for _ in ("serialNumber", "signature", "issuer"):
         _, _, at = _element(der, at)
@@ -144,13 +143,13 @@ def _expiry(der: bytes) -> int:
     _, _, at = _element(der, at)  # past notBefore
     tag, start, end = _element(der, at)
     text = der[start:end].decode("ascii")
-    if tag == 0x17:  # UTCTime, of two digits for the year: 4.1.2.5.1
+    if tag == 0x17:  # UTCTime, with a two-digit year: 4.1.2.5.1
         text = ("19" if text >= "50" else "20") + text
     return timegm(strptime(text, "%Y%m%d%H%M%SZ"))
 
 
 def _element(der: bytes, at: int) -> tuple[int, int, int]:
-    """(tag, start, end) of what stands there in DER."""
+    """(tag, start, end) of the DER element at `at`."""
     tag, length = der[at], der[at + 1]
     at += 2
     if length & 0x80:

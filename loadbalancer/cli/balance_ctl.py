@@ -1,4 +1,4 @@
-"""`twofold balance-ctl`: tells a running load balancer what to do, over its admin socket.
+"""`twofold balance-ctl`: controls a running load balancer over its admin socket.
 
 Touches that socket, and standard output.
 """
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 PROGRAM = "twofold balance-ctl"
-PATIENCE_S = 10.0  # seconds with the controller
-LOOK_S = 0.2  # seconds between looks at what was asked for
-HANDOVER_S = 1.0  # seconds in which nobody may answer: between two controllers, and before the first
+PATIENCE_S = 10.0  # timeout of a call
+POLL_S = 0.2  # time between two polls of the state
+HANDOVER_S = 1.0  # the socket may be missing for this time, between two controllers
 COLUMNS = ("instance", "state", "in hand", "requests/s", "share", "latency", "failures")
 
 SOCKET = typer.Option(
@@ -72,18 +72,18 @@ class _Connection(http.client.HTTPConnection):
                 self.sock.close()
                 if time.monotonic() > until:
                     raise
-                time.sleep(LOOK_S / 4)
+                time.sleep(POLL_S / 4)
 
 
 class AdminClient:
-    """One call after another."""
+    """Calls the admin API."""
 
     def __init__(self, chosen: str) -> None:
         text = chosen or os.environ.get("TWOFOLD_BALANCE_ADMIN_SOCKET", "")
         self.path = str(Path(text).expanduser()) if text else str(default_admin_path(os.environ))
 
     def call(self, method: str, target: str, body: object = None) -> Any:
-        """What it answers. Raises AddressError where nobody listens, UsageError where it refuses."""
+        """The JSON response. Raises AddressError without a server, UsageError (4xx) or TwofoldError (5xx)."""
         text = b"" if body is None else json.dumps(body).encode()
         connection = _Connection(self.path)
         try:
@@ -126,7 +126,7 @@ def watch(socket: str = SOCKET) -> None:
     from rich.live import Live
 
     admin = AdminClient(socket)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is how it is meant to end
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends the loop below
     with (
         contextlib.suppress(KeyboardInterrupt),
         Live(_picture(admin.state()), console=_console(), auto_refresh=False) as screen,
@@ -181,8 +181,8 @@ def reload(socket: str = SOCKET) -> None:
     admin = AdminClient(socket)
     before = admin.state()
     admin.call("POST", "/reload")
-    for _ in range(int(PATIENCE_S / LOOK_S)):
-        time.sleep(LOOK_S)
+    for _ in range(int(PATIENCE_S / POLL_S)):
+        time.sleep(POLL_S)
         try:
             now = admin.state()
         except AddressError:  # between two controllers
@@ -197,18 +197,18 @@ def reload(socket: str = SOCKET) -> None:
 
 
 def _until(admin: AdminClient, one: dict[str, Any], seconds: float, done: Callable[[Any], bool]) -> None:
-    """Say what becomes of the instance, and with a patience wait for it."""
+    """Print the instance's state; poll up to `seconds` until `done`. Raises TwofoldError at the timeout."""
     name, until = one["name"], time.monotonic() + seconds
     now: dict[str, Any] | None = one
     while not done(now) and time.monotonic() < until:
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
         now = next((each for each in admin.call("GET", "/instances") if each["name"] == name), None)
     print(_sentence(now) if now else f"{name} has left; it may be stopped")
     if seconds and not done(now):
         raise TwofoldError(f"{name} has not finished within {seconds:g} s", "it goes on draining")
 
 
-# ---------------------------------------------------------------------- in words
+# ---------------------------------------------------------------------- output
 
 
 def _sentence(one: dict[str, Any]) -> str:
@@ -274,7 +274,7 @@ def _picture(found: dict[str, Any]) -> Group:
 def _console() -> Any:
     from rich.console import Console
 
-    # Into a file or a pipe goes the whole line, however narrow some terminal may be.
+    # Lines in a file or pipe are not wrapped at the terminal's width.
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
 

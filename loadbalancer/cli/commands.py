@@ -1,7 +1,7 @@
 """The command line of `twofold balance`: every setting is an option, made from loadbalancer.config.
 
-Touches standard output.  What the load balancer needs is imported when it starts, so that `--help`
-works whatever is broken.
+Touches standard output.  The load balancer is imported when it starts, so that `--help` works in a broken
+installation.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def application(run: Callable[[config.Config, bool], int]) -> typer.Typer:
     return app
 
 
-# ---------------------------------------------------------------------- what it does
+# ---------------------------------------------------------------------- the command
 
 
 def balance(settings: config.Config, check: bool) -> int:
-    """Balance until told to stop, or with `check`, say what would be done."""
+    """Run the load balancer; with `check`, only validate and print the settings. Raises TwofoldError."""
     from twofold.loadbalancer.supervision import startup_checks, supervisor
     from twofold.loadbalancer.supervision.resources import ChildEntries
 

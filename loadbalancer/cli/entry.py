@@ -1,4 +1,4 @@
-"""`twofold balance` and `twofold balance-ctl`, by name: what must happen before they are imported."""
+"""The entry points of `twofold balance` and `twofold balance-ctl`, which choose compiled modules. Touch import paths."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from twofold.native import load
 
 def balance(arguments: list[str]) -> int:
     """`twofold balance ARGUMENTS`: the exit code. Raises TwofoldError."""
-    load.prefer()  # before anything is imported that is there in both forms
+    load.prefer()  # before the import of any module that has a compiled form
     from twofold.loadbalancer.supervision import exec_handover
     from twofold.logs.console import say
 
-    if exec_handover.pending(os.environ):  # a reload has exec'ed this process: the settings are settled
+    if exec_handover.pending(os.environ):  # executed by a reload, which has passed checked settings
         from twofold.loadbalancer.supervision import supervisor
         from twofold.loadbalancer.supervision.resources import ChildEntries
 

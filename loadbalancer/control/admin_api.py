@@ -1,14 +1,14 @@
-"""The admin API on a Unix socket that its owner alone may open, and the server for it and the page.
+"""The admin API on a Unix socket with mode 0600, and the servers of the API and the status page.
 
-    GET    /state                    everything
-    PUT    /bandwidth                {"mbps": 20, "max_mbps": 40}; without max_mbps nothing is raised
+    GET    /state                    the complete status
+    PUT    /bandwidth                {"mbps": 20, "max_mbps": 40}; without max_mbps no autoscaling
     GET    /instances
-    POST   /instances                {"url": "http://10.0.0.7:9001"}: it joins, or takes requests again
-    POST   /instances/NAME/drain     it finishes what it has
-    DELETE /instances/NAME           drained, then forgotten
+    POST   /instances                {"url": "http://10.0.0.7:9001"}: add, or end a drain or removal
+    POST   /instances/NAME/drain     send no more requests
+    DELETE /instances/NAME           drain, then remove
     POST   /reload                   as SIGHUP
 
-A refusal is {"code", "message"}.  What may only be looked at is served on the status address, too.
+An error response is {"code", "message"}.  Read-only paths are served on the status address, too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 BACKLOG = 64
 MAX_BODY = 65536
 MAX_CONNECTIONS = 256
-LEAVE_S = 1  # that answers under way may take at the end
+LEAVE_S = 1  # time for responses in flight at the stop
 MEANINGS = {404: "there is no such path", 405: "method not allowed for this path"}
 NOTHING: Set[str] = frozenset()
 CODES = {404: "NotAuthorizedOrNotFound", 405: "MethodNotAllowed", 413: "PayloadTooLarge"}
@@ -52,7 +52,7 @@ CODES = {404: "NotAuthorizedOrNotFound", 405: "MethodNotAllowed", 413: "PayloadT
 
 
 class AdminApi:
-    """What the admin asks for, said to the controller."""
+    """The API's routes, which call the controller."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
@@ -102,7 +102,7 @@ class AdminApi:
 
 
 async def _object(request: Request, needed: Set[str], possible: Set[str] = NOTHING) -> dict[str, Any]:
-    """The body, if it has these keys; raises ValueError."""
+    """The body, a JSON object. Raises ValueError for missing or unknown keys, HTTPException if too large."""
     body = b""
     async for piece in request.stream():
         body += piece
@@ -133,7 +133,7 @@ def _json(status: int, value: object) -> Response:
 
 
 async def refuse(request: Request, error: Exception) -> Response:
-    """Whatever is wrong with a request, in the words of the contract."""
+    """The error response for an exception, in the format of the contract."""
     if isinstance(error, HTTPException):
         status = error.status_code
         message = MEANINGS.get(status, error.detail)
@@ -154,7 +154,7 @@ def application(routes: list[Route]) -> Starlette:
 
 
 class AdminServer(uvicorn.Server):
-    """Signals are the controller's to handle."""
+    """A server that leaves signals to the controller."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -162,7 +162,7 @@ class AdminServer(uvicorn.Server):
 
 
 class SayHandler(logging.Handler):
-    """What the server complains of, one line each, and nobody is waited for."""
+    """Prints the server's log records, one line each, without blocking."""
 
     def emit(self, record: logging.LogRecord) -> None:
         why = f": {record.exc_info[1]!r}" if record.exc_info and record.exc_info[1] else ""
@@ -170,7 +170,7 @@ class SayHandler(logging.Handler):
 
 
 class AdminServers:
-    """The admin's socket, and the status address if there is one."""
+    """The servers of the admin socket, and of the status address if one is set."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
@@ -179,17 +179,17 @@ class AdminServers:
         self._servers: list[AdminServer] = []
 
     async def serve(self) -> None:
-        """Until `stop`. A socket that cannot be opened is said, and the pool is looked after all the same."""
+        """Serve until `stop`. If the admin socket cannot be opened, report it and serve the status only."""
         logger = logging.getLogger("uvicorn.error")
         logger.handlers, logger.propagate = [SayHandler()], False
         logger.setLevel(logging.WARNING)
-        looking = self._watchers.routes()
+        read_only = self._watchers.routes()
         if self._controller.context.status is not None:
-            self._servers.append(_server(application(looking)))
+            self._servers.append(_server(application(read_only)))
         listeners = [] if self._controller.context.status is None else [self._controller.context.status]
         try:
             listeners.append(self._open())
-            self._servers.append(_server(application([*AdminApi(self._controller).routes(), *looking])))
+            self._servers.append(_server(application([*AdminApi(self._controller).routes(), *read_only])))
         except TwofoldError as error:
             say("error", f"no admin API: {error}")
         serving = [server.serve([each]) for server, each in zip(self._servers, listeners, strict=True)]
@@ -204,18 +204,18 @@ class AdminServers:
             server.should_exit = True
 
     def _open(self) -> socket.socket:
-        """Raises ResourceError or AddressError."""
+        """Open the admin socket. Raises ResourceError or AddressError."""
         path = self._controller.config.admin_path()
         _make_folder(path.parent, own=path == default_admin_path(os.environ))
         text = f"unix:{path}"
-        mask = os.umask(0o177)  # nobody else may connect, not even for a moment
+        mask = os.umask(0o177)  # the socket has mode 0600 from its creation
         try:
             self._sockets.bind([text], BACKLOG)
         except AddressError as error:
             raise AddressError(error.message, "another load balancer may have it: set admin_socket") from None
         finally:
             os.umask(mask)
-        return self._sockets.held[text].dup()  # the server closes its own, and then the file must go
+        return self._sockets.held[text].dup()  # the server closes the duplicate; release() removes the file
 
 
 def _server(app: Starlette) -> AdminServer:
@@ -226,7 +226,7 @@ def _server(app: Starlette) -> AdminServer:
 
 
 def _make_folder(folder: Path, own: bool) -> None:
-    """Raises ResourceError. Of a place that anybody could have made, it must be ours alone."""
+    """Make the folder. Raises ResourceError; also, if `own`, when another user has access to it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = folder.lstat()

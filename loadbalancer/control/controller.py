@@ -1,8 +1,8 @@
-"""The controller: the control plane. Decides who is in the pool and how much may pass, and publishes it.
+"""The controller: decides the members of the pool and the bandwidth, and publishes both.
 
 Touches the endpoint table, the bucket's rate, the watched file and the resolver; its parts probe the
-instances, and serve the admin API and the status page.  No request passes here: when it dies, the proxies go
-on with the last table, and the next controller takes up what the table says.
+instances, and serve the admin API and the status page.  Requests do not pass through it: when it dies, the
+proxies continue with the last table, and the next controller resumes from the table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from twofold.logs.console import say
 from twofold.process import worker
 from twofold.process.heartbeat import Heartbeat
 
-FIRST_ROUND_S = 1.0  # at most, that the first table waits for the resolver, and for the first probes
+FIRST_ROUND_S = 1.0  # longest wait of the first table for the resolver, and again for the first probes
 BEAT_S = 0.1
 
 
@@ -56,7 +56,7 @@ class Controller:
         self._booted = False
 
     def _inherit(self) -> dict[str, Any]:
-        """What a predecessor had decided; nothing if it cannot be read."""
+        """Read the decisions of the previous controller from the table; {} if it is unreadable."""
         try:
             before = self.table.read()
             self.registry.inherit(before.get("instances", ()), before.get("removed", ()))
@@ -65,22 +65,22 @@ class Controller:
             say("warning", f"the table of the controller before cannot be read, the settings hold: {error!r}")
             return {}
 
-    # ------------------------------------------------------------------ what the admin may do
+    # ------------------------------------------------------------------ operations of the admin
 
     def set_bandwidth(self, mbps: float, maximum: float = 0.0) -> None:
-        """ValueError if the two do not fit together."""
+        """Set the bandwidth in 10^6 bit/s. Raises ValueError for values out of range."""
         self.limits.set(mbps, maximum)
         self.publish()
 
     def add(self, text: str) -> Endpoint:
-        """It joins, or stays after all, or takes requests again. ValueError if it cannot."""
+        """Add an instance, or cancel its removal or drain. Raises ValueError for a bad or surplus one."""
         endpoint = self.registry.add(text)
         say("info", f"{endpoint.name} is added")
         self._settle()
         return endpoint
 
     def drain(self, text: str) -> Endpoint:
-        """It finishes what it has, and gets nothing more. KeyError if there is none of that name."""
+        """Stop sending requests to an instance. Raises KeyError for an unknown name."""
         endpoint = self.registry.find(text)
         endpoint.drained = True
         say("info", f"{endpoint.name} is drained")
@@ -88,7 +88,7 @@ class Controller:
         return endpoint
 
     def remove(self, text: str) -> Endpoint:
-        """It is drained, then forgotten. KeyError."""
+        """Drain an instance, then remove it. Raises KeyError for an unknown name."""
         endpoint = self.registry.find(text)
         self.registry.remove(endpoint)
         say("info", f"{endpoint.name} is removed")
@@ -96,6 +96,7 @@ class Controller:
         return endpoint
 
     def reload(self) -> None:
+        """Ask the supervisor to reload."""
         os.kill(self.context.supervisor, signal.SIGHUP)
 
     # ------------------------------------------------------------------ the pool
@@ -105,12 +106,12 @@ class Controller:
             self.table.publish({"limits": self.limits.published(), **self.registry.published()})
 
     def _settle(self) -> None:
-        """The pool has changed: one task probes each endpoint, and the table says so."""
+        """After a change of the pool: start and stop probe tasks, and publish the table."""
         self.prober.follow(self.registry.endpoints, self._alongside)
         self.publish()
 
     def _changed(self, endpoint: Endpoint, turned: bool) -> None:
-        """A probe has found something new; `turned`: the endpoint is up, or down, since then."""
+        """A probe's result differs from the last; `turned`: the endpoint went up or down."""
         if turned and endpoint.verdict.up:
             endpoint.since_ns = monotonic_ns() if self._booted else 0
             say("info", f"{endpoint.name} is up")
@@ -125,7 +126,7 @@ class Controller:
     # ------------------------------------------------------------------ tasks
 
     def _alongside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task that may end; if it fails, so does the controller, and a new one takes its place."""
+        """Start a task that may end. If it raises, the controller ends and is restarted."""
 
         def ended(task: asyncio.Task[None]) -> None:
             failure = None if task.cancelled() else task.exception()
@@ -164,13 +165,13 @@ class Controller:
     # ------------------------------------------------------------------ life
 
     async def serve(self) -> None:
-        """Until told to stop; raises what ends one of its tasks."""
+        """Run until SIGTERM. Raises the exception of a task that fails."""
         loop = asyncio.get_running_loop()
         stopping = worker.stop_event(loop)
         self._failed = loop.create_future()
         await self._boot()
         os.write(self.context.ready, b"r")
-        # Only now, when the proxies have their table: it takes longer to import than all before it.
+        # Imported after the table is published, because the import is slow.
         from twofold.loadbalancer.control import admin_api
 
         works: list[Coroutine[Any, Any, None]] = [self._beat(), self._watch_names(), self.status.sample()]
@@ -191,7 +192,7 @@ class Controller:
             ended.result()
 
     async def _boot(self) -> None:
-        """Proxies should not hear of instances before their first probes have been answered."""
+        """Publish the first table after the first probes, or after 2 x FIRST_ROUND_S."""
         if self.discovery.file is not None:
             self.discovery.file.look()
         self._resolving = self._alongside(self._resolve())
@@ -211,6 +212,6 @@ class Controller:
 
 
 def run(context: ControllerContext) -> int:
-    """Be the controller until told to stop; the exit code."""
+    """Run the controller until SIGTERM; return the exit code."""
     asyncio.run(Controller(context).serve())
     return 0

@@ -1,7 +1,6 @@
-"""Which instances there are meant to be: named by settings, by a watched file, by DNS, or by the admin.
+"""Discovery of instances: from the settings, a watched file, and DNS.
 
-Reads the file and asks the resolver; says on stderr what is wrong with either, and then the last
-good answer holds.
+Touches the file, the resolver and stderr.  After an error of either, the last good result applies.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from twofold.net.address import Address, Target
 
 FORMS = "http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT"
 INTERVAL_S = 0.5
-SETTLED_S = 0.1  # seconds since its last change, after which a file is not being written any more
-PATIENCE_S = 5.0  # seconds with a resolver
+SETTLED_S = 0.1  # time since the last modification after which a file is assumed to be complete
+PATIENCE_S = 5.0  # timeout of the resolver
 
 
 def parse_file(text: str, place: str) -> list[Target]:
-    """One upstream a line, or a YAML list of them; raises ConfigError, which names the line."""
+    """Parse one upstream a line, or a YAML list. Raises ConfigError with the line number."""
     found: dict[str, Target] = {}
     for number, word in _entries(text, place):
         upstream = address.upstream(word)
@@ -38,7 +37,7 @@ def parse_file(text: str, place: str) -> list[Target]:
 
 
 def _entries(text: str, place: str) -> Iterator[tuple[int, str]]:
-    """(line number, what stands there)."""
+    """(line number, entry)."""
     lines = [(n, line.partition(" #")[0].strip()) for n, line in enumerate(text.splitlines(), 1)]
     lines = [(n, line) for n, line in lines if line and not line.startswith("#")]
     if any(line.startswith(("-", "[")) for _, line in lines[:1]):
@@ -63,19 +62,22 @@ def _yaml_entries(text: str, place: str) -> Iterator[tuple[int, str]]:
 
 
 class WatchedFile:
-    """The instances that a file names, read again when the file is another one or has changed."""
+    """The instances that a file lists, read again when the file is replaced or modified."""
 
     def __init__(self, path: str, known: Iterable[Target] = ()) -> None:
-        """`known` holds until the file has been read."""
+        """`known`: the instances that apply until the file has been read."""
         self._path = Path(path)
         self._stamp: tuple[int, int, int] | None = None
         self._missed = False
         self.upstreams = list(known)
         self.read = False  # at least once
-        self.pause_s = INTERVAL_S  # seconds until the next look
+        self.pause_s = INTERVAL_S  # until the next look()
 
     def look(self) -> bool:
-        """True when what it names has changed. A bad, an empty or a missing file changes nothing."""
+        """Read the file if it has changed; True if the list has changed.
+
+        An invalid, empty or missing file changes nothing.
+        """
         try:
             facts = self._path.stat()
             stamp = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
@@ -83,7 +85,7 @@ class WatchedFile:
             if stamp == self._stamp:
                 return False
             if self._stamp is not None and abs(time.time() - facts.st_mtime) < SETTLED_S:
-                self.pause_s = SETTLED_S  # half of it may not be written yet
+                self.pause_s = SETTLED_S  # the file may be incomplete
                 return False
             self._stamp = stamp
             found = parse_file(self._path.read_text("utf-8"), str(self._path))
@@ -108,22 +110,22 @@ class WatchedFile:
 
 
 class Names:
-    """What the names of `dns+http` stand for, as of the last answer of the resolver."""
+    """The addresses of `dns+http` names, as of the last answer of the resolver."""
 
     def __init__(self) -> None:
         self._known: dict[str, list[Address]] = {}
         self._failing: set[str] = set()
-        self.heard: set[str] = set()  # names that the resolver has answered
+        self.heard: set[str] = set()  # names that were resolved at least once
 
     def remember(self, name: str, where: Address) -> None:
-        """A predecessor has heard this from the resolver."""
+        """Add an address that the previous controller resolved."""
         self._known.setdefault(name, []).append(where)
 
     def addresses(self, upstream: Target) -> list[Address]:
         return self._known.get(upstream.name, [])
 
     async def resolve(self, upstream: Target) -> bool:
-        """True when it stands for others now. While the resolver fails, the last answer holds."""
+        """Resolve a name; True if its addresses have changed. On failure the last answer applies."""
         wanted, loop = upstream.address, asyncio.get_running_loop()
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -137,7 +139,7 @@ class Names:
         self._failing.discard(upstream.name)
         first = upstream.name not in self.heard
         self.heard.add(upstream.name)
-        # With addresses of both families, each instance has two: one of them is enough.
+        # Only one address family is used, because an instance with both would be counted twice.
         family = min((info[0] for info in infos), default=socket.AF_INET)
         hosts = {str(info[4][0]) for info in infos if info[0] == family}
         found = [Address(host, wanted.port) for host in sorted(hosts)]
@@ -151,7 +153,7 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Somebody has named this one."""
+    """One instance that a source names."""
 
     where: Address
     source: str
@@ -160,7 +162,7 @@ class Wanted:
 
 @dataclass(slots=True)
 class Discovery:
-    """Everybody but the admin who names instances."""
+    """The sources of instances except the admin."""
 
     named: list[Target]
     file: WatchedFile | None = None
@@ -168,7 +170,10 @@ class Discovery:
 
     @classmethod
     def of(cls, texts: Sequence[str], path: str, known: Iterable[Endpoint]) -> Discovery:
-        """What the settings say. `known`: until file and resolver have answered, what they said before."""
+        """The sources that the settings configure.
+
+        `known`: endpoints of the previous controller, which apply until file and resolver have answered.
+        """
         named = [found for text in texts if (found := address.upstream(text))]
         names, listed = Names(), dict[str, Target]()
         for endpoint in known:
@@ -185,13 +190,13 @@ class Discovery:
 
     @property
     def certain(self) -> bool:
-        """Whether everybody has been heard, so that who is not wanted is meant."""
+        """True once file and DNS have answered; only then does absence mean removal."""
         return (self.file is None or self.file.read) and all(
             upstream.name in self.names.heard for upstream in self.dns()
         )
 
     def wanted(self) -> dict[str, Wanted]:
-        """By name; who is named twice counts for the last of them."""
+        """The instances by name; if several sources name one, the last source applies."""
         wanted: dict[str, Wanted] = {}
         listed = self.file.upstreams if self.file else []
         for source, upstreams in ((SETTINGS, self.named), (FILE, listed)):

@@ -1,6 +1,6 @@
-"""One instance as the controller knows it, from its first mention until it is drained and gone.
+"""One instance in the controller, from its discovery until its removal.
 
-Pure.  Its record holds all that a later controller, perhaps of another version, has to know.
+Pure.  Its record contains all that the next controller, perhaps of another version, needs.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class Endpoint:
     where: Address
     source: str
     cell: int
-    origin: str = ""  # of DNS, the name that stood for it
+    origin: str = ""  # the DNS name that resolved to it
     verdict: ProbeResult = field(default_factory=ProbeResult)
-    since_ns: int = 0  # when it came back; 0: well from the start, or never
-    drained: bool = False  # the admin wants it to get nothing more
-    leaving: bool = False  # gone as soon as nothing is in its hands
-    left_at_ns: int = 0
+    since_ns: int = 0  # monotonic time at which it recovered; 0: healthy from the start, or never
+    drained: bool = False  # the admin drains it
+    leaving: bool = False  # it is removed when it has no outstanding requests
+    left_at_ns: int = 0  # when `leaving` was set
 
     @property
     def state(self) -> str:
@@ -39,7 +39,7 @@ class Endpoint:
         self.leaving = self.drained = False
 
     def record(self) -> EndpointRecord:
-        """What is published of it."""
+        """The record for the endpoint table."""
         return EndpointRecord(
             name=self.name,
             cell=self.cell,
@@ -59,7 +59,7 @@ class Endpoint:
 
 
 def from_record(record: EndpointRecord, now_ns: int) -> Endpoint:
-    """The endpoint that a predecessor has published."""
+    """The endpoint of a record that the previous controller published."""
     return Endpoint(
         name=record.name,
         where=record.where,

@@ -1,7 +1,7 @@
-"""Is an instance well? One GET of its health path, and what a row of answers means.
+"""Health checks: one GET of an instance's health path, and the verdict on successive results.
 
-Touches one connection of its own per probe.  `ProbeResult` is arithmetic: two failures in a row take an
-instance out, one success lets a new one in, two bring one back.
+Touches one new connection per probe.  `ProbeResult` is pure: FALL consecutive failures make an instance
+down; one success makes a new instance up, RISE consecutive successes one that was up before.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ NOT_ASKED = "not asked yet"
 MAX_ANSWER = 262144
 MAX_WHY = 160  # characters
 PIECE = 65536
-# Never a path, or whoever got hold of an instance's port could have us speak to any socket of the machine.
+# Never a path: a process that took over an instance's port could direct requests to any socket.
 _LOCAL = re.compile(r"@twofold-[0-9a-f-]{1,60}")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """One answer. What one of ours says of itself: `workers`, how many replicas are ready, and `local`,
-    the name of its abstract Unix socket; 0 and nothing from others.
+    """The result of one probe. A Twofold server reports `workers`, the number of ready replicas, and `local`,
+    the name of its abstract Unix socket; other servers yield 0 and "".
     """
 
     well: bool
-    why: str = ""  # it is not
+    why: str = ""  # the reason if it is not
     workers: int = 0
     local: str = ""
 
 
 class ProbeResult:
-    """`up` is what the answers say so far; `was_up` whether it has been up before."""
+    """The verdict on the probes of one instance. `up`: the verdict; `was_up`: it has been up before."""
 
     __slots__ = ("_row", "local", "up", "was_up", "why", "workers")
 
@@ -49,15 +49,15 @@ class ProbeResult:
         self.workers = workers
         self.local = ""
         self.why = "" if up else why or NOT_ASKED
-        self._row = 0  # answers in a row that contradict `up`
+        self._row = 0  # consecutive results that contradict `up`
 
     @property
     def flapping(self) -> bool:
-        """The last answer was another than expected: it is worth asking again soon."""
+        """Whether the last result contradicts `up`, so that the next probe should follow soon."""
         return self._row > 0
 
     def hear(self, answer: Health) -> bool:
-        """One more answer; True when the verdict has changed, or what it says of itself."""
+        """Add a result; True if `up`, `workers` or `local` has changed."""
         self.why = answer.why
         changed = answer.well and (answer.workers, answer.local) != (self.workers, self.local)
         if answer.well:
@@ -75,14 +75,14 @@ class ProbeResult:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """How instances are asked."""
+    """The parameters of a health check."""
 
     path: str
-    timeout_s: float  # seconds
-    line: str = "off"  # the PROXY protocol that they expect every connection to begin with
+    timeout_s: float
+    line: str = "off"  # the PROXY protocol version that instances expect
 
     async def put(self, where: Address) -> Health:
-        """Never raises but for cancellation."""
+        """Probe the instance at `where`. Raises only CancelledError."""
         try:
             async with asyncio.timeout(self.timeout_s):
                 status, body = await self._get(where)
@@ -94,7 +94,7 @@ class Probe:
             return Health(False, _why(error))
         if status != 200:
             return Health(False, f"{self.path} answered {status}")
-        workers, local = _told(body)
+        workers, local = _reported(body)
         return Health(True, "", workers, local)
 
     async def _get(self, where: Address) -> tuple[int, bytes]:
@@ -105,7 +105,7 @@ class Probe:
         try:
             host = "localhost" if where.is_unix else str(where)
             line = proxy_protocol.render(self.line, None) if self.line != "off" else b""
-            # HTTP/1.0: the connection ends with the answer; whoever keeps it open tells the length.
+            # HTTP/1.0: the response ends with the connection, or at its content-length.
             writer.write(line + f"GET {self.path} HTTP/1.0\r\nhost: {host}\r\n\r\n".encode())
             answer = b""
             while len(answer) < MAX_ANSWER and not _whole(answer) and (more := await reader.read(PIECE)):
@@ -134,8 +134,8 @@ def _parse(answer: bytes) -> tuple[int, bytes]:
     return int(words[1]), body
 
 
-def _told(body: bytes) -> tuple[int, str]:
-    """Replicas that are ready, and its Unix socket, if the instance is one of ours and says so."""
+def _reported(body: bytes) -> tuple[int, str]:
+    """(ready replicas, Unix socket's name) from the health response of a Twofold server, else (0, "")."""
     try:
         status: Any = json.loads(body)
         workers = sum(replica.get("state") == "ready" for replica in status["replicas"])

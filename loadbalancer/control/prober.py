@@ -1,7 +1,6 @@
-"""One task for each endpoint asks for its health, for as long as the endpoint is in the pool.
+"""Probes the health of each endpoint of the pool, in one task for each.
 
-Touches the endpoints' health paths.  A stall of this process says nothing of others: failures of probes that
-were under way in one do not count.
+Touches the endpoints' health paths.  Probe failures during a stall of this process do not count.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from typing import Any
 from twofold.loadbalancer.control.endpoint import Endpoint
 from twofold.loadbalancer.control.health_check import Probe
 
-JITTER = 0.1  # of the interval, so that probes of many endpoints spread
-SOON = 0.2  # of the interval, after which an endpoint that answered unexpectedly is asked again
-LATE_S = 0.2  # by which a beat may be late before failures of probes say more of this process
+JITTER = 0.1  # share of the interval, so that the probes of many endpoints spread
+SOON = 0.2  # share of the interval after which an unexpected result is confirmed
+LATE_S = 0.2  # delay of a beat that counts as a stall
 
 
 class StallDetector:
-    """Detects stalls of this event loop: it may have got no processor."""
+    """Detects stalls of this event loop, for example when the process gets no processor time."""
 
     def __init__(self) -> None:
         self.stalled_s = -1.0  # when the last stall ended, on the loop's clock
@@ -31,7 +30,7 @@ class StallDetector:
 
 
 class Prober:
-    """Calls `changed(endpoint, turned)` when an answer says something new; turned: it is up or down now."""
+    """Calls `changed(endpoint, turned)` when a result differs from the last; turned: it went up or down."""
 
     def __init__(self, probe: Probe, interval_s: float, changed: Callable[[Endpoint, bool], None]) -> None:
         self.stalls = StallDetector()
@@ -45,7 +44,7 @@ class Prober:
         endpoints: Mapping[str, Endpoint],
         alongside: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
-        """Probe exactly these; `alongside` makes a task whose failure is noticed."""
+        """Probe exactly `endpoints`; `alongside` starts a task and observes its failure."""
         for name in [name for name in self._tasks if name not in endpoints]:
             self._tasks.pop(name).cancel()
         for name, endpoint in endpoints.items():

@@ -1,4 +1,4 @@
-"""What the load balancer counts, for Prometheus.
+"""The metrics of the load balancer in the Prometheus format.
 
 Pure; imported at the first scrape.
 """
@@ -21,7 +21,7 @@ STATES = ("up", "down", "drain", "ejected")
 
 
 def exposition(facts: StatusFacts, recent: SlidingWindow, reading: Reading) -> bytes:
-    """The answer to a scrape."""
+    """The response to a scrape."""
     return prometheus.exposition(_families(facts, recent, reading))
 
 

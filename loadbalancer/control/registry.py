@@ -1,8 +1,8 @@
-"""Who is in the pool: joins those that are named, drains those that are named no more, obeys the admin.
+"""The members of the pool: adds instances that sources name, and drains those no longer named.
 
-Touches the cells of the shared memory: the outstanding requests in them say when somebody may go, and
-a cell is cleared before it is given to the next.  What the admin did holds against file and DNS: one
-that was removed stays away until it is added again, or is no more named.
+Touches the cells of the shared memory: an instance is removed when its cells show no outstanding requests,
+and a cell is cleared before it is reassigned.  The admin's decisions override file and DNS: a removed
+instance is not added again until the admin adds it or the sources stop naming it.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from twofold.logs.console import say
 from twofold.net import address
 from twofold.net.address import Address
 
-DWELL_NS = 200_000_000  # the proxies may not have seen yet that one drains, nor shown what it has in hand
+DWELL_NS = 200_000_000  # time in which every proxy applies the drain and writes its outstanding requests
 
 
 class Registry:
     def __init__(self, shared: mmap.mmap) -> None:
         self._shared = shared
         self.endpoints: dict[str, Endpoint] = {}
-        self.removed: set[str] = set()  # by the admin, though somebody names them
+        self.removed: set[str] = set()  # by the admin, while a source names them
 
     def inherit(self, entries: Iterable[Mapping[str, Any]], removed: Iterable[str]) -> None:
-        """Take up what a predecessor has left; raises KeyError or TypeError if that makes no sense."""
+        """Adopt the state of the previous controller. Raises KeyError or TypeError if it is inconsistent."""
         endpoints = [from_record(from_json(entry), monotonic_ns()) for entry in entries]
         if len({endpoint.cell for endpoint in endpoints}) != len(endpoints):
             raise KeyError("two instances with one cell")
         self.endpoints = {endpoint.name: endpoint for endpoint in endpoints}
         self.removed = set(removed)
 
-    # ------------------------------------------------------------------ what the admin may do
+    # ------------------------------------------------------------------ operations of the admin
 
     def find(self, text: str) -> Endpoint:
-        """By its name, or without what every name begins with. KeyError if there is none."""
+        """By name, with or without "http://". Raises KeyError if there is none."""
         upstream = address.upstream(text) or address.upstream(f"http://{text}")
         for name in (text, upstream.name if upstream else text):
             if name in self.endpoints:
@@ -48,7 +48,7 @@ class Registry:
         raise KeyError(text)
 
     def add(self, text: str) -> Endpoint:
-        """ValueError if it is no instance, or one too many."""
+        """Add an instance, or cancel its removal or drain. Raises ValueError if invalid or too many."""
         found = address.upstream(f"http://{text}" if address.tcp(text) else text)
         if found is None or found.dns:
             raise ValueError(f"{text!r} is no instance; write HOST:PORT or unix:/PATH")
@@ -61,40 +61,43 @@ class Registry:
         return known
 
     def remove(self, endpoint: Endpoint) -> None:
-        """It is drained, then forgotten."""
+        """Drain the endpoint, then remove it."""
         if endpoint.source != ADMIN:
             self.removed.add(endpoint.name)
         endpoint.leave(monotonic_ns())
 
-    # ------------------------------------------------------------------ what others name
+    # ------------------------------------------------------------------ instances that sources name
 
     def reconcile(self, wanted: Mapping[str, Wanted], certain: bool = True) -> None:
-        """Join who is newly named, let go who is named no more. `certain`: nobody is still to be heard."""
+        """Add the instances that are newly named, drain those no longer named.
+
+        `certain`: every source has answered, so absence from `wanted` means removal.
+        """
         if certain:
             self.removed &= wanted.keys()
-        for name, who in wanted.items():
+        for name, instance in wanted.items():
             if name not in self.removed:
-                self._want(name, who)
+                self._want(name, instance)
         for endpoint in self.endpoints.values():
             if endpoint.name not in wanted and endpoint.source != ADMIN:
                 endpoint.leave(monotonic_ns())
 
-    def _want(self, name: str, who: Wanted) -> None:
+    def _want(self, name: str, instance: Wanted) -> None:
         endpoint = self.endpoints.get(name)
         if endpoint is None:
             try:
-                self._join(name, who.where, who.source).origin = who.origin
+                self._join(name, instance.where, instance.source).origin = instance.origin
             except ValueError as error:
                 say("error", f"{name} is left out: {error}")
         elif endpoint.source != ADMIN:
-            endpoint.source, endpoint.origin, endpoint.leaving = who.source, who.origin, False
+            endpoint.source, endpoint.origin, endpoint.leaving = instance.source, instance.origin, False
 
     def _join(self, name: str, where: Address, source: str) -> Endpoint:
         taken = {endpoint.cell for endpoint in self.endpoints.values()}
         free = next((cell for cell in range(shared_memory.MAX_INSTANCES) if cell not in taken), None)
         if free is None:
             raise ValueError(f"a pool has at most {shared_memory.MAX_INSTANCES} instances")
-        # What was counted of the cell's last owner is nobody's now.
+        # Clear the counts of the cell's previous instance.
         for proxy in range(shared_memory.MAX_PROXIES):
             shared_memory.cell(self._shared, proxy, free)[:] = memoryview(
                 bytes(shared_memory.CELL_SIZE)
@@ -102,17 +105,17 @@ class Registry:
         endpoint = self.endpoints[name] = Endpoint(name, where, source, free)
         return endpoint
 
-    # ------------------------------------------------------------------ who may go
+    # ------------------------------------------------------------------ removal
 
     def outstanding(self, endpoint: Endpoint) -> int:
-        """Requests in its hands."""
+        """The number of outstanding requests at all proxies."""
         return sum(
             shared_memory.cell(self._shared, proxy, endpoint.cell)[shared_memory.OUTSTANDING]
             for proxy in range(shared_memory.MAX_PROXIES)
         )
 
     def part(self, now_ns: int) -> list[Endpoint]:
-        """Forget those that leave and have nothing in hand any more."""
+        """Remove and return the leaving endpoints without outstanding requests."""
         gone = [
             endpoint
             for endpoint in self.endpoints.values()
@@ -125,7 +128,7 @@ class Registry:
         return gone
 
     def published(self) -> dict[str, Any]:
-        """What the endpoint table says of it, and a successor needs."""
+        """The state for the endpoint table, from which the next controller resumes."""
         return {
             "instances": [endpoint.record().to_json() for endpoint in self.endpoints.values()],
             "removed": sorted(self.removed),

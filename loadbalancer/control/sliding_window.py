@@ -1,7 +1,7 @@
-"""How it has gone of late: rates, percentiles and a minute of history, from readings of the counters.
+"""Recent rates, percentiles and a minute of history, from readings of the counters.
 
-Pure; the clock comes with the readings (monotonic ns).  Counters that run backwards have lost their
-owner: such a step counts as none.
+Pure; the clock comes with the readings (monotonic ns).  A counter that decreases was reset with its
+process: that step counts as zero.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from twofold.loadbalancer import shared_memory
 from twofold.telemetry import histograms
 from twofold.telemetry.counters import totals
 
-STEP_S = 0.5  # seconds between readings
+STEP_S = 0.5  # time between readings
 POINTS = 120  # of the history
 WINDOW = 20  # readings over which percentiles, shares and utilisation are taken: 10 s
 BRIEF = 4  # readings over which rates are taken
@@ -24,25 +24,25 @@ MEGABIT = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """One instance, all proxies together."""
+    """The counts of one instance, summed over all proxies."""
 
-    words: tuple[int, ...]  # as in a cell, added up
-    latency_us: int = 0  # of the proxies that have it now
-    ejected_until: int = 0
+    words: tuple[int, ...]  # sums, in the layout of a cell
+    latency_us: int = 0  # mean over the proxies that serve it now
+    ejected_until_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     at_ns: int
-    cells: list[int]  # counters of all proxies, added up
+    cells: list[int]  # counters, summed over all proxies
     instances: dict[str, Sight]
 
 
 def read(shared: mmap.mmap, cells: Mapping[str, int], now_ns: int) -> Reading:
-    """What proxies have shown so far, of themselves and of the instances, which have these cells."""
+    """Read the counters of the proxies and the instances; `cells`: cell numbers by instance name."""
     blocks = shared_memory.read_counters(shared)
     known = next(iter(cells.values()), 0)
-    # One that has taken no connection yet has shown its credits.
+    # A proxy without a connection yet has written its credits already.
     active = [
         proxy
         for proxy, block in enumerate(blocks)
@@ -57,7 +57,7 @@ def _sight(shared: mmap.mmap, proxies: list[int], instance: int) -> Sight:
     rows = [shared_memory.cell(shared, proxy, instance).tolist() for proxy in proxies]
     if not rows:
         return Sight((0,) * shared_memory.CELL_WORDS)
-    # Of a proxy that has ended, the credits are gone, but the latency is still there.
+    # The cell of an ended proxy has no credits, but still the last latency.
     latencies = [
         row[shared_memory.LATENCY_US]
         for row in rows
@@ -66,12 +66,12 @@ def _sight(shared: mmap.mmap, proxies: list[int], instance: int) -> Sight:
     return Sight(
         words=tuple(totals(rows)),
         latency_us=sum(latencies) // len(latencies) if latencies else 0,
-        ejected_until=max(row[shared_memory.EJECTED_UNTIL] for row in rows),
+        ejected_until_ns=max(row[shared_memory.EJECTED_UNTIL] for row in rows),
     )
 
 
 def percentile(counts: Sequence[int], share: float) -> float | None:
-    """Microseconds below which so many of a histogram's durations lie, to within its buckets."""
+    """Microseconds below which `share` (0 to 1) of a histogram's durations lie, within bucket precision."""
     wanted = sum(counts) * share
     if not wanted:
         return None
@@ -89,7 +89,7 @@ def grown(before: Sequence[int], after: Sequence[int]) -> list[int]:
 
 @dataclass(slots=True)
 class Point:
-    """One step of the history. Rates in Mbps and 1/s, latencies in ms; None: nothing was answered."""
+    """One step of the history. Rates in Mbps and 1/s, latencies in ms; None: no responses."""
 
     received: float
     sent: float
@@ -106,7 +106,7 @@ class SlidingWindow:
     points: deque[Point] = field(default_factory=lambda: deque(maxlen=POINTS))
 
     def hear(self, reading: Reading, rate: int) -> None:
-        """`rate` in bit/s; 0 is unlimited."""
+        """Add a reading; `rate` is the limit in bit/s, 0 is unlimited."""
         if self.readings:
             self._add(self.readings[-1], reading, rate / MEGABIT)
         self.readings.append(reading)
@@ -128,7 +128,7 @@ class SlidingWindow:
         self._spread()
 
     def _spread(self) -> None:
-        """Bytes are counted when a request ends. What cannot have passed in one step passed before it."""
+        """Move bytes above the limit of a step to the step before: they are counted when a request ends."""
         points = list(self.points)
         for point, before in zip(points[:0:-1], points[-2::-1], strict=True):
             both = point.received + point.sent
@@ -140,23 +140,23 @@ class SlidingWindow:
             point.received *= share
             point.sent *= share
 
-    # ------------------------------------------------------------------ of late
+    # ------------------------------------------------------------------ recent figures
 
     def window(self, readings: int = WINDOW) -> tuple[float, Reading, Reading] | None:
-        """(seconds, the first, the last) of the last so many steps; None while there is no step."""
+        """(seconds, first, last) of the last `readings` steps; None without a step."""
         if len(self.readings) < 2:
             return None
         first, last = self.readings[max(0, len(self.readings) - 1 - readings)], self.readings[-1]
         return max(last.at_ns - first.at_ns, 1) / 1e9, first, last
 
     def mbps(self) -> tuple[float, float]:
-        """(received, sent), on average over a moment."""
+        """(received, sent): the mean over the last BRIEF points."""
         latest = list(self.points)[-BRIEF:]
         many = max(1, len(latest))
         return sum(point.received for point in latest) / many, sum(point.sent for point in latest) / many
 
     def utilisation(self) -> float:
-        """The part of the bandwidth that was used, 0 to 1; 0 without a limit."""
+        """The used share of the bandwidth, 0 to 1; 0 without a limit."""
         latest = [point for point in list(self.points)[-WINDOW:] if point.limit]
         possible = sum(point.limit for point in latest)
         return min(1.0, sum(point.received + point.sent for point in latest) / possible) if possible else 0.0

@@ -1,8 +1,8 @@
-"""What may be looked at: the status page, its events, the state as JSON, and metrics for Prometheus.
+"""The read-only routes: the status page, its events, the state as JSON, and the metrics for Prometheus.
 
-The page is one file, complete in itself: it loads nothing from anywhere, and its policy
-(Content-Security-Policy) lets it run its own script only.  It is given the state that it shows first,
-and twice a second the next one as a server-sent event, made once for all who watch.
+Touches the page's file.  The page is self-contained: it loads no other resources, and its policy
+(Content-Security-Policy) allows its own script only.  It contains the first state; each later state is a
+server-sent event, twice a second, rendered once for all watchers.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ FRESH = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
 class Watchers:
-    """The browsers that show the page."""
+    """Serves the page and its events to at most MAX_WATCHERS browsers."""
 
     def __init__(self, status: StatusSource) -> None:
         self._status = status
         self._next: asyncio.Future[bytes] | None = None
-        self._many = 0
+        self._count = 0
         self._stopped = False
 
     def routes(self) -> list[Route]:
@@ -65,14 +65,14 @@ class Watchers:
         return Response(text, headers={**FRESH, "content-type": CONTENT_TYPE})
 
     async def events(self, request: Request) -> Response:
-        if self._many >= MAX_WATCHERS:
+        if self._count >= MAX_WATCHERS:
             raise HTTPException(503, f"{MAX_WATCHERS} others watch already")
         return StreamingResponse(self._stream(), headers=FRESH, media_type="text/event-stream")
 
     # ------------------------------------------------------------------ events
 
     async def _stream(self) -> AsyncIterator[bytes]:
-        self._many += 1
+        self._count += 1
         try:
             yield b"retry: 1000\n" + _event(self._now())
             while not self._stopped:
@@ -80,23 +80,23 @@ class Watchers:
                     self._next = asyncio.get_running_loop().create_future()
                 yield await asyncio.shield(self._next)
         finally:
-            self._many -= 1
+            self._count -= 1
 
     def _now(self) -> bytes:
         return orjson.dumps(self._status.state_with_history())
 
     async def run(self) -> None:
-        """Send each reading to all of them, until `stop`."""
+        """Send each reading to all watchers, until `stop`."""
         while not self._stopped:
             await self._status.sampled.wait()
-            self._tell(_event(self._now()) if self._next is not None else b"")
+            self._send(_event(self._now()) if self._next is not None else b"")
 
     def stop(self) -> None:
         self._stopped = True
         self._status.sampled.set()
-        self._tell(b"\n")
+        self._send(b"\n")
 
-    def _tell(self, event: bytes) -> None:
+    def _send(self, event: bytes) -> None:
         waiting, self._next = self._next, None
         if waiting is not None and not waiting.done():
             waiting.set_result(event)
@@ -107,7 +107,7 @@ def _event(text: bytes) -> bytes:
 
 
 def _inline(text: bytes) -> bytes:
-    """JSON within a script element: no text in it may end that."""
+    """Escape JSON for a script element, so that no text in it can end the element."""
     return text.replace(b"<", b"\\u003c")
 
 

@@ -1,4 +1,4 @@
-"""What the controller shows of its load balancer: a snapshot of its decisions beside what the proxies count.
+"""Collects the status of the load balancer: the controller's decisions and the proxies' counts.
 
 Touches the shared memory for reading, the bucket under its lock, and the certificate's file.
 """
@@ -23,12 +23,12 @@ from twofold.native import load
 
 
 class StatusSource:
-    """`recent`: readings of the last seconds. `sampled` is set, and cleared again, with every reading."""
+    """`recent`: the latest readings. `sampled`: an event that is set and cleared with every reading."""
 
     def __init__(
         self, shared: mmap.mmap, bucket: SharedBucket, registry: Registry, limits: BandwidthPolicy, tls: str
     ) -> None:
-        """`tls`: the path of the certificate, or nothing."""
+        """`tls`: the path of the certificate, or ""."""
         self.recent = sliding_window.SlidingWindow()
         self.sampled = asyncio.Event()
         self._shared = shared
@@ -39,25 +39,25 @@ class StatusSource:
         self._started = time.time()
 
     def state(self) -> dict[str, Any]:
-        """All that an operator may want to know, for JSON."""
+        """The complete status, for JSON."""
         return status_view.state(self._facts(), self.recent, self._reading())
 
     def state_with_history(self) -> dict[str, Any]:
-        """As `state`, and what the page draws curves of."""
+        """As `state`, with the history for the page's charts."""
         return {**self.state(), "history": status_view.history(self.recent)}
 
     def exposition(self) -> bytes:
-        """For Prometheus. The first call imports its library."""
+        """The metrics in the Prometheus text format. The first call imports the library."""
         from twofold.loadbalancer.control import prometheus
 
         return prometheus.exposition(self._facts(), self.recent, self._reading())
 
     async def sample(self) -> None:
-        """Take readings for ever; the bandwidth policy hears how much of the bandwidth is used."""
+        """Take a reading every STEP_S seconds, and pass the utilisation to the bandwidth policy."""
         while True:
             reading = self._reading()
             self.recent.hear(reading, self._limits.rate)
-            # What waits for bandwidth is counted when it has ended, so a queue means that all of it is used.
+            # Bytes are counted at the end of a request, so a queue for bandwidth implies full utilisation.
             throttled = reading.cells[shared_memory.THROTTLED] > 0
             self._limits.hear(reading.at_ns, 1.0 if throttled else self.recent.utilisation())
             self.sampled.set()
@@ -86,10 +86,10 @@ class StatusSource:
         )
 
     def _certificate_expires(self) -> int:
-        """Unix time; 0 without a certificate, or with one that cannot be read: the proxies have said so."""
+        """Unix time in seconds; 0 without a readable certificate. The proxies report read errors."""
         if not self._certificate:
             return 0
-        from twofold.loadbalancer.access import tls  # its library is large, and only certificates need it
+        from twofold.loadbalancer.access import tls  # imports a large library
 
         try:
             return tls.not_after(Path(self._certificate))

@@ -1,6 +1,6 @@
-"""What the load balancer shows of itself to its operator: one JSON object, for the page and the admin.
+"""The status of the load balancer as one JSON object, for the page and the admin API.
 
-Pure.  Rates, shares and percentiles are of late (about ten seconds); counts are since the start.
+Pure.  Rates, shares and percentiles cover the last ten seconds; counts are since the start.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ UNSEEN = Sight((0,) * shared_memory.CELL_WORDS)
 
 @dataclass(frozen=True, slots=True)
 class StatusFacts:
-    """What cannot be read from the counters."""
+    """The part of the status that is not in the counters."""
 
     version: str
-    started: float  # Unix time
-    rate: int  # bit/s of now; 0 is unlimited
+    started: float  # Unix time in seconds
+    rate: int  # current bit/s; 0 is unlimited
     debt: int  # bits
     mbps: float
     maximum: float
     endpoints: Sequence[EndpointRecord]
-    certificate_expires: int = 0  # Unix time; 0: there is none, or it cannot be read
-    reloads_refused: tuple[int, str] = (0, "")  # how many, and why the last one
-    hung: int = 0  # children replaced because they hung
+    certificate_expires: int = 0  # Unix time in seconds; 0: there is no readable certificate
+    reloads_refused: tuple[int, str] = (0, "")  # their number, and the last reason
+    hung: int = 0  # number of children that were replaced because they hung
     compiled: bool = False  # see twofold/native/load.py
 
 
 def state(facts: StatusFacts, recent: SlidingWindow, reading: Reading) -> dict[str, Any]:
-    """Everything an operator may want to know, for JSON."""
+    """The complete status, for JSON."""
     cells = reading.cells
     return {
         "version": facts.version,
@@ -70,7 +70,7 @@ def _pair(found: tuple[float | None, float | None]) -> dict[str, float | None]:
 def _bandwidth(facts: StatusFacts, recent: SlidingWindow, cells: Sequence[int]) -> dict[str, Any]:
     received, sent = recent.mbps()
     return {
-        "mbps": facts.rate / 1e6,  # of now
+        "mbps": facts.rate / 1e6,
         "minimum_mbps": facts.mbps,
         "maximum_mbps": facts.maximum or facts.mbps,
         "in_mbps": round(received, 4),
@@ -85,20 +85,18 @@ def _bandwidth(facts: StatusFacts, recent: SlidingWindow, cells: Sequence[int]) 
 
 def _requests(recent: SlidingWindow, cells: Sequence[int]) -> dict[str, Any]:
     window = recent.window()
-    of_late = grown(window[1].cells, window[2].cells) if window else [0] * shared_memory.CELLS
+    growth = grown(window[1].cells, window[2].cells) if window else [0] * shared_memory.CELLS
     seconds = window[0] if window else 1.0
     answered = statuses(cells)
     return {
-        "per_second": round(sum(count for _, count in statuses(of_late)) / seconds, 2),
+        "per_second": round(sum(count for _, count in statuses(growth)) / seconds, 2),
         "total": sum(count for _, count in answered),
         "inside": cells[shared_memory.INSIDE],
         "waiting": cells[shared_memory.WAITING],
         "by_status": {status: count for status, count in answered if count},
         "refused": {reason: cells[cell] for reason, cell in REFUSALS.items()},
-        "refused_per_second": {
-            reason: round(of_late[cell] / seconds, 2) for reason, cell in REFUSALS.items()
-        },
-        "failed_per_second": round(_failed(of_late) / seconds, 2),
+        "refused_per_second": {reason: round(growth[cell] / seconds, 2) for reason, cell in REFUSALS.items()},
+        "failed_per_second": round(_failed(growth) / seconds, 2),
         "unauthorised": cells[shared_memory.UNAUTHORISED],
         "retried": cells[shared_memory.RETRIED],
         "retries_denied": cells[shared_memory.RETRY_DENIED],
@@ -111,14 +109,14 @@ def statuses(cells: Sequence[int]) -> list[tuple[str, int]]:
 
 
 def _failed(cells: Sequence[int]) -> int:
-    """Answers 5xx that are no refusal of ours."""
+    """The number of 5xx responses, without the load balancer's own refusals."""
     bad = sum(count for status, count in statuses(cells) if status.startswith("5"))
     return max(0, bad - cells[shared_memory.REFUSED_QUEUE] - cells[shared_memory.REFUSED_DOWN])
 
 
 @dataclass(frozen=True, slots=True)
-class _Late:
-    """What one instance did of late."""
+class _RecentCounts:
+    """The growth of one instance's counts over the window."""
 
     seconds: float
     words: Sequence[int]
@@ -138,16 +136,16 @@ def instances(
     shown = []
     for endpoint in endpoints:
         name = endpoint.name
-        late = _Late(seconds, grew.get(name, UNSEEN.words), served)
-        shown.append(_instance(endpoint, reading.instances.get(name, UNSEEN), late, reading.at_ns))
+        counts = _RecentCounts(seconds, grew.get(name, UNSEEN.words), served)
+        shown.append(_instance(endpoint, reading.instances.get(name, UNSEEN), counts, reading.at_ns))
     return shown
 
 
-def _instance(endpoint: EndpointRecord, now: Sight, late: _Late, at_ns: int) -> dict[str, Any]:
-    served = late.words[shared_memory.REQUESTS]
-    known = now.words[shared_memory.REQUESTS] > 0  # or its latency is a guess of the proxies
-    latency_us = late.words[shared_memory.LATENCY_SUM_US] / served if served else now.latency_us * known
-    failed = sum(late.words[cell] for cell in FAILURES.values())
+def _instance(endpoint: EndpointRecord, now: Sight, counts: _RecentCounts, at_ns: int) -> dict[str, Any]:
+    served = counts.words[shared_memory.REQUESTS]
+    known = now.words[shared_memory.REQUESTS] > 0  # otherwise its latency is an estimate of the proxies
+    latency_us = counts.words[shared_memory.LATENCY_SUM_US] / served if served else now.latency_us * known
+    failed = sum(counts.words[cell] for cell in FAILURES.values())
     return {
         "name": endpoint.name,
         "state": shown_state(endpoint, now, at_ns),
@@ -156,26 +154,26 @@ def _instance(endpoint: EndpointRecord, now: Sight, late: _Late, at_ns: int) -> 
         "workers": endpoint.workers,
         "outstanding": now.words[shared_memory.OUTSTANDING],
         "credits": now.words[shared_memory.CREDITS],
-        "per_second": round(served / late.seconds, 2),
-        "share": round(served / late.all, 4) if late.all else 0.0,
+        "per_second": round(served / counts.seconds, 2),
+        "share": round(served / counts.all, 4) if counts.all else 0.0,
         "latency_ms": round(latency_us / 1e3, 3) if latency_us else None,
         "requests": now.words[shared_memory.REQUESTS],
         "failures": {kind: now.words[cell] for kind, cell in FAILURES.items()},
-        "failed_per_second": round(failed / late.seconds, 2),
+        "failed_per_second": round(failed / counts.seconds, 2),
         "retries": now.words[shared_memory.RETRIES],
         "ejections": now.words[shared_memory.EJECTIONS],
-        "ejected_s": round(max(0, now.ejected_until - at_ns) / 1e9, 1),
+        "ejected_s": round(max(0, now.ejected_until_ns - at_ns) / 1e9, 1),
     }
 
 
-def shown_state(endpoint: EndpointRecord, sight: Sight, now: int) -> str:
-    """As published; or ejected, when a proxy has had enough of one that answers its probes."""
-    ejected = endpoint.state == "up" and sight.ejected_until > now
+def shown_state(endpoint: EndpointRecord, sight: Sight, now_ns: int) -> str:
+    """The published state, or "ejected" if a proxy ejects an endpoint that is up."""
+    ejected = endpoint.state == "up" and sight.ejected_until_ns > now_ns
     return "ejected" if ejected else endpoint.state
 
 
 def history(recent: SlidingWindow) -> dict[str, list[float | None]]:
-    """The last minute, a column for each figure, two points a second."""
+    """The last minute: one column per figure, two points a second."""
     columns = zip(*(asdict(point).values() for point in recent.points), strict=True)
     names = ("received", "sent", "limit", "requests", "p50", "p99", "refused")
     rounded = [[None if each is None else round(each, 3) for each in column] for column in columns]

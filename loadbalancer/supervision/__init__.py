@@ -1,1 +1,1 @@
-"""The parent of a load balancer: children's resources, hot restart, startup checks."""
+"""The supervisor of a load balancer: children's resources, reload by exec, startup checks."""

@@ -1,9 +1,8 @@
-"""What a supervisor leaves to the program that replaces it in its own process, at a reload.
+"""The state that a supervisor passes to the new program by exec, at a reload.
 
-Touches the descriptors that it passes on.  `os.exec` keeps the process: its id, its children, its
-descriptors, and the signals that are blocked.  So nobody outside can tell, and nothing is lost; but
-whatever the next program shall know has to be written down, in a format that an older program wrote
-and a newer one reads.
+Touches the descriptors that it passes.  exec keeps the process id, the children, the descriptors and the
+blocked signals.  All other state is written to a memfd as JSON, in a format that an older program writes and
+a newer one reads.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ VARIABLE = "TWOFOLD_BALANCE_HANDOVER"
 
 @dataclass(frozen=True, slots=True)
 class ExecHandover:
-    config: str  # the new one, as JSON: it has been checked, and its file may have changed since
+    config: str  # the new settings as JSON; checked already, so the file is not read again
     memory: int
     sockets: dict[str, int]
     pipes: dict[str, tuple[int, int]]  # of the access log, by the number of the proxy
     children: list[dict[str, Any]]  # role, number, pid, leave_by
-    again: bool = False  # somebody has asked for another reload meanwhile
+    again: bool = False  # another reload was requested meanwhile
 
     def _descriptors(self) -> Iterator[int]:
         yield self.memory
@@ -33,7 +32,7 @@ class ExecHandover:
             yield from pipe
 
     def execute(self, command: list[str]) -> OSError:
-        """Become `command`. It returns only if that is not possible: why."""
+        """Replace this program by `command`. Returns only the error if that fails."""
         note = os.memfd_create("twofold-balance-handover", os.MFD_CLOEXEC)
         passed = [*self._descriptors(), note]
         try:
@@ -54,7 +53,7 @@ def pending(environ: MutableMapping[str, str]) -> bool:
 
 
 def receive(environ: MutableMapping[str, str]) -> ExecHandover:
-    """What the program before us left, once; no child of ours inherits it."""
+    """Take the state of the previous program, once; its descriptors are made non-inheritable."""
     note = int(environ.pop(VARIABLE))
     os.lseek(note, 0, os.SEEK_SET)
     with open(note) as reading:

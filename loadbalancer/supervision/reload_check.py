@@ -1,7 +1,7 @@
-"""The check before a reload: the new program, run for nothing but its opinion on the new settings.
+"""Reload check: runs the new program with --check in a process of its own.
 
-Touches one process of its own.  It runs beside the serving ones, and the supervisor goes on turning:
-a crash is replaced, and a stop obeyed, however long the check takes.
+Touches that process and two memfds.  The supervisor's loop continues during the check, so crashed children
+are replaced and signals are handled.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import os
 import signal
 from dataclasses import dataclass
 
-CHECK = "--check"  # the option by which a program says what it would do, and does not
-PATIENCE_S = 60.0  # seconds
-MAX_TEXT = 1 << 20
+CHECK = "--check"  # the option with which the program only validates and prints its settings
+PATIENCE_S = 60.0
+MAX_TEXT = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadCheck:
     pid: int
     until_s: float
-    output: int  # memfds, so that nobody has to read while it runs
+    output: int  # a memfd, so that it need not be read while the check runs
     complaints: int
 
     def verdict(self, status: int) -> tuple[str, str]:
-        """(the settings as JSON, "") or ("", why not), after its end."""
+        """After the process has ended: (settings as JSON, "") or ("", reason of the refusal)."""
         output, complaints = _text(self.output), _text(self.complaints)
         os.close(self.output)
         os.close(self.complaints)
@@ -37,7 +37,7 @@ class ReloadCheck:
 
 
 def begin(command: list[str], now_s: float) -> ReloadCheck:
-    """Run `command` with the option that makes it a check. Raises OSError."""
+    """Start `command` with --check. Raises OSError."""
     output, complaints = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("output", "complaints"))
     actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, complaints, 2)]
     try:

@@ -1,7 +1,7 @@
-"""What outlives every process of the load balancer, and what a process is made from.
+"""The resources that outlive every child, and the entry points of the children.
 
-Touches the listening sockets, the shared memory and the pipes of the access log.  The supervisor
-holds them and does nothing with them, so nothing that happens to a child can break them.
+Touches the listening sockets, the shared memory and the pipes of the access log.  The supervisor keeps them
+open and does not use them, so they survive the failure of any child.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from twofold.loadbalancer.listeners import ListenerSet
 from twofold.logs import writer
 from twofold.process.heartbeat import Heartbeat
 
-NUMBERS = range(2 * MAX_PROXIES)  # of proxies
-LOG_WRITERS_BLOCK = shared_memory.MAX_PROXIES - 1  # of the counters
+NUMBERS = range(2 * MAX_PROXIES)  # the numbers of proxies, for two generations
+LOG_WRITERS_BLOCK = shared_memory.MAX_PROXIES - 1  # index of the log writer's block of counters
 MEGABYTE = 1 << 20
 
 
@@ -33,16 +33,16 @@ def _proxy(place: ProxyContext) -> int:
 
 
 def _controller(place: ControllerContext) -> int:
-    from twofold.loadbalancer.control import controller  # with its framework, which nobody else pays for
+    from twofold.loadbalancer.control import controller  # imports a web framework that only it needs
 
     return controller.run(place)
 
 
 @dataclass(frozen=True, slots=True)
 class ChildEntries:
-    """What the children are, and the modules that they come from.
+    """The entry points of the children, and the modules that contain them.
 
-    `preload` is imported by the supervisor, so that a proxy is replaced within milliseconds.
+    `preload`: modules that the supervisor imports, so that a proxy starts within milliseconds.
     """
 
     proxy: Callable[[ProxyContext], int] = _proxy
@@ -64,23 +64,23 @@ class Resources:
     pipes: dict[int, tuple[int, int]] = field(default_factory=dict)  # (reading, writing) by proxy
 
     def texts(self) -> list[str]:
-        """The names of the sockets that the settings ask for."""
+        """The addresses of the settings at which sockets are bound."""
         status = self.config.control.status
         return [*self.config.listen.listen, *([status] if status else [])]
 
     def lay_pipe(self, number: int) -> None:
-        """For a proxy's access log; it stays, so that a successor writes where the dead one did."""
+        """Make a proxy's access-log pipe, if missing; a restarted proxy uses the same pipe."""
         if number not in self.pipes:
             self.pipes[number] = writer.open_pipe()
             os.set_blocking(self.pipes[number][1], False)
 
     def close_writers(self) -> None:
-        """Let the log writer see the end of its inputs, when every proxy has gone."""
+        """Close this process's pipe ends, so that the log writer reads EOF when every proxy has ended."""
         while self.pipes:
             for fd in self.pipes.popitem()[1]:
                 os.close(fd)
 
-    # ------------------------------------------------------------------ lives, each in a process of its own
+    # ------------------------------------------------------------------ entry points, each in a child process
 
     def be_proxy(self, number: int, ready: int) -> int:
         listen = self.config.listen.listen
@@ -117,7 +117,7 @@ class Resources:
 
         inputs = []
         for reading, writing in self.pipes.values():
-            os.close(writing)  # ours, or it would wait for its own end
+            os.close(writing)  # otherwise this process would keep its own input open
             inputs.append(writer.LogInput(reading, "access"))
         most, source = int(log.log_max_mb * MEGABYTE), log.deployment_id or "twofold"
         heart = Heartbeat(shared_memory.heartbeats(self.shared), beat)
@@ -125,22 +125,22 @@ class Resources:
         writer.run(inputs, destination, dropped, heart.beat)
         return int(ExitCode.OK)
 
-    # ------------------------------------------------------------------ what is seen of it
+    # ------------------------------------------------------------------ messages for the operator
 
     def urls(self) -> list[str]:
         secure = bool(self.config.listen.tls_certificate)
         return [self.sockets.url(text, secure) for text in self.config.listen.listen]
 
     def sentence(self) -> str:
-        """What it does, in words."""
+        """One line that describes addresses, instances and bandwidth."""
         endpoints = len(shared_memory.endpoint_table(self.shared).read().get("instances", ()))
-        mbps = SharedBucket(self.shared, self.memory_fd).rate / 1e6  # the admin may have changed it
+        mbps = SharedBucket(self.shared, self.memory_fd).rate / 1e6  # may differ from the settings
         rate = f"{mbps:g} Mbps" if mbps else "unlimited bandwidth"
         many = "1 instance" if endpoints == 1 else f"{endpoints} instances"
         return f"balancing on {' and '.join(self.urls())} over {many}, {rate}"
 
     def example(self) -> str:
-        """A command that calls predict, to be pasted into a shell."""
+        """A shell command that calls predict."""
         url = self.urls()[0]
         target = f"{url.replace('0.0.0.0', '127.0.0.1').replace('[::]', '[::1]')}/predict"
         if url.startswith("unix:"):

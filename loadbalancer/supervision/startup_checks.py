@@ -1,7 +1,7 @@
-"""What can be known to be wrong before anything is started or replaced.
+"""Checks of the settings before anything is started or replaced.
 
-Touches the log folder, and reads the files that settings name.  It runs at the start, and before a
-reload in a process of its own, where it also shows that the new program can be loaded at all.
+Touches the log folder, and reads the files that settings name.  Runs at the start, and in the reload check,
+which also verifies that the new program can be imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from twofold.logs import sinks
 
 
 def verify(config: Config) -> None:
-    """Raises TwofoldError for what the settings alone do not show."""
+    """Check the files and folders that the settings name. Raises TwofoldError."""
     sinks.require_folder(config.log.log_dir, ("access",))
     authorization.Authorization(config)
     if config.listen.tls_certificate:
@@ -28,6 +28,6 @@ def verify(config: Config) -> None:
 
 
 def load(lives: ChildEntries) -> None:
-    """Import what the children will, so that a program that cannot run never replaces one that does."""
+    """Import the children's modules, so that a program that cannot be imported is not started."""
     for module in lives.modules:
         importlib.import_module(module)

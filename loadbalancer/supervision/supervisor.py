@@ -1,14 +1,14 @@
-"""The supervisor: holds what must survive, starts the processes, replaces whatever dies, reloads, stops.
+"""The supervisor: owns the resources, starts the child processes, restarts them, reloads, stops.
 
-No event loop and no TLS: one poll(), and a turn for whatever woke it.  Signal handlers only write
-their number into a pipe.  Whatever is below it dies with it.
+Touches its children, signals, and the resources.  There is no event loop: one poll(), then one turn.  Signal
+handlers only write their number into a pipe.  Children end when the supervisor ends.
 
-    turn:  reports and signals -> the dead -> those out of patience -> the next step
+    turn:  reports and signals -> ended children -> children past their deadline -> the next step
 
-A reload (SIGHUP) is an upgrade, too: the new program checks the new settings in a process of its own;
-then this process becomes the new program (see handover), which starts a second generation, and asks
-the first to leave when the second accepts.  There are never more than two: a SIGHUP that comes
-earlier is remembered.  The log writer and the controller are one at a time, so theirs leave first.
+A reload (SIGHUP) also upgrades the program.  The new program checks the new settings in a process of its own;
+then this process executes the new program (exec_handover.py), which starts a second generation of children
+and stops the first when the second accepts.  There are at most two generations: an earlier SIGHUP is
+deferred.  There is at most one log writer and one controller, so the old ones stop first.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ from twofold.process.watchdog import Watchdog
 
 LOG_WRITER, CONTROLLER, PROXY = "log_writer", "controller", "proxy"  # roles
 RESTARTS = RestartPolicy(Backoff(first_s=0.2, most_s=10.0), healthy_s=1.0, reports=True)
-TURN_S = 0.1  # seconds between looks at deadlines when nothing happens
-CONTROLLER_FIRST_S = 3.0  # seconds that the first proxies wait for an endpoint table
-START_PATIENCE_S = 20.0  # seconds, after which a generation that does not accept may be given up
+TURN_S = 0.1  # longest time between two checks of deadlines
+CONTROLLER_FIRST_S = 3.0  # longest wait of the first proxies for an endpoint table
+START_PATIENCE_S = 20.0  # after which a generation that does not accept may be replaced by a reload
 LEAVE_PATIENCE_S = 2.0  # for the controller and the log writer
-DRAIN_MARGIN_S = 1.0  # for a proxy, beyond its own patience
+DRAIN_MARGIN_S = 1.0  # for a proxy, beyond drain_timeout
 FAST_STOP_S = 0.5
-BEATS = range(shared_memory.MAX_PROXIES, shared_memory.HEARTBEATS)  # of the log writer and the controller
-MAX_FAILURES = 5  # of one child, before anything was ever served
+BEATS = range(shared_memory.MAX_PROXIES, shared_memory.HEARTBEATS)  # heartbeats of log writer and controller
+MAX_FAILURES = 5  # consecutive failures of one child before the first generation accepts
 
 Announce = Callable[[str, str], object]  # level, message
 
 
 @dataclass(slots=True)
 class GenerationProgress:
-    """How far this generation has come."""
+    """The state of this generation."""
 
     began_s: float
-    first: bool  # nothing was served before it
-    settled: bool = False  # it accepts
-    again: bool = False  # a reload is wanted
+    first: bool  # there was no generation before it
+    settled: bool = False  # every proxy of it accepts
+    again: bool = False  # a reload was requested
     stopping: bool = False
     fast: bool = False
     failed: ExitCode = ExitCode.OK
@@ -73,25 +73,25 @@ class Supervisor:
     resources: Resources
     announce: Announce
     progress: GenerationProgress
-    command: list[str]  # this program, to be run again
+    command: list[str]  # the command line of this program
     children: list[Child] = field(default_factory=list)
     reload_check: reload_check.ReloadCheck | None = None
     signals: SignalPipe = field(init=False)
     watchdog: Watchdog = field(init=False)
 
     def run(self) -> ExitCode:
-        """Until told to stop. Raises AddressError when it cannot begin."""
+        """Run until a stop signal; return the exit code. Raises AddressError if a socket cannot be bound."""
         resources = self.resources
         resources.sockets.bind(resources.texts(), resources.config.listen.backlog)
         self.watchdog = Watchdog(shared_memory.heartbeats(resources.shared), now_s=time.monotonic())
-        for child in self.children:  # of the generation before
+        for child in self.children:  # of the previous generation
             if child.beat >= 0:
                 self.watchdog.adopt(child.beat, child.pid)
         self._make_generation()
         for module in resources.lives.preload:
             importlib.import_module(module)
         gc.collect()
-        gc.freeze()  # what is never collected stays shared with the children
+        gc.freeze()  # frozen objects stay in pages that are shared with the children
         self.signals = SignalPipe()
         try:
             while self.children:
@@ -118,7 +118,7 @@ class Supervisor:
         for child in self.children:
             if child.leave_by_s and now_s > child.leave_by_s:
                 child.send(signal.SIGKILL)
-        self._end_silent(now_s)
+        self._end_hung(now_s)
         if self.reload_check is not None and now_s > self.reload_check.until_s:
             self.reload_check.stop()
         if self.progress.stopping:
@@ -126,7 +126,7 @@ class Supervisor:
         else:
             self._step(now_s)
 
-    def _end_silent(self, now_s: float) -> None:
+    def _end_hung(self, now_s: float) -> None:
         for alarm in self.watchdog.look(now_s):
             child = next(child for child in self.children if child.beat == alarm.index)
             if alarm.number == signal.SIGABRT:
@@ -160,7 +160,7 @@ class Supervisor:
             elif self.progress.settled:
                 child.leave(signal.SIGTERM, now_s, patience_s)
         if self.progress.again and self.reload_check is None and self._may_reload(now_s):
-            self._rehearse(now_s)
+            self._begin_check(now_s)
 
     # ------------------------------------------------------------------ the generation
 
@@ -181,7 +181,7 @@ class Supervisor:
     def _may_start(self, child: Child, now_s: float) -> bool:
         if child.role != PROXY:
             return not any(other.retired and other.role == child.role for other in self.children)
-        # A proxy without an endpoint table answers 503; until there is one, connections wait in the kernel.
+        # A proxy without an endpoint table responds 503; until there is one, connections wait in the kernel.
         controller, progress = self._own(CONTROLLER)[0], self.progress
         waited = controller.ready or controller.failures > 0 or now_s - progress.began_s > CONTROLLER_FIRST_S
         return progress.settled or waited
@@ -195,7 +195,7 @@ class Supervisor:
             self.announce("error", f"cannot start {child.name}: {error.strerror}; trying again")
 
     def _settle(self, now_s: float) -> None:
-        """It accepts: from now on its settings hold, and nobody listens elsewhere."""
+        """The generation accepts: close the sockets of addresses that its settings no longer name."""
         self.progress.settled = True
         self.resources.sockets.release(keep=self.resources.texts())
         what = self.resources.sentence()
@@ -206,7 +206,7 @@ class Supervisor:
 
     def _ended(self, pid: int, status: int, now_s: float) -> None:
         if self.reload_check is not None and self.reload_check.pid == pid:
-            self._rehearsed(status)
+            self._end_check(status)
             return
         child = next((child for child in self.children if child.pid == pid), None)
         if child is None:
@@ -221,7 +221,7 @@ class Supervisor:
             self._lost(child, status)
 
     def _lost(self, child: Child, status: int) -> None:
-        """It will be replaced, unless nothing was ever served and it is no use."""
+        """Report the child's end; stop if the first generation cannot start."""
         code, progress = os.waitstatus_to_exitcode(status), self.progress
         what = f"{child.name} ended ({how(code)})"
         hopeless = code > ExitCode.INTERNAL or child.failures >= MAX_FAILURES
@@ -243,14 +243,14 @@ class Supervisor:
             child.failures > 1 for child in self._own(PROXY)
         )
 
-    def _rehearse(self, now_s: float) -> None:
+    def _begin_check(self, now_s: float) -> None:
         self.progress.again = False
         try:
             self.reload_check = reload_check.begin(self.command, now_s)
         except OSError as error:
             self._refuse(f"cannot run {self.command[0]}: {error.strerror}")
 
-    def _rehearsed(self, status: int) -> None:
+    def _end_check(self, status: int) -> None:
         assert self.reload_check is not None
         settings, why = self.reload_check.verdict(status)
         self.reload_check = None
@@ -266,21 +266,21 @@ class Supervisor:
         except TwofoldError as error:
             self._refuse(str(error))
             return
-        self._become(settings)
+        self._exec(settings)
 
     def _refuse(self, why: str) -> None:
         shared_memory.RefusedReloads(self.resources.shared).add(why)
         self.announce("error", f"not reloaded, and nothing has changed: {why}")
 
-    def _become(self, settings: str) -> None:
-        """The new program, in this process. A signal that comes meanwhile waits for it."""
+    def _exec(self, settings: str) -> None:
+        """Execute the new program in this process; signals stay blocked until it handles them."""
         with self.signals.blocked():
             self._handle(self.signals.read())
             if self.progress.stopping:
                 return
             for child in self.children:
                 if not child.retired and child.role != LOG_WRITER and not child.ready:
-                    # It may have begun to accept just now: so it is asked, and given little time.
+                    # It may have accepted connections just now, so it is stopped gracefully, in little time.
                     child.leave(signal.SIGTERM, time.monotonic(), LEAVE_PATIENCE_S)
             error = self._handover(settings).execute(self.command)
             self.resources.sockets.release(keep=self.resources.texts())
@@ -310,7 +310,7 @@ class Supervisor:
     # ------------------------------------------------------------------ the end
 
     def _stop(self) -> None:
-        """The first time, everybody may finish; the second time, nobody may."""
+        """The first call drains; the second call stops without draining."""
         progress = self.progress
         progress.fast = progress.fast or progress.stopping
         if not progress.stopping:
@@ -334,7 +334,7 @@ class Supervisor:
             elif child.role == CONTROLLER and PROXY not in alive:
                 child.leave(signal.SIGTERM, now_s, LEAVE_PATIENCE_S)
             elif child.role == LOG_WRITER and alive == {LOG_WRITER}:
-                # It leaves when its inputs end; a signal of ours would only wake it.
+                # It ends at EOF of its inputs; SIGCONT has no effect on it.
                 self.resources.close_writers()
                 child.leave(signal.SIGCONT, now_s, FAST_STOP_S if self.progress.fast else LEAVE_PATIENCE_S)
         if not self.children and not self.progress.failed:
@@ -351,14 +351,14 @@ def _child(resources: Resources, role: str, number: int = -1, beat: int = -1) ->
 
 
 def _retired(resources: Resources, facts: dict[str, Any]) -> Child:
-    """A child of the generation before, which is to leave."""
+    """A child of the previous generation, which is to stop."""
     child = _child(resources, facts["role"], facts["number"], facts.get("beat", -1))
     child.retired, child.pid, child.leave_by_s = True, facts["pid"], facts["leave_by"]
     return child
 
 
 def start(config: Config, lives: ChildEntries, announce: Announce) -> ExitCode:
-    """Balance until told to stop; the exit code of whatever ended it."""
+    """Run a supervisor until a stop signal; return the exit code. Raises AddressError."""
     if not load.used() and not os.environ.get(load.SWITCH):
         announce(
             "info", "the hot path is interpreted: `python -m twofold.native.build` compiles it, in a minute"
@@ -369,9 +369,9 @@ def start(config: Config, lives: ChildEntries, announce: Announce) -> ExitCode:
 
 
 def resume(left: ExecHandover, lives: ChildEntries, announce: Announce) -> ExitCode:
-    """Go on, in the same process, from what the program before this one left."""
+    """Continue in the same process with the state that the previous program passed by exec."""
     fd = left.memory
-    if os.fstat(fd).st_size != shared_memory.SIZE:  # of another version: what it counted is not ours to read
+    if os.fstat(fd).st_size != shared_memory.SIZE:  # another version's layout: its counts cannot be read
         os.close(fd)
         fd = shared_memory.create()
     resources = Resources(CATALOGUE.from_json(left.config), lives, fd, shared_memory.attach(fd))
@@ -381,7 +381,7 @@ def resume(left: ExecHandover, lives: ChildEntries, announce: Announce) -> ExitC
     before = [_retired(resources, facts) for facts in left.children]
     if fd != left.memory:
         for child in before:
-            child.beat = -1  # its heartbeat is in the memory that was left
+            child.beat = -1  # its heartbeat is in the old memory
     return Supervisor(resources, announce, progress, _command(), before).run()
 
 

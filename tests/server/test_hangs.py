@@ -16,7 +16,7 @@ from tests.support.instance_process import Instance, serve
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BACK_S = 8.0  # from the stop to service as before
-ROOM_S = 4.0  # for a machine that is busy
+ROOM_S = 8.0  # for a machine that is busy
 ALL_STOPPED_S = 6.0  # longer than the watchdog's patience
 
 

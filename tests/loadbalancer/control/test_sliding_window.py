@@ -152,7 +152,9 @@ def test_all_proxies_are_added_up() -> None:
     )
     sight = found.instances["a"]
     assert (
-        sight.words[shared_memory.OUTSTANDING] == 3 and sight.latency_us == 200 and sight.ejected_until == 9
+        sight.words[shared_memory.OUTSTANDING] == 3
+        and sight.latency_us == 200
+        and sight.ejected_until_ns == 9
     )
     assert not any(found.instances["b"].words)
 
