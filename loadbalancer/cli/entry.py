@@ -1,4 +1,4 @@
-"""The entry points of `twofold balance` and `twofold balance-ctl`, which choose compiled modules. Touch import paths."""
+"""The entry points of `twofold balance` and `balance-ctl`: they choose compiled modules before any import."""
 
 from __future__ import annotations
 
