@@ -1,1 +1,1 @@
-"""What a process writes down: log records, the process and the sinks that write them, the operator's line."""
+"""Logs: access and predict records, the log writer and its sinks, messages for the operator."""

@@ -1,6 +1,6 @@
-"""The operator's line: what a process says about itself, on standard error.
+"""Messages for the operator on standard error.
 
-Touches standard error, and never waits for it.
+Touches standard error, without blocking.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_SAY = 4096  # bytes; PIPE_BUF, so that lines of several processes do not mix
 
 
 def say(level: str, message: str) -> bool:
-    """One line for the operator, on stderr. False if nobody could take it now: it is not waited for."""
+    """Write one line to stderr. False if stderr cannot take it without blocking; the line is then lost."""
     moment = time.strftime("%Y-%m-%d %H:%M:%S")
     line = f"{moment} {level:<7} {' '.join(message.split())}".encode("utf-8", "replace")
     try:
@@ -26,5 +26,5 @@ def say(level: str, message: str) -> bool:
         if not stat.S_ISREG(os.fstat(fd).st_mode) and not poll.poll(0):
             return False
         return os.write(fd, line[: MAX_SAY - 1] + b"\n") > 0
-    except (OSError, ValueError):  # stderr is closed, full or gone: there is nobody left to tell
+    except (OSError, ValueError):  # stderr is closed or full
         return False

@@ -1,9 +1,8 @@
-"""What a process writes down of its requests: counters and the access log, made in batches.
+"""The journal of a process's requests, from which counters and access-log lines are made in batches.
 
-Touches the block of counters and the pipe of the log writer, and neither ever makes a request wait.  A
-request appends one entry to a list.  At each tick the entries become counters and lines, which costs a third
-of what the same work costs entry by entry; but half a millisecond of it at once would be the p99 of the
-requests that come meanwhile, so it is done in pieces, and requests go in between.
+Touches the block of counters and the pipe of the log writer, without blocking.  A request appends one entry
+to a list.  At each tick the entries are converted, at a third of the cost of a conversion per entry.  The
+batch is split into pieces, between which requests are served: half a millisecond at once would raise the p99.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from twofold.logs import records, writer
 from twofold.telemetry.counters import Counters
 
 COUNTED_AT_ONCE: Final = 500  # entries: 0.1 to 0.2 ms
-PIECE: Final = 30  # entries made into lines at a time: 50 us, when nothing of it is in the caches
-MOST_PIECES: Final = 8  # where there are more entries, requests wait longer for each other than for a piece
+PIECE: Final = 30  # entries formatted at a time: 50 us with cold caches
+MOST_PIECES: Final = 8  # per flush; with more entries, requests wait longer for each other than for a piece
 
 Entry = TypeVar("Entry")
 
 
 class AccessJournal(Generic[Entry]):
-    """`entries.append(...)` for each request, and `flush()` at each tick."""
+    """Call `entries.append(...)` for each request, and `flush()` at each tick."""
 
     def __init__(
         self,
@@ -35,8 +34,8 @@ class AccessJournal(Generic[Entry]):
     ) -> None:
         """`count(cells, entries)` adds entries to the counters, and returns their access records.
 
-        `dropped` is the cell that counts lines for which the log writer had no room; `pipe` is the writing
-        end of its pipe, or -1 where there is no access log; `source` is named in every line.
+        `dropped`: the cell that counts lines dropped because the pipe is full; `pipe`: its writing end, or
+        -1 without an access log; `source`: the `source` of every line.
         """
         self.entries: list[Entry] = []
         self.counters = counters
@@ -45,10 +44,10 @@ class AccessJournal(Generic[Entry]):
         self._count = count
         self._lines = records.AccessLog(source)
         self._pipe = writer.PipeWriter(pipe) if pipe >= 0 else None
-        self._work: Iterator[None] | None = None  # what is left to do of the last flush
+        self._work: Iterator[None] | None = None  # the rest of the flush in progress
 
     def flush(self) -> None:
-        """Begin to turn entries into counters and lines, unless that is under way."""
+        """Begin to convert the entries, unless a flush is in progress."""
         if self._work is None:
             self._work = self._write_down()
             asyncio.get_running_loop().call_soon(self._go_on)
@@ -60,14 +59,14 @@ class AccessJournal(Generic[Entry]):
             asyncio.get_running_loop().call_soon(self._go_on)
 
     def close(self) -> None:
-        """Write down all that is left, at once."""
+        """Convert and write all entries at once."""
         for work in (self._work or (), self._write_down()):
             for _ in work:
                 pass
         self._work = None
 
     def _write_down(self) -> Iterator[None]:
-        """Piece by piece: the entries that were there when it began."""
+        """Convert the present entries in pieces, with a yield after each."""
         batch, self.entries[:] = self.entries[:], ()
         accessed: list[records.AccessRecord] = []
         for start in range(0, len(batch), COUNTED_AT_ONCE):
@@ -90,7 +89,7 @@ class AccessJournal(Generic[Entry]):
             asyncio.get_running_loop().add_writer(pipe.fileno(), self._flush_pipe)
 
     def _flush_pipe(self) -> None:
-        """The log writer has made room for lines that did not fit at once."""
+        """The pipe is writable again: send the pending lines."""
         assert self._pipe is not None
         self._pipe.flush()
         if not self._pipe.pending:

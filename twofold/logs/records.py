@@ -1,7 +1,7 @@
-"""Records of the access log and the predict log: arithmetic on strings.
+"""Formats the records of the access log and the predict log.
 
-They are JSON lines in the envelope of OCI's Logging service, as the contract of Data Science model
-deployments has it.  Touches nothing: the log writer writes them.
+Records are JSON lines in the envelope of OCI's Logging service, according to the contract of Data Science
+model deployments.  Touches nothing: the log writer writes the lines.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from json.encoder import encode_basestring_ascii as quoted
 
-# time of the answer (Unix time in ns), "<METHOD> <path> <HTTP version>", status, predict() in us,
-# the request's id, bytes of the answer's body, us from the head's last byte to the answer
+# time of the response (Unix time in ns), "<METHOD> <path> <HTTP version>", status, predict() in us,
+# request id, bytes of the response, us from the last byte of the head to the response
 AccessRecord = tuple[int, "bytes | str", int, int, bytes, int, int]
 
 TYPE = "com.oraclecloud.datascience.modeldeployment."
@@ -22,14 +22,14 @@ MAX_MESSAGE = 1024  # characters of a request line that are logged
 REMEMBERED_MESSAGES = 512
 REMEMBERED_NUMBERS = 4096
 
-# Rendering a number costs a third of a microsecond; looking it up, nothing.
+# A lookup replaces the rendering of a number, which costs a third of a microsecond.
 _LAST_DIGITS = tuple(b"%02x" % byte for byte in range(256))
 
 
 def record_ids() -> str:
     """The first 24 of a UUID's 36 characters, random; a process appends a counter of 12 hex digits.
 
-    Version and variant say "random" (RFC 9562, 5.4).  74 random bits tell processes apart.
+    Version and variant are those of a random UUID (RFC 9562, 5.4).  74 random bits distinguish processes.
     """
     digits = os.urandom(10).hex()
     return f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-{'89ab'[int(digits[15], 16) % 4]}{digits[16:19]}-"
@@ -46,7 +46,7 @@ def _second(seconds: int) -> str:
 
 
 class _Rendered(dict[int, bytes]):
-    """Numbers that were made into text, for they come again."""
+    """A cache of rendered numbers."""
 
     def __init__(self, render: Callable[[int], bytes]) -> None:
         self._render = render
@@ -63,7 +63,7 @@ def _milliseconds(microseconds: int) -> str:
 
 
 class AccessLog:
-    """Turns batches of calls into lines. Formatting in batches keeps it off the path of a request."""
+    """Formats batches of access records as lines, outside the request path."""
 
     __slots__ = ("_ends", "_head", "_messages", "_next", "_predicts", "_statuses", "_tail", "_totals")
 
@@ -80,8 +80,8 @@ class AccessLog:
     def format(self, batch: list[AccessRecord]) -> bytes:
         """One line for each record; latencies in ms.
 
-        Times hardly differ within a batch, callers and numbers repeat themselves: nearly all is joined
-        from pieces that are there already, and every byte is copied once.
+        Times, messages and numbers repeat within a batch: lines are joined from cached pieces, and every
+        byte is copied once.
         """
         number, messages, last_digits = self._next, self._messages, _LAST_DIGITS
         predicts, statuses, totals, ends = self._predicts, self._statuses, self._totals, self._ends
@@ -107,7 +107,7 @@ class AccessLog:
         return f'","time":"{moment}",{self._tail}{{"logEmissionTime":"{moment}","message":'.encode()
 
     def _message(self, message: bytes | str) -> bytes:
-        """JSON of a request line. What callers invent is cut, and kept only so long."""
+        """The JSON of a request line, cut to MAX_MESSAGE characters; the cache is bounded."""
         text = message.decode("utf-8", "replace") if isinstance(message, bytes) else message
         rendered = f'{quoted(text[:MAX_MESSAGE])},"modelLatency":'.encode()
         if len(text) <= MAX_MESSAGE:
@@ -118,7 +118,7 @@ class AccessLog:
 
 
 class PredictLog:
-    """Puts raw text, which native code wrote past Python's streams, into records of the predict log."""
+    """Formats raw text, which native code wrote to file descriptors, as records of the predict log."""
 
     __slots__ = ("_head", "_next", "_tail")
 

@@ -1,7 +1,7 @@
-"""Where log lines leave the process: a file that rotates, or stdout. Neither tears a line.
+"""The sinks of log lines: a rotating file, or stdout. Both write only whole lines.
 
-Touches its file, or stdout.  Nothing raises: `write` returns how many lines could not be written,
-says so once per outage, and the next call simply tries again.
+Touches its file, or stdout.  write() does not raise: it returns the number of dropped lines, reports once per
+outage, and the next call retries.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from twofold.errors import ResourceError
 from twofold.logs.console import say
 
 MODE = 0o640  # of a log file
-MAX_LINE = 1024 * 1024  # bytes; a longer line is dropped before it comes here
-PIPE_BUF = 4096  # what a pipe or socket that polls writable takes without blocking
-PATIENCE_S = 1.0  # seconds that a reader of stdout may take before it counts as stuck
+MAX_LINE = 1024 * 1024  # bytes; the log writer drops longer lines
+PIPE_BUF = 4096  # bytes that a writable pipe or socket accepts without blocking
+PATIENCE_S = 1.0  # after which a reader of stdout counts as stuck
 
 
 def file_of(folder: str, stream: str) -> Path:
@@ -27,9 +27,9 @@ def file_of(folder: str, stream: str) -> Path:
 
 
 def require_folder(folder: str, streams: Iterable[str]) -> None:
-    """Make `folder` and the files of `streams` in it; nothing if it is empty, which means stdout.
+    """Make `folder` and the files of `streams` in it. No effect if `folder` is empty, which means stdout.
 
-    Raises ResourceError where a file cannot be written.
+    Raises ResourceError if a file cannot be written.
     """
     if not folder:
         return
@@ -44,7 +44,7 @@ def require_folder(folder: str, streams: Iterable[str]) -> None:
 
 
 class Outage:
-    """Tells the operator when writing begins to fail and when it works again, not each time."""
+    """Reports the beginning and the end of an outage, instead of each failure."""
 
     __slots__ = ("_lost", "_name")
 
@@ -53,14 +53,14 @@ class Outage:
         self._lost = 0
 
     def lost(self, lines: int, reason: str) -> int:
-        """Note that lines were dropped; returns their number."""
+        """Record dropped lines; return their number."""
         if lines and not self._lost:
             say("error", f"{self._name}: {reason}; log lines are dropped until it can be written again")
         self._lost += lines
         return lines
 
     def over(self) -> None:
-        """Note that writing works."""
+        """Record a successful write."""
         if self._lost:
             say("info", f"{self._name}: writing again, {self._lost} lines were dropped")
             self._lost = 0
@@ -110,7 +110,7 @@ class FileSink:
         return 0
 
     def reopen(self) -> None:
-        """Go on in a new file if somebody moved this one away."""
+        """Open the path again, which is a new file after an external rotation."""
         self.close()
         try:
             self._open()
@@ -118,13 +118,13 @@ class FileSink:
             self._outage.lost(0, error.strerror or str(error))
 
     def close(self) -> None:
-        """Let go of the file; the next write opens it."""
+        """Close the file; the next write opens it."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def _give_up(self) -> None:
-        """After a failed write: no half line stays, and the next write finds what stands there then."""
+        """After a failed write: remove a partial line, and close the file."""
         if self._fd >= 0:
             with contextlib.suppress(OSError):  # a device that fails here is mended when it is opened
                 _mend(self._fd)
@@ -157,7 +157,7 @@ class FileSink:
 
 
 def _mend(fd: int) -> int:
-    """Cut away a last line without an end, left by a full disk or a kill; returns the size in bytes."""
+    """Remove an incomplete last line, left by a full disk or a kill; return the size in bytes."""
     size = os.fstat(fd).st_size
     if not size or not stat.S_ISREG(os.fstat(fd).st_mode):
         return 0
@@ -170,7 +170,7 @@ def _mend(fd: int) -> int:
 
 
 class StdoutSink:
-    """The process's stdout, whatever reads it. A reader that is stuck costs lines, not waiting."""
+    """The process's stdout. With a stuck reader, lines are dropped instead of waiting."""
 
     __slots__ = ("_begun", "_fd", "_most", "_outage", "_poll", "_stuck")
 
@@ -178,7 +178,7 @@ class StdoutSink:
         self._fd, self._most = _without_blocking(fd)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLOUT)
-        self._begun = b""  # the end of a line whose beginning has been written
+        self._begun = b""  # the rest of a line that has been written in part
         self._stuck = False
         self._outage = Outage("stdout")
 
@@ -197,10 +197,10 @@ class StdoutSink:
         return self._outage.lost(data.count(b"\n", end), reason)
 
     def reopen(self) -> None:
-        """There is nothing to reopen."""
+        """No effect."""
 
     def _send(self, data: bytes) -> tuple[int, str]:
-        """How much could be sent, and why not all."""
+        """(bytes sent, reason if not all)."""
         view = memoryview(data)
         sent = 0
         while sent < len(data):
@@ -216,10 +216,10 @@ class StdoutSink:
 
 
 def _without_blocking(fd: int) -> tuple[int, int]:
-    """An fd for the same place that does not block, and how much may be written to it at once.
+    """(an fd for the same file that does not block, bytes that may be written to it at once).
 
-    O_NONBLOCK belongs to the open file, which is shared with the shell and everybody else, so a pipe
-    or terminal is opened anew.  Where that is not possible, small writes after poll() do not block.
+    O_NONBLOCK is a flag of the open file description, which is shared with other processes, so a pipe or
+    terminal is opened anew.  If that fails, writes of PIPE_BUF bytes after poll() do not block.
     """
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
@@ -228,6 +228,6 @@ def _without_blocking(fd: int) -> tuple[int, int]:
         try:
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
             return os.open(f"/proc/self/fd/{fd}", flags), MAX_LINE
-        except OSError:  # made by another user
+        except OSError:  # it belongs to another user
             pass
     return fd, PIPE_BUF

@@ -1,18 +1,17 @@
-"""The log writer: the one process that writes log files, so that no request ever waits for a disk.
+"""The log writer: the process that writes log files, so that requests do not wait for a disk.
 
     front ----pipe----+                     +--> log_dir/access.log    size-bounded, rotated
     replicas --pipe---+--> log writer (poll) ---+
     native text ------+                     +--> log_dir/predict.log   or all of it to stdout
 
-Touches the fds that it is handed, and its sinks; standard library only, small.
+Touches the fds that are passed to it, and its sinks; standard library only.
 
-No line is ever torn.  A writer's pipe end does not block: what does not fit is dropped by whole lines
-and counted.  A writer that dies between two halves of a line leaves half a line in its pipe; its
-successor begins with CANCEL, a byte that JSON cannot contain, and the log writer drops that half.
+Only whole lines are written.  A writer's pipe end does not block: lines that do not fit are dropped and
+counted.  A writer that dies within a line leaves an incomplete line in its pipe.  Its successor begins with
+CANCEL, a byte that JSON cannot contain, and the log writer drops the incomplete line.
 
-The log writer ends when all inputs have reached EOF, that is when every writer is gone: what a process
-prints while it ends is still written.  Or it hands over, at SIGUSR2: it ends between two lines, and a
-successor goes on with the same pipes.
+The log writer ends when all inputs have reached EOF, that is after every writer has ended.  At SIGUSR2 it
+ends between two lines, and a successor continues with the same pipes.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ from twofold.logs.sinks import MAX_LINE, FileSink, StdoutSink, file_of
 CANCEL = b"\x18"
 CHUNK = 64 * 1024  # bytes taken from a pipe at once; four times as much costs twice the time
 PIPE_SIZE = 1024 * 1024  # bytes; the most that an ordinary user may ask for
-BACKLOG = 4 * 1024 * 1024  # bytes that a writer holds back while the log writer is late
+BACKLOG = 4 * 1024 * 1024  # bytes that a writer buffers while the pipe is full
 STREAMS = ("access", "predict")
-BEAT_MS = 1000  # at most, between two signs of life
-MID_LINE_MS = 1000  # milliseconds that a writer may need for the second half of a line
+BEAT_MS = 1000  # longest time between two heartbeats
+MID_LINE_MS = 1000  # timeout for the rest of a line at the handover
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +45,12 @@ class LogInput:
     fd: int
     stream: str  # one of STREAMS
     wrap: bool = False
-    replica: int = -1  # whose raw text it is; -1: unknown
+    replica: int = -1  # index of the replica that writes the raw text; -1: unknown
 
 
 @dataclass(frozen=True, slots=True)
 class LogDestination:
-    """Where the streams go: files in `directory`, or stdout if it is empty."""
+    """The destination of the streams: files in `directory`, or stdout if it is empty."""
 
     directory: str = ""
     max_bytes: int = 100 * 1024 * 1024
@@ -60,29 +59,29 @@ class LogDestination:
 
 
 def open_pipe() -> tuple[int, int]:
-    """A pipe for log lines, (reading end, writing end), as large as the system lets it be."""
+    """A pipe for log lines, (reading end, writing end), of PIPE_SIZE if permitted."""
     reading, writing = os.pipe()
-    with contextlib.suppress(OSError):  # the user's pipes hold enough already: 64 KiB must do
+    with contextlib.suppress(OSError):  # the user's limit for pipes is reached; the default is 64 KiB
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     return reading, writing
 
 
 class PipeWriter:
-    """The one writer of a log pipe: whole lines or nothing, and never a wait."""
+    """The only writer of a log pipe. Sends or drops whole lines, without blocking."""
 
     __slots__ = ("_backlog", "_fd", "_first", "pending")
 
     def __init__(self, fd: int) -> None:
-        """Call off the half line that a dead predecessor may have left. `fd` becomes non-blocking."""
+        """Cancel an incomplete line of a dead predecessor. `fd` is made non-blocking."""
         os.set_blocking(fd, False)
         self._fd = fd
-        self._first = memoryview(CANCEL)  # what of the first chunk is not yet sent
+        self._first = memoryview(CANCEL)  # the unsent rest of the first chunk
         self._backlog: deque[bytes] = deque()
-        self.pending = len(CANCEL)  # bytes held back
+        self.pending = len(CANCEL)  # unsent bytes
         self.flush()
 
     def write(self, lines: bytes) -> int:
-        """Send whole lines; returns how many had to be dropped: all of them or none."""
+        """Send whole lines; return the number of dropped lines, which is all or none."""
         if self.pending:
             self.flush()
         if self.pending and self.pending + len(lines) > BACKLOG:
@@ -93,33 +92,36 @@ class PipeWriter:
         return 0
 
     def fileno(self) -> int:
-        """The pipe's end, for a loop to watch: what it takes is far less than a second of a busy front."""
+        """The fd of the pipe, to be watched while `pending`."""
         return self._fd
 
     def flush(self) -> None:
-        """Send what is held back as far as the pipe takes it; call it when `fd` is writable."""
+        """Send unsent bytes until the pipe is full; called when the fd is writable."""
         while self.pending:
             if not self._first:
                 self._first = memoryview(self._backlog.popleft())
             try:
                 sent = os.write(self._fd, self._first)
-            except (BlockingIOError, BrokenPipeError):  # the log writer is late, or being replaced
+            except (
+                BlockingIOError,
+                BrokenPipeError,
+            ):  # the pipe is full, or the log writer is being replaced
                 return
             self._first = self._first[sent:]
             self.pending -= sent
 
 
 class LineBuffer:
-    """Cuts what comes out of one pipe into whole lines."""
+    """Splits the bytes of one pipe into whole lines."""
 
     __slots__ = ("_begun", "_raw", "_skipping", "torn")
 
     def __init__(self, raw: bool) -> None:
-        """`raw`: any byte may occur, so CANCEL means nothing, and a last line needs no end."""
+        """`raw`: any byte may occur, so CANCEL has no meaning, and the last line needs no line end."""
         self._raw = raw
         self._begun = b""
-        self._skipping = False  # inside a line that is too long
-        self.torn = 0  # lines dropped here since somebody set it to 0
+        self._skipping = False  # within a line that is too long
+        self.torn = 0  # dropped lines, until the caller resets it
 
     @property
     def inside(self) -> bool:
@@ -142,7 +144,7 @@ class LineBuffer:
             self.torn += 1
 
     def _pick(self, data: bytes) -> bytes:
-        """Likewise, where not all is to be kept."""
+        """As feed(), with cancelled or overlong lines removed."""
         if CANCEL in data and not self._raw:
             data = self._called_off(data)
         end = data.rfind(b"\n") + 1
@@ -154,7 +156,7 @@ class LineBuffer:
         return data[start:end]
 
     def rest(self) -> bytes:
-        """At EOF: the line that was begun and never ended."""
+        """At EOF: the incomplete last line."""
         begun, self._begun = self._begun, b""
         if begun and not self._raw:
             self.torn += 1
@@ -195,7 +197,7 @@ class LogWriter:
             self._sinks = dict.fromkeys(STREAMS, StdoutSink())
 
     def run(self, alarm: int, beat: Callable[[], None]) -> None:
-        """Write until every input is at its end; from `alarm` come the numbers of signals."""
+        """Write until every input is at EOF. `alarm`: an fd that yields the numbers of signals."""
         poll = select.poll()
         for fd in (*self._inputs, alarm):
             poll.register(fd, select.POLLIN)
@@ -213,7 +215,7 @@ class LogWriter:
                     del self._inputs[fd]
 
     def _hand_over(self) -> None:
-        """Finish the lines that have begun, and take nothing more: the rest is the successor's."""
+        """Finish the lines that have begun; the successor reads the rest."""
         for fd, (_, lines) in self._inputs.items():
             poll = select.poll()
             poll.register(fd, select.POLLIN)
@@ -238,7 +240,7 @@ class LogWriter:
 
 
 def _no_beat() -> None:
-    """Nothing watches this process."""
+    """No effect: the process has no watchdog."""
 
 
 def run(
@@ -247,11 +249,11 @@ def run(
     dropped: Callable[[str, int], None],
     beat: Callable[[], None] = _no_beat,
 ) -> None:
-    """Be the log writer, in the main thread of a process of its own, until every writer is gone.
+    """Run the log writer, in the main thread of its own process, until every writer has ended.
 
-    SIGUSR1 and SIGHUP reopen the files; SIGUSR2 ends it between two lines; SIGINT and SIGTERM are
-    ignored, because others that end by them still have something to say.  `dropped(stream, lines)` is
-    called when lines are lost, and `beat()` about once a second.
+    SIGUSR1 and SIGHUP reopen the files; SIGUSR2 ends it between two lines; SIGINT and SIGTERM are ignored,
+    because the writers still log while they stop.  `dropped(stream, lines)` is called when lines are dropped,
+    and `beat()` at least once a second.
     """
     gc.freeze()  # what was inherited from the parent stays shared with it
     alarm, bell = os.pipe()

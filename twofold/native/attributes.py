@@ -1,4 +1,4 @@
-"""What mypyc has to be told of a class.  Touches nothing, and has no effect at run time."""
+"""Class attributes for mypyc.  Touches nothing, and has no effect at run time."""
 
 from __future__ import annotations
 

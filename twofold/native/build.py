@@ -1,8 +1,8 @@
-"""`python -m twofold.native.build`: machine code for the hot path, by mypyc.
+"""`python -m twofold.native.build`: compiles the hot path with mypyc.
 
-Touches a temporary folder and that of `load`.  It needs mypy and setuptools (the extra `compile` of the
-package), a C compiler, and the headers of the interpreter.  Where one of them is missing, nothing is
-changed and the hot path is interpreted.
+Touches a temporary folder and load.folder().  Requires mypy and setuptools (the package's extra `compile`), a
+C compiler, and the headers of the interpreter.  If one is missing, nothing is changed and the hot path is
+interpreted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from twofold.native import load
 
-# The checks of `make lint` found the types correct; here mypy only has to understand them.
+# Types are checked by `make lint`, not here.
 MYPY = ("--config-file=", "--ignore-missing-imports", "--cache-dir=/dev/null")
 REMEDY = "needed: pip install 'mypy>=1.15' 'setuptools>=77', a C compiler, Python.h (Debian: gcc python3-dev)"
 LAST_LINES = 12  # of the compiler's output
@@ -26,7 +26,7 @@ FAILED = 1
 
 
 def compile_into(target: Path) -> None:
-    """Raises whatever mypyc or the C compiler raises; both print much."""
+    """Compile into `target`. Raises the exceptions of mypyc and the C compiler, which also print much."""
     from mypyc.build import mypycify
     from setuptools import Distribution
 
@@ -35,7 +35,7 @@ def compile_into(target: Path) -> None:
     ]
     target = target.resolve()
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
-        # In a folder of its own, or mypy would check whatever lies beside it. Links become folders.
+        # In a copy, so that mypy does not check neighbouring files. Symlinks become folders.
         shutil.copytree(load.PACKAGE, "twofold", ignore=shutil.ignore_patterns("_native", "__pycache__"))
         source = load.source(Path("twofold"))
         extensions = mypycify(
@@ -50,7 +50,7 @@ def compile_into(target: Path) -> None:
 
 
 def compile_anew(native: Path) -> int:
-    """Compile in a process of its own, whose output is shown only when it fails; the exit code."""
+    """Compile in a child process, whose output is shown only if it fails; return the exit code."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=native) as room:
         made, old = Path(room, "new"), Path(room, "old")

@@ -1,11 +1,11 @@
-"""The compiled form of the hot path: which modules it has, where it lies, and whether it may be used.
+"""The compiled form of the hot path: its modules, its folder, and the check whether it is current.
 
-Reads the sources and changes where Python looks for them.  Standard library only, because it runs
-before every other import.  mypyc makes machine code of the same typed Python (`python -m
-twofold.native.build`); where nothing has been compiled, that Python is interpreted.
+Reads the sources and changes the import paths of packages.  Standard library only, because it runs before
+every other import.  mypyc compiles the same typed Python (`python -m twofold.native.build`); without a
+compiled form, the source is interpreted.
 
-A compiled module is used only while it was made from the source beside it, to the last byte: an edited
-file runs as it is written.
+Compiled modules are used only if they were made from exactly the present source, so an edited file takes
+effect at once.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import sysconfig
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]  # the folder of `twofold`
-SWITCH = "TWOFOLD_INTERPRETED"  # a variable; not empty: leave the compiled form alone
+SWITCH = "TWOFOLD_INTERPRETED"  # environment variable; if not empty, the compiled form is not used
 MARK = "source"  # the file that holds the digest of the source
-GROUP = "twofold.hot"  # mypyc puts what the compiled modules share into GROUP__mypyc
+GROUP = "twofold.hot"  # mypyc puts the code that the compiled modules share into GROUP__mypyc
 
-# The way of a request through the load balancer, and the arithmetic of a tick; by package.
+# The modules of the load balancer's request path and tick, by package.
 HOT = {
     "twofold.wire": ("chunked", "head_memo", "refusal", "request_ids"),
     "twofold.reactor": ("reactor", "transport"),
@@ -43,14 +43,14 @@ HOT = {
 
 
 def folder() -> Path:
-    """The compiled form for this interpreter and machine; other interpreters have theirs beside it."""
+    """The folder of the compiled form for this interpreter and machine."""
     return PACKAGE / "_native" / str(sysconfig.get_config_var("SOABI"))
 
 
 def source(package: Path = PACKAGE) -> str:
-    """A digest of all that a compiled module may rely on: the foundation and the load balancer."""
+    """A digest of the sources that compiled modules depend on: the foundation and the load balancer."""
     digest = hashlib.blake2b(sys.version.encode(), digest_size=16)
-    # By name: in a checkout the load balancer is a link, which rglob() does not enter.
+    # Listed by name: in a checkout the load balancer is a symlink, which rglob() does not follow.
     rooms = [room for room in package.iterdir() if room.name not in ("server", "_native")]
     for room in sorted(rooms):
         for path in sorted(room.rglob("*.py")) if room.is_dir() else [room]:
@@ -60,7 +60,7 @@ def source(package: Path = PACKAGE) -> str:
 
 
 def fresh() -> bool:
-    """Whether there is a compiled form of exactly this source."""
+    """Whether the compiled form was made from exactly this source."""
     try:
         return (folder() / MARK).read_bytes() == source().encode()
     except OSError:
@@ -68,7 +68,7 @@ def fresh() -> bool:
 
 
 def prefer() -> None:
-    """Let imports find the compiled modules first, if there are any and no hot module was imported yet."""
+    """Make imports find the compiled modules, if they are current and no hot module is imported yet."""
     names = {f"{package}.{name}" for package, names in HOT.items() for name in names}
     if os.environ.get(SWITCH) or names & sys.modules.keys() or not fresh():
         return

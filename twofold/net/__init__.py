@@ -1,1 +1,1 @@
-"""Where peers are, and where to listen: addresses, networks, bound sockets."""
+"""Addresses, networks, listening and connected sockets."""

@@ -1,6 +1,6 @@
-"""Addresses as they are written: where to listen, and where instances are.
+"""The text format of listening addresses and instance addresses.
 
-Pure: text in, an address or None out; nothing is resolved or opened.
+Pure: parses a text to an address or None; nothing is resolved or opened.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`host` and `port`, or for a Unix socket `path`."""
+    """A TCP address (`host`, `port`) or a Unix socket (`path`)."""
 
     host: str = ""
     port: int = 0
@@ -31,7 +31,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whoever answers there is in our own network namespace."""
+        """Whether the address is in this process's network namespace."""
         return self.host.startswith("127.") or self.host in ("::1", "localhost")
 
     def __str__(self) -> str:
@@ -42,21 +42,21 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where one instance is, or with `dns` a name that stands for any number of them."""
+    """The address of one instance; with `dns`, a name that resolves to any number of instances."""
 
     address: Address
     dns: bool = False
 
     @property
     def name(self) -> str:
-        """How it is called everywhere: in the admin API, the metrics and the log."""
+        """The name in the admin API, the metrics and the log."""
         if self.address.is_unix:
             return str(self.address)
         return f"{'dns+' if self.dns else ''}http://{self.address}"
 
 
 def tcp(text: str) -> Address | None:
-    """HOST:PORT; an IPv6 address stands in brackets, * is every address."""
+    """Parse HOST:PORT, with an IPv6 address in brackets, and * for all addresses. None if invalid."""
     match = _HOST_PORT.fullmatch(text)
     if match is None or int(match[4]) > MAX_PORT:
         return None
@@ -66,7 +66,7 @@ def tcp(text: str) -> Address | None:
 
 
 def unix(text: str) -> Address | None:
-    """unix:/PATH, absolute."""
+    """Parse unix:/PATH with an absolute path. None if invalid."""
     path = text.removeprefix("unix:")
     if path == text or not path.startswith("/") or len(path.encode()) > MAX_UNIX_PATH:
         return None
@@ -86,7 +86,7 @@ def listening(text: str) -> Address | None:
 
 
 def upstream(text: str) -> Target | None:
-    """http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT; a last slash and the port 80 may be left out."""
+    """Parse http://HOST:PORT, unix:/PATH or dns+http://NAME:PORT; port 80 is the default."""
     if text.startswith("unix:"):
         path = unix(text)
         return Target(path) if path else None

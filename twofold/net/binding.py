@@ -1,4 +1,4 @@
-"""Listening sockets: bound, or a reason why not that names what helps; closed for good.
+"""Binds and closes listening sockets; errors name a remedy.
 
 Touches the sockets and, for a Unix socket at a path, its file.
 """
@@ -14,22 +14,22 @@ from twofold.net.unix_socket import bind_to_path
 
 
 def tcp(host: str, port: int, backlog: int, shown: str, setting: str) -> socket.socket:
-    """A socket that listens at `host` and `port` (0: any free one) and does not block.
+    """A non-blocking socket that listens on `host` and `port` (0: any free port).
 
-    Raises AddressError, which calls the address `shown` and names the `setting` to change.
+    Raises AddressError with the address as `shown` and the `setting` to change.
     """
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: no host name can look like that
+    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: not a valid host name
         why = error.strerror if isinstance(error, OSError) else "it is not a host name"
         raise AddressError(f"cannot resolve host {host!r}: {why}", f"set {setting}") from None
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(place)
-        listener.listen(backlog)  # two that bound with SO_REUSEADDR at once part here
+        listener.listen(backlog)  # fails if two processes have bound with SO_REUSEADDR at once
     except OSError as error:
         listener.close()
         remedy = "choose another port, or stop what listens there"
@@ -43,9 +43,9 @@ def tcp(host: str, port: int, backlog: int, shown: str, setting: str) -> socket.
 
 
 def unix(name: str, backlog: int, shown: str) -> socket.socket:
-    """A Unix socket that listens at the path `name`, or without a file if that begins with NUL.
+    """A non-blocking Unix socket that listens at the path `name`; abstract if `name` begins with NUL.
 
-    Raises AddressError, which calls the address `shown`.
+    Raises AddressError with the address as `shown`.
     """
     listener = socket.socket(socket.AF_UNIX)
     try:
@@ -65,8 +65,8 @@ def unix(name: str, backlog: int, shown: str) -> socket.socket:
 
 
 def retire(listener: socket.socket) -> None:
-    """Close it where it was made, and remove its file: nobody can connect there any more."""
+    """Close the socket in the process that owns it, and remove its file."""
     where = listener.getsockname()
-    if isinstance(where, str):  # while it listens, for then the file cannot be another's
+    if isinstance(where, str):  # before close(), because afterwards the file may be another process's
         Path(where).unlink(missing_ok=True)
     listener.close()

@@ -1,6 +1,6 @@
-"""A connection to an instance: the socket, before anything is said on it.
+"""Connects a socket to an instance.
 
-Touches that socket and the resolver; names are looked up each time.
+Touches that socket and the resolver; names are resolved for each connection.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from twofold.net.address import Address
 
 
 async def connect(where: Address, local: str = "") -> socket.socket:
-    """A connected socket that does not block. Raises OSError.
+    """A connected, non-blocking socket. Raises OSError.
 
     `local`: an abstract Unix socket (`@NAME`) of the same server, which is tried first.
     """
@@ -43,10 +43,10 @@ async def connect(where: Address, local: str = "") -> socket.socket:
 
 
 async def _resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[Any]:
-    """What getaddrinfo() says of it.
+    """The results of getaddrinfo(). Raises OSError.
 
-    An address needs no resolver, which would be a thread: beside any, even an idle one, each malloc()
-    of the process takes a lock, and each send() and recv() more time.
+    A literal address is parsed without the resolver, which would start a thread: with a second thread, even
+    an idle one, each malloc() takes a lock, and each send() and recv() is slower.
     """
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
@@ -54,12 +54,12 @@ async def _resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> lis
         pass
     try:
         return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:  # of the resolver: no name can be like that
+    except UnicodeError as error:  # not a valid host name
         raise OSError(f"{host} is no host name: {error}") from None
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Any) -> None:
-    """As loop.sock_connect() does; but uvloop's takes a thread, to resolve the address."""
+    """As loop.sock_connect(), which in uvloop uses a thread to resolve the address. Raises OSError."""
     failure = sock.connect_ex(address)
     if failure == errno.EINPROGRESS:
         writable = asyncio.Event()
@@ -74,7 +74,7 @@ async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address
 
 
 def _at(path: str) -> socket.socket | None:
-    """None where that cannot be: it has been replaced, or its backlog is full. Its port tells which."""
+    """A connection to the Unix socket, or None on failure; the caller then connects to the TCP port."""
     try:
         return _connect_unix(path)
     except OSError:
@@ -82,7 +82,7 @@ def _at(path: str) -> socket.socket | None:
 
 
 def _connect_unix(path: str) -> socket.socket:
-    """At once or not at all: a Unix socket whose backlog is full says EAGAIN."""
+    """Connect without waiting. Raises OSError; EAGAIN if the backlog is full."""
     sock = socket.socket(socket.AF_UNIX)
     sock.setblocking(False)
     try:

@@ -1,6 +1,6 @@
-"""Sets of addresses, as lists of networks describe them: who is let in, who is believed.
+"""Sets of addresses, defined by lists of networks, for access control and trust.
 
-Pure. Answers are remembered, for a proxy hears the same few addresses again and again.
+Pure. Results are cached, because a proxy tests the same few addresses repeatedly.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-MAX_KNOWN = 4096  # addresses remembered of one set
+MAX_KNOWN = 4096  # cached addresses per set
 
 
 def canonical(text: str) -> IPv4Address | IPv6Address | None:
-    """The address that `text` means, or None.
+    """The canonical address of `text`, or None.
 
-    A socket that listens on :: reports IPv4 clients as ::ffff:1.2.3.4; they are their IPv4 selves
-    here, and a zone (fe80::1%eth0), which is of this machine only, is left away.
+    IPv4-mapped addresses (::ffff:1.2.3.4, reported by a socket on ::) become IPv4; a zone (fe80::1%eth0),
+    which is local to this machine, is removed.
     """
     try:
         address = ip_address(text.partition("%")[0])
@@ -25,7 +25,7 @@ def canonical(text: str) -> IPv4Address | IPv6Address | None:
 
 
 class Networks:
-    """`"10.1.2.3" in Networks(("10.0.0.0/8",))`; a text that is no address is in none."""
+    """`"10.1.2.3" in Networks(("10.0.0.0/8",))` is true; false for a text that is not an address."""
 
     __slots__ = ("_known", "_networks")
 

@@ -1,4 +1,4 @@
-"""A Unix socket at a path, bound also where a killed process has left its file.
+"""Binds a Unix socket to a path, and replaces the file of a killed process.
 
 Touches that file.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def bind_to_path(listener: socket.socket, path: str) -> None:
-    """Raises OSError."""
+    """Bind `listener`; a socket file without a listening process is removed first. Raises OSError."""
     try:
         listener.bind(path)
     except OSError as error:
@@ -23,7 +23,7 @@ def bind_to_path(listener: socket.socket, path: str) -> None:
 
 
 def _abandoned(path: str) -> bool:
-    """Whether it is a socket that nobody listens at."""
+    """Whether the path is a socket without a listening process."""
     if not stat.S_ISSOCK(Path(path).stat().st_mode):
         return False
     with socket.socket(socket.AF_UNIX) as client:

@@ -1,1 +1,1 @@
-"""Sockets in turns: the event loop, the reactor on its epoll, and the transports."""
+"""Batched socket I/O: the event loop, the reactor on its epoll, and the transports."""

@@ -1,10 +1,9 @@
-"""The event loop of a proxy without TLS: asyncio's, which waits in the epoll of the reactor.
+"""The event loop of a proxy without TLS: asyncio's loop on the epoll of the reactor.
 
-Touches that epoll.  Every other loop could only watch the reactor's epoll as one more descriptor: then
-each time that something comes, one epoll wakes up the other, the loop wakes up the reactor, and that
-asks once more in vain before the loop may wait again.  Between few requests that is a tenth of what
-one costs (docs/design.md, section 4).  Here whoever waits is called with what happened, and asyncio
-hears of it only when there is something for it: an event of another descriptor, a timer, a callback.
+Touches that epoll.  Another loop would watch the reactor's epoll as one descriptor: each event would wake one
+epoll through the other, and the reactor would poll once more without a result.  At low load that is a tenth
+of the cost of a request (docs/design.md, section 4).  Here the selector passes events to the reactor
+directly, and returns to asyncio only for an event of another descriptor, a timer, or a callback.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ from select import EPOLLIN, EPOLLOUT
 from time import monotonic
 from typing import Any, TypeVarTuple
 
-MOST_EVENTS = 64  # taken at once: the longest that a timer waits for their turn is 2 ms or so
+MOST_EVENTS = 64  # per poll, so that a timer is delayed by about 2 ms at most
 
 Events = list[tuple[int, int]]  # descriptor, mask of epoll
 Ts = TypeVarTuple("Ts")
 
 
-def _nobodys(happened: Events) -> Events:
-    return happened
+def _serve_none(events: Events) -> Events:
+    return events
 
 
 class Waiter(selectors.BaseSelector):
-    """`turn` is given what happened, serves what it knows, and returns the rest, which is asyncio's.
+    """A selector. `turn`: serves the events of its own descriptors, and returns the others, for asyncio.
 
-    `asked`: asyncio has been asked for something since it began to wait.
+    `asked`: a callback or timer was added since select() began, so select() must return.
     """
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
-        self.turn: Callable[[Events], Events] = _nobodys
+        self.turn: Callable[[Events], Events] = _serve_none
         self.asked = False
         self._keys: dict[int, selectors.SelectorKey] = {}
 
@@ -49,7 +48,7 @@ class Waiter(selectors.BaseSelector):
         while happened := poll(timeout, MOST_EVENTS):
             others = turn(happened)
             if others:
-                return self._told(others)
+                return self._translated(others)
             if self.asked:
                 break
             if timeout is not None:
@@ -58,16 +57,16 @@ class Waiter(selectors.BaseSelector):
                     break
         return []
 
-    def _told(self, happened: Events) -> list[tuple[selectors.SelectorKey, int]]:
-        """In asyncio's words; an error or a hang-up is for whoever reads or writes to find."""
-        told = []
+    def _translated(self, happened: Events) -> list[tuple[selectors.SelectorKey, int]]:
+        """epoll events as asyncio's; errors and hang-ups become readable and writable."""
+        translated = []
         for fd, mask in happened:
             key = self._keys.get(fd)
             if key is not None:
                 reads = selectors.EVENT_READ if mask & ~EPOLLOUT else 0
                 writes = selectors.EVENT_WRITE if mask & ~EPOLLIN else 0
-                told.append((key, (reads | writes) & key.events))
-        return told
+                translated.append((key, (reads | writes) & key.events))
+        return translated
 
     # ------------------------------------------------------------------ asyncio's descriptors
 
@@ -88,7 +87,7 @@ class Waiter(selectors.BaseSelector):
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
         key = self._keys.pop(_number(fileobj))
-        with contextlib.suppress(OSError):  # it has been closed, and has left the epoll by that
+        with contextlib.suppress(OSError):  # a closed descriptor has been removed from the epoll
             self.epoll.unregister(key.fd)
         return key
 
@@ -113,7 +112,7 @@ def _mask(events: int) -> int:
 
 
 class EventLoop(asyncio.SelectorEventLoop):
-    """`waiter.turn` is for a reactor to set."""
+    """An asyncio loop; a Reactor sets `waiter.turn`."""
 
     def __init__(self) -> None:
         self.waiter = Waiter()
@@ -136,6 +135,6 @@ class EventLoop(asyncio.SelectorEventLoop):
         *args: *Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        """call_later() comes by here, too."""
+        """Also called by call_later()."""
         self.waiter.asked = True
         return super().call_at(when, callback, *args, context=context)

@@ -1,12 +1,11 @@
-"""The sockets of plain connections, in turns: read all that is there, think, send all that came of it.
+"""Batched I/O of plain connections: each turn reads all ready sockets, calls the protocols, then sends.
 
-Touches an epoll and the listeners.  The epoll is that of an EventLoop, which waits there and calls turn(); or
-it is one of its own, which uvloop watches as one descriptor where it is needed for TLS.
+Touches an epoll and the listeners.  The epoll is that of an EventLoop, which calls turn(); or its own, which
+uvloop watches as one descriptor where TLS requires uvloop.
 
-uvloop reads from a connection, calls its protocol, reads from the next.  Each way through the kernel
-costs the interpreter its place in the processor's caches, and those who get their answers one by one
-wake up in between.  In turns, both happen once for many connections; that spares a tenth of what a
-request costs (docs/design.md, section 4).
+uvloop reads from one connection and calls its protocol before it reads from the next.  Each system call
+evicts the interpreter from the processor's caches, and each single response wakes its receiver.  Batches do
+both once for many connections, which saves a tenth of the cost of a request (docs/design.md, section 4).
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from typing import Any, Final
 from twofold.reactor.event_loop import MOST_EVENTS, EventLoop, Events
 from twofold.reactor.transport import ConnectionProtocol, Transport
 
-MOST_TURNS = 4  # before uvloop is asked again
+MOST_TURNS = 4  # before control returns to uvloop
 MOST_ACCEPTED = 64
-READ_SIZE: Final = 65536  # bytes; a buffer of more than 128 KiB would be mapped and unmapped for each read
-# What is missing here when a connection cannot be accepted. It waits in the kernel for so long.
+READ_SIZE: Final = 65536  # bytes; malloc would map and unmap a buffer above 128 KiB for each read
+# Local resource exhaustion at accept(): listening is paused for PAUSE_S.
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-PAUSE_S = 0.1  # seconds
+PAUSE_S = 0.1
 
 Read = tuple[Transport, bytes]
 
 
 class Reactor:
-    """`dirty`: the transports that have something to send."""
+    """`dirty`: the transports with data to send."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -49,7 +48,7 @@ class Reactor:
             loop.add_reader(self._epoll.fileno(), self._turns)
 
     def _turns(self) -> None:
-        """While one follows the other there is no need to ask the event loop in between."""
+        """Up to MOST_TURNS turns, without a return to the event loop in between."""
         for _ in range(MOST_TURNS):
             happened = self._epoll.poll(0, MOST_EVENTS)
             if not happened:
@@ -57,13 +56,13 @@ class Reactor:
             self.turn(happened)
 
     def turn(self, happened: Events) -> Events:
-        """Instances first: what their answers free is free for this turn's requests.
+        """Serve the events, instances first: the credits that they free serve this turn's requests.
 
-        Returns what happened to descriptors that are not its transports'.
+        Returns the events of descriptors that are not the reactor's.
         """
         self._turning = True
         answers, requests, writable, others = self._read(happened)
-        # Two loops, each of one class: the interpreter remembers at each call what it has found there.
+        # Two loops, one per class, because the interpreter's inline caches are per call site.
         for transport, data in answers:
             if data and transport.reading:
                 try:
@@ -87,12 +86,12 @@ class Reactor:
         return others
 
     def _read(self, happened: Events) -> tuple[list[Read], list[Read], list[Transport], Events]:
-        """(what instances have sent, what clients have, who can write again, what is nobody's here)"""
+        """(data of instances, data of clients, writable transports, events of other descriptors)"""
         transports, readable = self._transports, EPOLLIN
         answers, requests, writable, others = [], [], [], []
         for fd, events in happened:
             try:
-                transport = transports[fd]  # nobody leaves before all is read
+                transport = transports[fd]
             except KeyError:
                 others.append((fd, events))
                 continue
@@ -110,16 +109,16 @@ class Reactor:
                     requests.append((transport, data))
                 elif transport.protocol.expects():
                     answers.append((transport, data))
-                else:  # before an answer makes room, and somebody is given to a connection that is at its end
+                else:  # at once: an idle connection that has ended must not be given a request in this turn
                     self.deliver(transport, data)
         return answers, requests, writable, others
 
     def deliver(self, transport: Transport, data: bytes) -> None:
-        """What is not to wait for others of its turn."""
+        """Pass `data` to the protocol at once, outside the order of the turn."""
         self._call(transport, transport.protocol.data_received if data else transport.received, data)
 
     def _call(self, transport: Transport, what: Callable[..., None], *arguments: Any) -> None:
-        """Nobody's failure must keep the others from being served."""
+        """Call `what`; an exception aborts this transport only."""
         try:
             what(*arguments)
         except Exception as error:
@@ -132,12 +131,12 @@ class Reactor:
         )
 
     def expect(self) -> None:
-        """The first of the dirty ones is about to be: outside a turn, somebody must send."""
+        """Called before the first transport becomes dirty: outside a turn, schedule a flush."""
         if not self._turning:
             self.loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Send what has been written."""
+        """Send the data of all dirty transports."""
         for transport in self.dirty:
             data = transport.out
             try:
@@ -187,7 +186,7 @@ class Reactor:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno not in EXHAUSTED:  # of that connection: it has left, or its network is gone
+                if error.errno not in EXHAUSTED:  # an error of that connection only
                     continue
                 self.loop.remove_reader(listener.fileno())
                 self.loop.call_later(PAUSE_S, self._listen_on, listener, made)

@@ -1,11 +1,11 @@
-"""A connection's socket: what it reads and writes goes through the reactor.
+"""The transport of a connection, whose socket I/O is done by the reactor.
 
-Touches its socket, and the reactor's epoll.  ConnectionProtocol and Transport are asyncio's in all but name:
-a compiled class (twofold/native/load.py) has no interpreted one above it.  TLS stays with uvloop, whose
-transports a protocol cannot tell from these.
+Touches its socket, and the reactor's epoll.  ConnectionProtocol and Transport have asyncio's interfaces, but
+do not derive from asyncio's classes, because a compiled class cannot have an interpreted base class (see
+twofold/native/load.py).  TLS uses uvloop's transports, which have the same interface.
 
-Nothing is sent by write(): the reactor does that at the end of its turn, for all connections.  What a
-socket does not take waits here, and the protocol is told beyond `high` bytes of it, as asyncio has it.
+write() only buffers: the reactor sends at the end of its turn, for all connections.  Above `high` buffered
+bytes the protocol is paused, as in asyncio.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from twofold.native.attributes import mypyc_attr
 if TYPE_CHECKING:
     from twofold.reactor.reactor import Reactor
 
-PLAIN_CONTROL = b"reno"  # of congestion: every kernel has it, and as a rule lets everybody choose it
+PLAIN_CONTROL = b"reno"  # a congestion control that every kernel has, usually without privileges
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)  # those of the tests
+@mypyc_attr(allow_interpreted_subclasses=True)  # for the tests
 class ConnectionProtocol:
-    """What a connection tells."""
+    """The callbacks of a connection."""
 
     __slots__ = ()
 
@@ -43,31 +43,31 @@ class ConnectionProtocol:
     def resume_writing(self) -> None: ...
 
     def expects(self) -> bool:
-        """Whether anybody has asked for what comes."""
+        """Whether incoming data is expected now."""
         return True
 
 
-NOBODY = ConnectionProtocol()  # is told what happens after the end
+NULL_PROTOCOL = ConnectionProtocol()  # the protocol of a closed transport; ignores all calls
 
 
 class Transport:
-    """`reading`: the protocol wants data, and there is a connection. `out`: bytes that have not been sent.
+    """`reading`: the connection is open and the protocol has not paused it. `out`: buffered bytes to send.
 
-    `first`: it goes to an instance, and what it reads is told before what clients sent in the same turn; and
-    before all else when its protocol expects nothing. Or a request could be given to a connection whose end,
-    or rubbish, has been read already.
+    `first`: an upstream connection, whose data is delivered before that of clients in the same turn; and at
+    once if its protocol expects none, so that no request is given to a connection that has ended.
     """
 
     __deletable__ = ("recv", "send")
     __slots__ = (
-        "_choked", "_closing", "_dirty", "_eof", "_high", "_late", "_low", "_reactor", "_sock",
-        "_wanted", "_watched", "first", "out", "plain", "protocol", "reading", "recv", "send",
+        "_choked", "_closing", "_dirty", "_eof", "_high", "_low", "_reactor", "_sock",
+        "_undelivered", "_wanted", "_watched", "first", "out", "plain", "protocol", "reading",
+        "recv", "send",
     )  # fmt: skip
 
     def __init__(
         self, reactor: Reactor, sock: socket.socket, protocol: ConnectionProtocol, first: bool = False
     ) -> None:
-        """Begin to read, for `protocol`; `sock` does not block, and is the transport's now."""
+        """Begin to read for `protocol`. `sock` must be non-blocking; the transport owns it."""
         self._reactor = reactor
         self._dirty = reactor.dirty
         self._sock = sock
@@ -75,9 +75,9 @@ class Transport:
         self.reading = True
         self.first = first
         self.out: bytes | bytearray = b""
-        self.plain = True  # when all is sent, there is nothing else to do
+        self.plain = True  # no state change is pending for when all is sent
         self._wanted = True
-        self._late = b""  # read in the turn in which the protocol came to want no more
+        self._undelivered = b""  # read in the turn in which the protocol paused reading
         self._closing = self._eof = self._choked = False
         self._high, self._low = 65536, 16384
         self._watched = 0
@@ -94,7 +94,7 @@ class Transport:
                 return self._sock.getpeername()
             if name == "sockname":
                 return self._sock.getsockname()
-        except OSError:  # it has been reset
+        except OSError:  # the connection has been reset
             return default
         return default
 
@@ -111,7 +111,7 @@ class Transport:
 
     def resume_reading(self) -> None:
         self._wanted = not self._closing
-        if self._late:
+        if self._undelivered:
             self._reactor.loop.call_soon(self._read_on)
         else:
             self._read_on()
@@ -121,15 +121,15 @@ class Transport:
             return
         self.reading = True
         self._watch(self._watched | EPOLLIN)
-        if self._late:
-            data, self._late = self._late, b""
+        if self._undelivered:
+            data, self._undelivered = self._undelivered, b""
             self._reactor.deliver(self, data)
 
     def received(self, data: bytes) -> None:
-        """What is not simply data for a protocol that wants it."""
-        if not self.reading:  # since it was read, in this turn
-            self._late += data
-        else:  # the other side sends no more, and neither of ours goes on alone
+        """Handle end of file, or data that was read before the protocol paused in the same turn."""
+        if not self.reading:
+            self._undelivered += data
+        else:  # end of file; half-open connections are not supported
             self.protocol.eof_received()
             self.close()
 
@@ -138,7 +138,7 @@ class Transport:
     def write(self, data: bytes) -> None:
         if self.out:
             if isinstance(self.out, bytes):
-                self.out = bytearray(self.out)  # which grows, and shrinks at its front, without a copy
+                self.out = bytearray(self.out)  # grows, and shrinks at its front, without a copy
             self.out += data
             if len(self.out) > self._high:
                 self._choke()
@@ -149,7 +149,7 @@ class Transport:
             self._dirty.append(self)
 
     def writable(self) -> None:
-        """The socket may take more of what waits."""
+        """The socket is writable: send from `out`."""
         try:
             self.taken(self.send(self.out))
         except BlockingIOError:
@@ -158,7 +158,7 @@ class Transport:
             self.abort(error)
 
     def taken(self, sent: int) -> None:
-        """The socket has taken so much of `out`, perhaps not all."""
+        """The socket has accepted `sent` bytes of `out`: update buffer, limits and epoll events."""
         if isinstance(self.out, bytes):
             self.out = self.out[sent:]
         else:
@@ -174,7 +174,7 @@ class Transport:
         elif self._choked and len(self.out) <= self._low:
             self._choked = False
             self.protocol.resume_writing()
-        # Last, for the protocol may have written, and be held back again.
+        # Last, because resume_writing() may have written and choked again.
         self.plain = not (self._choked or self._closing or (self._eof and self.out))
 
     def _choke(self) -> None:
@@ -194,7 +194,7 @@ class Transport:
         return True
 
     def write_eof(self) -> None:
-        """Say that no more will be sent, once all has been."""
+        """Half-close the connection after all buffered data is sent."""
         if self._eof or self._closing:
             return
         self._eof = True
@@ -206,13 +206,13 @@ class Transport:
     def _shut_down(self) -> None:
         try:
             self._sock.shutdown(socket.SHUT_WR)
-        except OSError as error:  # the other side has gone
+        except OSError as error:  # the connection has been reset
             self.abort(error)
 
     # ------------------------------------------------------------------ endings
 
     def close(self) -> None:
-        """Read no more, send what waits, and end."""
+        """Stop reading, send the buffered data, then close."""
         if self._closing:
             return
         if not self.out:
@@ -222,39 +222,38 @@ class Transport:
         self._closing, self.plain = True, False
 
     def abort(self, error: OSError | None = None) -> None:
-        """The end, by `error` if given. The protocol hears of it soon, never within a call of its own."""
-        self.out = self._late = b""
+        """Close at once, with `error` if given. connection_lost() is called later, from the loop."""
+        self.out = self._undelivered = b""
         self.reading, self._wanted, self._closing, self.plain = False, False, True, True
         self._watch(0)
-        if self.protocol is not NOBODY:
+        if self.protocol is not NULL_PROTOCOL:
             self._reactor.loop.call_soon(self._lost, self.protocol, error)
-            self.protocol = NOBODY
+            self.protocol = NULL_PROTOCOL
 
     def _lost(self, protocol: ConnectionProtocol, error: OSError | None) -> None:
         try:
             protocol.connection_lost(error)
         finally:
             self._sock.close()
-            # No cycle must wait for the collector, which is rare here.
+            # Break the reference cycle: the garbage collector rarely runs in this process.
             del self.recv, self.send
 
     def _watch(self, events: int) -> None:
-        """Without any, the socket leaves the epoll: it would tell of a hang-up again and again."""
+        """Set the epoll events. Without events the socket is removed, because EPOLLHUP would repeat."""
         if events != self._watched:
             self._reactor.watch(self, self._sock.fileno(), self._watched, events)
             self._watched = events
 
 
 def _prepare(sock: socket.socket) -> None:
-    """Whatever is sent goes at once.
+    """Disable Nagle's algorithm and, on the loopback, congestion control.
 
-    Within one machine there is no congestion to control.  A system's choice that paces, as BBR does,
-    would set a timer with each answer: half a microsecond.
+    A default that paces, such as BBR, would set a timer for each response, which costs half a microsecond.
     """
     if sock.family == socket.AF_UNIX:
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     here = sock.getsockname()[0].removeprefix("::ffff:")
     if here.startswith("127.") or here == "::1":
-        with contextlib.suppress(OSError):  # somebody has found a way to forbid it
+        with contextlib.suppress(OSError):  # the kernel may not permit it
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, PLAIN_CONTROL)

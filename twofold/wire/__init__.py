@@ -1,1 +1,1 @@
-"""Bytes to messages and back: HTTP/1.1 heads, chunks, request ids, PROXY protocol. No I/O."""
+"""Parsing and formatting of HTTP/1.1 heads, chunks, request ids, PROXY protocol lines. No I/O."""

@@ -1,7 +1,7 @@
-"""The chunked coding of an answer: bytes in, pieces of the body out (RFC 9112, 7.1).
+"""The chunked transfer coding of a response (RFC 9112, 7.1).
 
-Pure.  Strict as the head is: sizes are plain hexadecimal, lines end with CR LF, extensions are
-ignored up to a limit, and trailer fields are kept apart from header fields.
+Pure.  Strict: sizes are plain hexadecimal, lines end with CR LF, extensions are ignored up to a limit, and
+trailer fields are not merged with header fields.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _IN_SIZE, _IN_DATA, _BEHIND_DATA, _IN_TRAILERS, _END = range(5)
 
 
 class BadChunk(Exception):
-    """A body that is not the chunked coding; the text says why."""
+    """The body violates the chunked coding; the text is the reason."""
 
 
 class ChunkReader:
-    """Takes a chunked body apart. After `done`, `rest` holds what came behind it."""
+    """Decodes a chunked body. After `done`, `rest` holds the bytes that follow it."""
 
     __slots__ = ("_buffer", "_left", "_state", "rest", "trailers")
 
@@ -42,7 +42,7 @@ class ChunkReader:
         return self._state == _END
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The pieces of the body that `data` holds; raises BadChunk."""
+        """Return the pieces of the body in `data`. Raises BadChunk."""
         self._buffer, buffer = b"", self._buffer + data
         pieces: list[bytes] = []
         position = 0
@@ -97,9 +97,10 @@ class ChunkReader:
 
 
 def chunk(piece: bytes) -> bytes:
-    """`piece` as one chunk; it must not be empty, for that would end the body."""
+    """`piece` as one chunk. It must not be empty, because an empty chunk ends the body."""
     return b"%x\r\n%b\r\n" % (len(piece), piece)
 
 
 def last_chunk(trailers: list[tuple[bytes, bytes]]) -> bytes:
+    """The end of a body, with its trailer fields."""
     return b"0\r\n" + b"".join(b"%b: %b\r\n" % field for field in trailers) + b"\r\n"

@@ -1,4 +1,4 @@
-"""Plans made from request heads, remembered by the head's bytes: machine clients repeat them. Pure."""
+"""A cache of plans by the bytes of request heads, which machine clients repeat. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Plan = TypeVar("Plan")
 
 
 class HeadMemo(Generic[Plan]):
-    """Bounded in number and in size. Callers look into `plans` themselves, which spares a call."""
+    """At most MAX_PLANS plans, of heads up to MAX_HEAD bytes. Callers read `plans` directly."""
 
     __slots__ = ("plans",)
 
@@ -21,5 +21,5 @@ class HeadMemo(Generic[Plan]):
     def put(self, raw: bytes, plan: Plan) -> None:
         if len(raw) <= MAX_HEAD:
             if len(self.plans) >= MAX_PLANS:
-                self.plans.clear()  # for a client that varies its heads no policy is better
+                self.plans.clear()  # no eviction policy helps with a client that varies its heads
             self.plans[raw] = plan

@@ -1,4 +1,4 @@
-"""Whether a connection stays open after an answer, and how the answer says so (RFC 9112, 9.3). Pure."""
+"""Persistence of a connection after a response, and its Connection field (RFC 9112, 9.3). Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from twofold.wire.request_head import RequestHead
 
 
 def closes(head: RequestHead, refused: bool) -> bool:
-    """True where the client asked for it, or where a body would stay unread (RFC 9112, 9.6).
+    """True if the client requests it, or if a body would stay unread (RFC 9112, 9.6).
 
     `refused`: the request is answered from its head alone.
     """
@@ -14,7 +14,7 @@ def closes(head: RequestHead, refused: bool) -> bool:
 
 
 def connection_field(head: RequestHead, close: bool) -> bytes:
-    """The Connection field of the answer; empty where the version's default holds."""
+    """The Connection field line of the response; empty where the version's default applies."""
     if close:
         return b"connection: close\r\n"
     return b"connection: keep-alive\r\n" if head.version == (1, 0) else b""

@@ -1,8 +1,8 @@
-"""The PROXY protocol, versions 1 and 2: who a proxy speaks for, said before its first byte of traffic.
+"""The PROXY protocol, versions 1 and 2: the client's address, sent by a proxy before the first byte.
 
-Pure: bytes in, a `ProxyLine` or a `BadProxyLine` out, and the reverse.  Only a trusted peer's line
-is believed, and of such a peer it is demanded: to guess whether it is there would let any client of
-a proxy that sends none write its own.  (HAProxy's doc/proxy-protocol.txt, version of 2020.)
+Pure: parses bytes to a `ProxyLine`, and renders lines.  The caller requires a line from every trusted peer,
+and accepts it from no other: with an optional line, a client of a proxy that sends none could send its own.
+(HAProxy's doc/proxy-protocol.txt, version of 2020.)
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from struct import Struct
 from typing import NamedTuple
 
-MAX_V1 = 107  # bytes with CRLF, as section 2.1 has it
-MAX_SIZE = 536  # of version 2: the least that TCP carries in one segment, so it never waits for a second
+MAX_V1 = 107  # bytes with CRLF (section 2.1)
+MAX_SIZE = 536  # bytes of version 2: the least payload of one TCP segment
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 
 _V1 = re.compile(rb"PROXY (TCP4|TCP6) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) ([0-9]{1,5}) ([0-9]{1,5})\r\n")
@@ -23,11 +23,11 @@ _TCP4, _TCP6, _UNIX, _UNSPECIFIED = 0x11, 0x21, 0x31, 0x00
 _PAIRS = {_TCP4: Struct("!4s4sHH"), _TCP6: Struct("!16s16sHH")}
 _UNIX_SIZE = 216
 _LOCAL, _PROXY = 0x20, 0x21
-_CHECKSUM = 0x03  # the kind of TLV that holds a CRC32c of it all
+_CHECKSUM = 0x03  # the type of the TLV with the CRC32c of the header
 
 
 class ConnectionAddresses(NamedTuple):
-    """Both ends of the connection that a proxy took."""
+    """Both ends of the connection that a proxy accepted."""
 
     source: str
     source_port: int
@@ -36,16 +36,16 @@ class ConnectionAddresses(NamedTuple):
 
 
 class ProxyLine(NamedTuple):
-    size: int  # bytes that it takes; traffic follows
-    endpoints: ConnectionAddresses | None  # None: the proxy speaks for itself, or does not know
+    size: int  # bytes of the line
+    endpoints: ConnectionAddresses | None  # None: the proxy's own connection, or unknown
 
 
 class BadProxyLine(Exception):
-    """What a trusted proxy began with is not a PROXY line; the connection is to be closed unanswered."""
+    """The first bytes are not a valid PROXY line; the connection must be closed without a response."""
 
 
 def parse(data: bytes) -> ProxyLine | None:
-    """The line that `data` begins with; None while more bytes are needed to tell. Raises BadProxyLine."""
+    """The line at the start of `data`; None while more bytes are needed. Raises BadProxyLine."""
     if data.startswith(SIGNATURE[: len(data)]):
         return _parse_v2(data) if len(data) >= _V2.size else None
     if not b"PROXY ".startswith(data[:6]):
@@ -59,9 +59,9 @@ def parse(data: bytes) -> ProxyLine | None:
 
 
 def needed(data: bytes) -> int:
-    """How many more bytes may be read, while `parse` wants more, without taking any that follow the line.
+    """The number of bytes that may be read next without reading past the end of the line.
 
-    What follows may be a TLS handshake, and that is OpenSSL's to read from its first byte.
+    A TLS handshake may follow, which OpenSSL must read from its first byte.
     """
     if len(data) < len(SIGNATURE):  # no line of either version is shorter
         return len(SIGNATURE) - len(data)
@@ -73,7 +73,7 @@ def needed(data: bytes) -> int:
 
 
 def render(version: str, endpoints: ConnectionAddresses | None) -> bytes:
-    """The line to send; `version` is v1 or v2. Without endpoints the instance takes us for the client."""
+    """The line to send; `version` is v1 or v2. Without endpoints, the sender itself is the client."""
     if endpoints is None:
         return b"PROXY UNKNOWN\r\n" if version == "v1" else _V2.pack(SIGNATURE, _LOCAL, _UNSPECIFIED, 0)
     family = IPv6Address if ":" in endpoints.source else IPv4Address
@@ -115,7 +115,7 @@ def _parse_v2(data: bytes) -> ProxyLine | None:
         raise BadProxyLine(f"the PROXY header is longer than {MAX_SIZE} bytes")
     if len(data) < size:
         return None
-    if command == _LOCAL:  # section 2.2: what it says besides is to be discarded
+    if command == _LOCAL:  # section 2.2: the addresses are ignored
         return ProxyLine(size, None)
     pair = _PAIRS.get(kind)
     if pair is None and kind not in (_UNIX, _UNSPECIFIED):
@@ -134,7 +134,7 @@ def _parse_v2(data: bytes) -> ProxyLine | None:
 
 
 def _check_extensions(header: bytes, at: int) -> None:
-    """Walk the TLVs behind the addresses: each must fit, and a checksum must be right."""
+    """Check the TLVs after the addresses: each must fit, and a checksum must be correct."""
     while at < len(header):
         start = at + 3
         length = int.from_bytes(header[at + 1 : start], "big")
@@ -148,7 +148,7 @@ def _check_extensions(header: bytes, at: int) -> None:
 
 
 def crc32c(data: bytes) -> int:
-    """RFC 9260, appendix A. Bit by bit: a header has few bytes, and a connection one header."""
+    """The CRC32c of RFC 9260, appendix A. Bitwise, because a header is short."""
     value = 0xFFFFFFFF
     for byte in data:
         value ^= byte

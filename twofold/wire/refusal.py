@@ -1,7 +1,7 @@
-"""An answer that reports why there is no result: status, code, message. Pure.
+"""An error response: status, code, message. Pure.
 
-Bodies are the contract's `{"code", "message"}`.  Messages name the setting or the log that helps.  Each
-half formats the answer itself, because their other fields differ.
+Bodies are the contract's `{"code", "message"}`.  Messages name the relevant setting or log.  Server and load
+balancer format the response themselves, because the other fields differ.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ class Refusal:
     status: int
     code: str
     message: str
-    headers: bytes = b""  # whole lines
+    headers: bytes = b""  # complete field lines
 
     @property
     def faulty(self) -> bool:
-        """The request itself is wrong: sent again, it is refused again."""
+        """Whether the request itself is invalid, so that a retry would be refused, too."""
         return 400 <= self.status < 500 and self.status not in (408, 429)
 
     def body(self) -> bytes:
@@ -37,10 +37,10 @@ def too_large(limit: int) -> Refusal:
 
 
 def try_later(status: int, code: str, message: str, seconds: int) -> Refusal:
-    """With Retry-After (RFC 9110, 10.2.3)."""
+    """A refusal with Retry-After in seconds (RFC 9110, 10.2.3)."""
     return Refusal(status, code, message, b"retry-after: %d\r\n" % seconds)
 
 
 def error_body(code: str, message: str) -> bytes:
-    """The JSON body of every answer that reports a failure."""
+    """The JSON body of an error response."""
     return json.dumps({"code": code, "message": message}).encode()

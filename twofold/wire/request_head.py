@@ -1,20 +1,20 @@
-"""HTTP/1.1 request heads: bytes in, a `RequestHead` or a `BadRequest` out.
+"""Parsing of HTTP/1.1 request heads: bytes to a `RequestHead` or a `BadRequest`.
 
-Pure: standard library only, no I/O, no clock, no import of ours.
+Pure: standard library only, no I/O, no clock.
 
-House rules of this file:
+Rules of this module:
 
-1. Strict.  Whatever two parsers could read in two ways is refused, never repaired (RFC 9112, 11.2).
-   What is refused closes the connection, for nobody knows where the next request would begin.
-2. The first offending byte decides.  A head is judged line by line in the order of arrival, so the
-   verdict does not depend on how the network cut it: feeding it byte by byte through `doomed` ends
-   like handing it over whole.  Fields are weighed against each other only when the head is complete.
-3. No regular expression here has two ways to match the same bytes (neighbouring classes are
-   disjoint), so matching is linear and a hostile head costs no more than a long one.
-4. Messages never repeat what the client sent.
+1. Strict.  A head that two parsers could interpret differently is refused, never repaired (RFC 9112, 11.2).
+   A refusal closes the connection, because the start of the next request is unknown.
+2. The first invalid byte decides.  Lines are checked in the order of arrival, so the verdict does not depend
+   on the segmentation: feeding a head byte by byte through `doomed` gives the same verdict as parsing it
+   whole.  Relations between fields are checked only when the head is complete.
+3. No regular expression has two ways to match the same bytes (neighbouring classes are disjoint), so matching
+   is linear.
+4. Messages never contain bytes that the client sent.
 
-The usual head takes one pass of `_HEAD` for its syntax and one of `_FIELD` for its fields; the
-line by line walk in `doomed` only finds out what is wrong with a head that is already lost.
+A valid head takes one pass of `_HEAD` for its syntax and one of `_FIELD` for its fields; `doomed` checks line
+by line, to find the fault of an invalid head.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_HEAD = 32768  # bytes, from the first byte to the final CRLF CRLF
 MAX_FIELDS = 100
 
 REASONS: dict[int, bytes] = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
-STATUS_LINES: dict[int, bytes] = {  # an application may answer a status that has no name
+STATUS_LINES: dict[int, bytes] = {  # an application may respond with a status without a standard reason
     status: b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b"Status")) for status in range(100, 600)
 }
 
@@ -39,10 +39,10 @@ _FIELDS = rb"((?:" + _TOKEN + rb"+:" + _VALUE + rb"*\r\n)*)"
 _HEAD = re.compile(
     rb"(?:\r\n)?(" + _TOKEN + rb"{1,32}) (" + _VISIBLE + rb"+) HTTP/1\.([01])\r\n" + _FIELDS + rb"\r\n"
 )
-_FIELD = re.compile(rb"([^:]+):([^\r]*)\r\n")  # on what _HEAD has accepted
+_FIELD = re.compile(rb"([^:]+):([^\r]*)\r\n")  # applied after _HEAD
 
-# A line of which only the beginning has arrived, perhaps with the CR of its end; and, where its
-# first part is known to be good, what may follow there.
+# Patterns of a line that has arrived in part, perhaps with its final CR; the _IN patterns match the rest of a
+# line whose first part is known to be valid.
 _IN_VERSION = re.compile(_VISIBLE + rb"*\r?")
 _IN_TARGET = re.compile(_VISIBLE + rb"*(?: " + _IN_VERSION.pattern + rb"|\r?)")
 _IN_VALUE = re.compile(_VALUE + rb"*\r?")
@@ -55,7 +55,7 @@ _FIELD_LINE = re.compile(_TOKEN + rb"+:" + _VALUE + rb"*\r")
 _REQUEST_LINE = re.compile(rb"([^ ]+) ([^ ]+) ([^ ]+)\r")
 _VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
 
-# RFC 3986, 3.2.2, but no escapes, and no comma: that would more likely be two Host fields made one.
+# RFC 3986, 3.2.2, without escapes, and without a comma, which more likely joins two Host fields.
 _HOST = re.compile(rb"(?:[0-9A-Za-z\-._~!$&'()*+;=]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,5}))?")
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp]://([^/?]*)([^?]*)(\?.*)?")
 _ESCAPES = re.compile(rb"(?:%[0-9A-Fa-f]{2})+")
@@ -72,7 +72,7 @@ _INTERPRETED = frozenset((*_SINGLE, b"connection", b"expect", b"opc-request-id")
 
 
 class BadRequest(Exception):
-    """A request that is refused: answer with these three, then close."""
+    """An invalid request: respond with status, code and message, then close the connection."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(status, code, message)
@@ -82,7 +82,7 @@ class BadRequest(Exception):
 
 
 class RequestHead(NamedTuple):
-    """A request head that passed every check. A tuple, as a frozen dataclass takes 2 us to build."""
+    """A valid request head. A tuple, because a frozen dataclass takes 2 us to construct."""
 
     method: str
     target: bytes  # as received
@@ -95,7 +95,7 @@ class RequestHead(NamedTuple):
     keep_alive: bool
     expect_continue: bool  # a body follows and the client waits for 100 (Continue)
     content_type: bytes
-    request_id: bytes  # the first group of opc-request-id when it is a plain word, else empty
+    request_id: bytes  # the first group of opc-request-id if it consists of safe characters, else empty
 
     def line(self) -> bytes:
         """For the access log: method, path and version, as in "POST /predict 1.1"."""
@@ -103,9 +103,9 @@ class RequestHead(NamedTuple):
 
 
 def find_head(buffer: bytes | bytearray, start: int = 0) -> int:
-    """Index just behind the head's CRLF CRLF at or after `start`, or -1.
+    """The index after the head's CRLF CRLF, searched from `start`, or -1.
 
-    Who has searched `n` bytes of an incomplete head in vain continues with `max(0, n - 3)`.
+    After `n` bytes without a match, continue with `start` = max(0, n - 3).
     """
     found = buffer.find(b"\r\n\r\n", start)
     return found + 4 if found >= 0 else -1
@@ -114,8 +114,8 @@ def find_head(buffer: bytes | bytearray, start: int = 0) -> int:
 def doomed(partial: bytes | bytearray, start: int = 0) -> BadRequest | None:
     """The refusal of a head that no further byte can make valid, or None.
 
-    `start` is the number of bytes that an earlier call has found harmless; with it, judging a head
-    that comes in small pieces costs little more than judging it once.
+    `start`: the number of bytes that an earlier call has checked, so that a head in small pieces is not
+    checked repeatedly.
     """
     text = bytes(partial[:MAX_HEAD])
     first = 2 if text.startswith(b"\r\n") else 0  # RFC 9112, 2.2: one empty line is ignored
@@ -135,7 +135,7 @@ def doomed(partial: bytes | bytearray, start: int = 0) -> BadRequest | None:
 
 
 def parse_head(data: bytes) -> RequestHead:
-    """The head that `data` is, from its first byte to its CRLF CRLF; raises BadRequest."""
+    """Parse `data`, a head including its CRLF CRLF. Raises BadRequest."""
     match = _HEAD.fullmatch(data) if len(data) <= MAX_HEAD else None
     if match is None:
         raise doomed(data) or _bad("the request head does not end with an empty line")
@@ -166,12 +166,12 @@ def parse_head(data: bytes) -> RequestHead:
     )
 
 
-# ---------------------------------------------------------------- what is wrong with a line
+# ---------------------------------------------------------------- faults of a line
 
 
 def _has_begun(index: int, rest: bytes, known: int) -> bool:
-    """Whether `rest`, of which `known` bytes were found good before, may be the start of a line."""
-    last = known - 1  # looked at again: a CR is good only until something other than LF follows
+    """Whether `rest`, whose first `known` bytes have been checked, may be the start of a valid line."""
+    last = known - 1  # checked again, because a CR is valid only before LF
     pattern = _FIELD_BEGUN if index else _REQUEST_LINE_BEGUN
     if last < 0:
         return pattern.fullmatch(rest) is not None
@@ -187,7 +187,7 @@ def _has_begun(index: int, rest: bytes, known: int) -> bool:
 
 
 def _line_fault(index: int, line: bytes) -> BadRequest | None:
-    """Judges a complete line, its CR still on it; line 0 is the request line."""
+    """The fault of a complete line with its CR, or None; line 0 is the request line."""
     if index:
         if not _FIELD_LINE.fullmatch(line):
             return _syntax_fault(index, line)
@@ -228,7 +228,7 @@ def _too_large() -> BadRequest:
     return BadRequest(431, "RequestHeaderFieldsTooLarge", message)
 
 
-# ---------------------------------------------------------------- what the request line means
+# ---------------------------------------------------------------- the request line
 
 
 def _request_line(verb: bytes, target: bytes) -> tuple[str, str, bytes, bytes | None]:
@@ -273,7 +273,7 @@ def _octets(escapes: re.Match[bytes]) -> bytes:
     return bytes.fromhex(escapes[0].replace(b"%", b"").decode("ascii"))
 
 
-# ---------------------------------------------------------------- what the fields mean
+# ---------------------------------------------------------------- the fields
 
 
 def _fields(block: bytes) -> list[tuple[bytes, bytes]]:
@@ -284,7 +284,7 @@ def _fields(block: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _without_twins(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """X_Y and X-Y are one variable to CGI and its heirs: the twin could pose as a checked field."""
+    """Remove X_Y where X-Y exists or is interpreted: CGI and WSGI map both to one variable."""
     taken = _INTERPRETED.union(name for name, _ in fields)
     return [field for field in fields if b"_" not in field[0] or field[0].replace(b"_", b"-") not in taken]
 

@@ -1,6 +1,6 @@
-"""Request ids of the contract's form: three groups of 32 hex digits, joined by slashes.
+"""Request ids in the contract's format: three groups of 32 hex digits, joined by slashes.
 
-Pure but for the random prefix.  Nothing of ours is imported here.
+Pure except for the random prefix.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ _TWO_DIGITS = [b"%02X" % byte for byte in range(256)]
 
 
 class RequestIds:
-    """Ids of the contract's form: three groups of 32 hex digits, joined by slashes.
+    """Makes unique ids: CALLER/PROCESS/REQUEST.
 
-    The caller's id, where there is one, is the first group; the second is this process; the third
-    is the request.  Unique by a random prefix and a counter: no randomness is drawn per request, and
-    but for the last two digits the text is made once for 256 requests.
+    The first group is the caller's id, if it sent one; the second identifies this process; the third is a
+    random prefix and a counter.  All digits but the last two are rendered once for 256 requests.
     """
 
     def __init__(self) -> None:
