@@ -7,10 +7,12 @@ reaped, so a sum over (own + reaped children) of the living never goes back.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+ESTABLISHED = "01"  # in /proc/net/tcp
 TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 
 
@@ -75,6 +77,16 @@ class Tree:
         return sum(pss_of(process.pid) for process in self.members())
 
 
+@dataclass(frozen=True)
+class JoinedTree(Tree):
+    """Two servers charged together: a proxy, and the instance behind it."""
+
+    second: Tree
+
+    def members(self) -> list[Process]:
+        return super().members() + self.second.members()
+
+
 def pss_of(pid: int) -> int:
     """Proportional set size in bytes; 0 for a process that has ended."""
     return _rollup(pid, "Pss:")
@@ -91,6 +103,23 @@ def _rollup(pid: int, field: str) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def answering(tree: Tree, port: int) -> set[int]:
+    """Pids of those processes that hold an established connection to this TCP port (IPv4)."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    inodes = {row[9] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == ESTABLISHED}
+    sockets = {f"socket:[{inode}]" for inode in inodes}
+    return {member.pid for member in tree.members() if sockets & _descriptors(member.pid)}
+
+
+def _descriptors(pid: int) -> set[str]:
+    found = set()
+    with contextlib.suppress(OSError):  # the process has ended, or a descriptor was closed meanwhile
+        for path in Path("/proc", str(pid), "fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(str(path.readlink()))
+    return found
 
 
 def machine_time() -> tuple[float, float]:

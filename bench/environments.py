@@ -36,9 +36,9 @@ def prepare(name: str) -> Path:
         return python_of(name)
     print(f"making the environment of {name} ...", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
-    _run([sys.executable, "-m", "venv", str(folder)], name)
+    execute([sys.executable, "-m", "venv", str(folder)], name)
     pip = [str(python_of(name)), "-m", "pip", "install", "-q", "--no-deps", "-r", str(requirements)]
-    _run(pip, name)
+    execute(pip, name)
     stamp.write_text(wanted)
     return python_of(name)
 
@@ -49,11 +49,17 @@ def pins(name: str) -> dict[str, str]:
     return dict(line.split("==", 1) for line in lines if "==" in line)
 
 
-def _run(command: list[str], name: str) -> None:
+def execute(
+    command: list[str], name: str, environ: dict[str, str] | None = None, cwd: Path | None = None
+) -> str:
+    """What the command prints; raises Unavailable, with its last line, where it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=INSTALL_SECONDS, env=environ, cwd=cwd
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"environment of {name}: {error}") from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise Unavailable(f"environment of {name}: {' '.join(command[1:4])} failed: {last}")
+    return done.stdout

@@ -76,9 +76,9 @@ class Running:
         if answer != body.answer:
             raise Unavailable(f"{self.contender.name} answers {body.name} wrongly: {str(answer)[:200]}")
 
-    def wait(self, body: Body, every: float = 0.1) -> None:
+    def wait(self, body: Body, every: float = 0.1, within: float = READY_SECONDS) -> None:
         """Ask every so many seconds until the right answer comes; Unavailable if it never does."""
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + within
         while True:
             try:
                 return self.check(body)

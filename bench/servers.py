@@ -22,6 +22,7 @@ from bench.workloads import MODELS
 
 PROJECT = BENCH.parent
 REPLICAS = 2
+TWOFOLD = Path(sys.prefix, "bin", "twofold")  # of this checkout
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,13 @@ def environ_for(contender: Contender, setup: Setup) -> dict[str, str]:
     return {**environ, **contender.variables}
 
 
-def twofold_command(*options: str) -> Callable[[Setup], list[str]]:
+def twofold_command(*options: str, program: Path = TWOFOLD) -> Callable[[Setup], list[str]]:
+    """`program` is the console script of one installation."""
+
     def command(setup: Setup) -> list[str]:
-        twofold = Path(sys.prefix) / "bin" / "twofold"
-        if not twofold.exists():
-            raise Unavailable(f"{twofold} is missing: install the project into this environment first")
-        line = [str(twofold), "serve", str(setup.model), "--port", str(setup.port)]
+        if not program.exists():
+            raise Unavailable(f"{program} is missing: install the project into this environment first")
+        line = [str(program), "serve", str(setup.model), "--port", str(setup.port)]
         return [*line, "--replicas", str(REPLICAS), "--log-dir", str(setup.work / "logs"), *options]
 
     return command

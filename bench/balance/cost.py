@@ -8,7 +8,6 @@ instance together against the pairs that one would otherwise run.
 from __future__ import annotations
 
 import contextlib
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -17,13 +16,13 @@ from typing import Any
 from bench.balance import proxies
 from bench.balance.openloop import Result, Spec, generate
 from bench.balance.proxies import Proxy, launch
-from bench.cpu import Process, Tree
+from bench.cpu import JoinedTree, Tree
 from bench.environments import Unavailable
 from bench.load import Round, Target, run_round
 from bench.run import wait_until_quiet
 from bench.running import WORK, Running
 from bench.servers import CONTENDERS, PROJECT
-from bench.workloads import ROW, Body
+from bench.workloads import Body, padded
 
 CONNECTIONS = 32
 BODY_BYTES = 1024
@@ -52,20 +51,7 @@ FULL = Plan(9, 27, 1, 2, PEERS)
 
 def body() -> Body:
     """Rows of four numbers, padded with spaces to 1 KB."""
-    row = json.dumps(ROW, separators=(",", ":"))
-    count = (BODY_BYTES - 1) // (len(row) + 1)
-    content = "[" + ",".join([row] * count) + "]"
-    return Body("1 KB", content.ljust(BODY_BYTES).encode(), {"rows": count})
-
-
-@dataclass(frozen=True)
-class Pair(Tree):
-    """A proxy and the instance behind it, charged together."""
-
-    instance: Tree
-
-    def members(self) -> list[Process]:
-        return super().members() + self.instance.members()
+    return padded("1 KB", BODY_BYTES)
 
 
 @dataclass
@@ -260,7 +246,7 @@ class Cost:
                     print(f"skipped {proxy.name} + {name}: {error}", flush=True)
                     continue
                 title = f"{proxy.title} + {known[name].title}"
-                tree = Pair(running.process.pid, backend.tree)
+                tree = JoinedTree(running.process.pid, backend.tree)
                 subjects.append(Subject(f"{proxy.name} + {name}", title, running, tree))
             self._rounds("proxy and instance together", subjects)
         return {one.name: _as_json(one) for one in subjects}

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bench.environments import Unavailable
 from bench.running import LOG_TAIL, READY_SECONDS, Running, free_port, post, start
-from bench.servers import PROJECT, REPLICAS, Contender, Setup
+from bench.servers import PROJECT, REPLICAS, TWOFOLD, Contender, Setup
 
 PACKAGES = {"nginx": "nginx-light", "haproxy": "haproxy", "tc": "iproute2", "unshare": "util-linux"}
 MODEL = "rows"  # only names a work folder here
@@ -56,10 +56,11 @@ def program(name: str) -> str:
 # ---------------------------------------------------------------------- ours
 
 
-def ours(*options: str) -> Callable[[Setup, tuple[str, ...], str], list[str]]:
+def ours(*options: str, program: Path = TWOFOLD) -> Callable[[Setup, tuple[str, ...], str], list[str]]:
+    """`program` is the console script of one installation."""
+
     def make(setup: Setup, upstreams: tuple[str, ...], _policy: str) -> list[str]:
-        twofold = Path(sys.prefix) / "bin" / "twofold"
-        line = [str(twofold), "balance", "--listen", f"127.0.0.1:{setup.port}"]
+        line = [str(program), "balance", "--listen", f"127.0.0.1:{setup.port}"]
         for one in upstreams:
             line += ["--upstream", one if one.startswith("unix:") else f"http://{one}"]
         line += ["--log-dir", str(setup.work / "logs"), "--admin-socket", str(admin_socket(setup.work))]
