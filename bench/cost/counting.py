@@ -2,7 +2,7 @@
 
 Touches loopback, and a temporary folder for callgrind's control pipes.  Counters are read before and
 after each block, so that the start of a process does not count.  What a process does by the clock does:
-a block that lasts longer has more of it.  Therefore only the quicker half of the blocks is used.
+a block that other processes delay has more of it, on both sides alike.  That is fitted and taken away.
 """
 
 from __future__ import annotations
@@ -44,19 +44,20 @@ class Counts:
 
     @property
     def medians(self) -> tuple[float, float]:
-        """Instructions per request."""
-        return typical(self.this), typical(self.other)
+        """Instructions per request, as if every block had been as short as the shortest."""
+        this, other = ([(one.seconds, one.instructions) for one in side] for side in (self.this, self.other))
+        slope = max(0.0, pairs.common_slope(this, other))  # time can only add
+        shortest = min(seconds for seconds, _ in (*this, *other))
+        mine, theirs = (
+            statistics.median(count - slope * (seconds - shortest) for seconds, count in side)
+            for side in (this, other)
+        )
+        return mine, theirs
 
     @property
     def ratio(self) -> float:
         this, other = self.medians
         return this / other
-
-
-def typical(blocks: list[Block]) -> float:
-    """The median of the quicker half; other processes delayed those blocks least."""
-    quick = sorted(blocks, key=lambda block: block.seconds)[: (len(blocks) + 1) // 2]
-    return statistics.median(block.instructions for block in quick)
 
 
 class Lockstep:

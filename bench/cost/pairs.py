@@ -10,6 +10,7 @@ to tell, instructions per request decide: at most INSTRUCTIONS_BAR times the oth
 from __future__ import annotations
 
 import enum
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -85,6 +86,20 @@ def spread(values: Sequence[float]) -> Spread:
         most=ordered[-1],
         confidence=confidence,
     )
+
+
+def common_slope(*series: Sequence[tuple[float, float]]) -> float:
+    """How y grows with x in all series, whatever their levels; 0 where no x differs.
+
+    The median of the slopes between any two points of one series (Theil and Sen): outliers do not move it.
+    """
+    slopes = [
+        (y2 - y1) / (x2 - x1)
+        for points in series
+        for (x1, y1), (x2, y2) in itertools.combinations(points, 2)
+        if x1 != x2
+    ]
+    return statistics.median(slopes) if slopes else 0.0
 
 
 def judge(found: Spread) -> Verdict:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.cost import installation, instructions, pairs, report, run
-from bench.cost.counting import Block, Counts, typical
+from bench.cost.counting import Block, Counts
 from bench.cost.pairs import Verdict
 from bench.cost.parts import PARTS
 from bench.cost.report import ExitCode, Outcome
@@ -99,10 +99,21 @@ def test_instructions_decide_where_time_does_not() -> None:
 # ---------------------------------------------------------------------- instructions
 
 
-def test_the_quicker_half_of_the_blocks_counts() -> None:
-    assert typical([Block(1.0, 80), Block(9.0, 70), Block(1.1, 82), Block(5.0, 99)]) == 81
-    assert typical([Block(2.0, 50), Block(1.0, 40), Block(3.0, 90)]) == 45
+def test_a_slope_is_common_to_series_of_different_levels() -> None:
+    assert pairs.common_slope([(1, 10), (2, 13), (3, 16)], [(1, 100), (4, 109)]) == 3
+    assert pairs.common_slope([(0, 0), (1, 2), (2, 4), (3, 6), (4, 900)]) == 2  # one outlier
+    assert pairs.common_slope([(1, 10), (1, 20)], []) == 0
+
+
+def test_what_goes_by_the_clock_is_taken_away() -> None:
+    """Per request 80 and 100 instructions, and for each second of a block 5 more."""
+    this = [Block(seconds, 80 + 5 * seconds) for seconds in (4.0, 2.0, 9.0)]
+    other = [Block(seconds, 100 + 5 * seconds) for seconds in (1.0, 3.0, 1.5)]
+    assert Counts(this, other).medians == (85, 105)
+    assert Counts(other, this).ratio == pytest.approx(105 / 85)
     assert Counts([Block(1, 102)], [Block(2, 100)]).ratio == pytest.approx(1.02)
+    quicker = Counts([Block(1, 102), Block(2, 90)], [Block(1, 100), Block(3, 80)])  # not by the clock
+    assert quicker.medians == (96, 90)
 
 
 def test_counters_are_those_of_the_threads_not_of_their_frames() -> None:
