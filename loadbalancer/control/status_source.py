@@ -36,7 +36,7 @@ class StatusSource:
         self._registry = registry
         self._limits = limits
         self._certificate = tls
-        self._started = time.time()
+        self._started_unix_s = time.time()
 
     def state(self) -> dict[str, Any]:
         """The complete status, for JSON."""
@@ -73,7 +73,7 @@ class StatusSource:
             rate, debt = bucket.rate, bucket.debt(monotonic_ns()) if bucket.rate else 0
         return status_view.StatusFacts(
             version=__version__,
-            started=self._started,
+            started_unix_s=self._started_unix_s,
             rate=rate,
             debt=debt,
             mbps=self._limits.mbps,

@@ -27,7 +27,7 @@ class StatusFacts:
     """The part of the status that is not in the counters."""
 
     version: str
-    started: float  # Unix time in seconds
+    started_unix_s: float
     rate: int  # current bit/s; 0 is unlimited
     debt: int  # bits
     mbps: float
@@ -46,7 +46,7 @@ def state(facts: StatusFacts, recent: SlidingWindow, reading: Reading) -> dict[s
         "version": facts.version,
         "compiled": facts.compiled,
         "children_hung": facts.hung,
-        "started": round(facts.started, 3),
+        "started": round(facts.started_unix_s, 3),
         "reloads_refused": {"times": facts.reloads_refused[0], "why": facts.reloads_refused[1]},
         "bandwidth": _bandwidth(facts, recent, cells),
         "requests": _requests(recent, cells),

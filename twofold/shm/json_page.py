@@ -1,6 +1,6 @@
 """A page of shared memory that one process publishes as JSON and every other process may read at any time.
 
-Touches only the mapping that it is handed: a 32-bit sequence at one offset, and two halves at another.
+Touches only the given mapping: a 32-bit sequence at one offset, and two halves at another.
 The writer fills the half that the sequence does not name, then raises the sequence.  A reader takes no lock:
 a half is written again only after the other one was shown, so a reader whose sequence has not moved while it
 read has read one whole text.
@@ -38,13 +38,13 @@ class JsonPage:
         return int(_WORD.unpack_from(self._memory, self._sequence_offset)[0])
 
     def publish(self, content: Mapping[str, Any]) -> None:
-        """Show `content` to every process; ValueError if it is too large, and the last content stays."""
+        """Publish `content`. Raises ValueError if it is too large; the last content stays then."""
         self.publish_text(json.dumps(content, separators=(",", ":")).encode())
 
     def publish_text(self, text: bytes) -> None:
-        """Likewise, where the JSON is made already."""
+        """Publish `text`, which is JSON already. Raises ValueError as `publish` does."""
         if len(text) > self.limit:
-            raise ValueError(f"{len(text)} bytes are published, and {self.limit} have room")
+            raise ValueError(f"a text of {len(text)} bytes does not fit into a page of {self.limit}")
         sequence = self.sequence
         following = sequence + 1 if sequence < _LAST_SEQUENCE else 2  # the other half, and not 0
         start = self._offset + following % 2 * self._half_size
@@ -55,7 +55,7 @@ class JsonPage:
     def read(self) -> dict[str, Any]:
         """The newest whole content; {} if nothing was published.
 
-        ValueError if the text is no JSON; RuntimeError if it changes faster than it can be read.
+        Raises ValueError if the text is not JSON, and RuntimeError if it changes faster than it can be read.
         """
         for _ in range(_TORN_READS):
             sequence = self.sequence

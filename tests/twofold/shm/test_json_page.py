@@ -47,7 +47,7 @@ def test_it_stays_within_its_halves(page: JsonPage, memory: mmap.mmap) -> None:
 
 def test_what_has_no_room_leaves_the_last_one(page: JsonPage) -> None:
     page.publish({"n": 1})
-    with pytest.raises(ValueError, match="have room"):
+    with pytest.raises(ValueError, match="does not fit"):
         page.publish({"x": "y" * HALF_SIZE})
     assert page.read() == {"n": 1} and page.sequence == 1
 
