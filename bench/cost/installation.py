@@ -68,7 +68,7 @@ def resolve(commit: str) -> str:
     try:
         return execute(command, commit).strip()
     except Unavailable as error:
-        raise Unavailable(f"{commit} is no commit of this repository: {error}") from error
+        raise Unavailable(f"git knows no commit {commit!r} in {PROJECT}") from error
 
 
 def described() -> str:

@@ -103,9 +103,9 @@ def common_slope(*series: Sequence[tuple[float, float]]) -> float:
 
 
 def judge(found: Spread) -> Verdict:
-    """By time: NOISY where the bar lies within an interval that is wider than NOISE."""
-    undecided = found.low <= TIME_BAR < found.high and found.high - found.low > NOISE
-    if undecided:
+    """By time: a wide interval decides only where it is sure, and the bar lies outside."""
+    sure = found.confidence >= CONFIDENCE and not found.low <= TIME_BAR < found.high
+    if found.high - found.low > NOISE and not sure:
         return Verdict.NOISY
     return Verdict.CHEAP if found.median <= TIME_BAR else Verdict.DEARER
 

@@ -81,6 +81,9 @@ def test_spread() -> None:
         ([0.95, 1.04, 1.06] * 3, Verdict.NOISY),
         ([0.5, 0.7, 0.9] * 3, Verdict.CHEAP),  # a wide interval on one side of the bar
         ([1.1, 1.5, 2.0] * 3, Verdict.DEARER),
+        ([0.83, 0.85, 0.9], Verdict.NOISY),  # three may agree by chance
+        ([1.2, 1.3, 1.4], Verdict.NOISY),
+        ([0.99, 1.0, 1.01], Verdict.CHEAP),
         ([0.98, 0.99, 1.0, 1.0, 1.0, 1.01, 1.01, 1.02, 3.0], Verdict.CHEAP),  # one disturbed pair
     ],
 )
