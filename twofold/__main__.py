@@ -1,6 +1,6 @@
 """`twofold`, or `python -m twofold`: runs a command and turns its outcome into an exit code.
 
-Touches the handlers of SIGINT and SIGTERM, and standard error.
+Touches the handlers of SIGINT and SIGTERM, the signal mask, and standard error.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from twofold.errors import ExitCode, TwofoldError
 # Exit codes of a shell for a process ended by a signal.  A running instance catches both signals, and stops.
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
+# A supervisor reloads or reopens on these; their default ends a process.  They stay pending until it catches
+# them.
+DEFERRED = (signal.SIGHUP, signal.SIGUSR1)
+SUPERVISED = frozenset({"serve", "balance"})
 
 
 class Interrupted(BaseException):
@@ -30,9 +34,14 @@ def main() -> int:
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # set by nohup, and by a shell without job control
             signal.signal(number, _interrupt)
+    deferred = DEFERRED if set(sys.argv[1:2]) & SUPERVISED else ()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, deferred)
     try:
         return _command()
     finally:
+        while signal.sigtimedwait(deferred, 0):  # it came too late to mean anything
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             if signal.getsignal(number) is _interrupt:  # a supervisor may have installed handlers of its own
                 signal.signal(number, handler)

@@ -10,6 +10,8 @@ import os
 import signal
 from dataclasses import dataclass
 
+from twofold.process.exit_status import how
+
 CHECK = "--check"  # the option with which the program only validates and prints its settings
 PATIENCE_S = 60.0
 MAX_TEXT = 1 << 20  # bytes
@@ -29,7 +31,8 @@ class ReloadCheck:
         os.close(self.complaints)
         if status == 0 and output:
             return output, ""
-        last = complaints.strip().splitlines()[-1:] or ["it ended without a word"]
+        ending = how(os.waitstatus_to_exitcode(status))
+        last = complaints.strip().splitlines()[-1:] or [f"the check of the new settings ended ({ending})"]
         return "", last[0].removeprefix("twofold: ")
 
     def stop(self) -> None:

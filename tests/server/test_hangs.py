@@ -40,6 +40,20 @@ def test_a_stopped_process_is_replaced_and_health_tells(instance: Instance, role
     assert child_named(instance, role) != stopped
 
 
+@pytest.mark.parametrize("role", ["front", "fork_server"])
+def test_a_process_that_stops_right_after_its_start_is_replaced(instance: Instance, role: str) -> None:
+    """Most often before its first heartbeat: until then, only a stop counts."""
+    first = child_named(instance, role)
+    others = {instance.process.pid, *instance.descendants()}
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: instance.descendants() - others, f"a new {role}")
+    (stopped,) = instance.descendants() - others
+    os.kill(stopped, signal.SIGSTOP)
+    eventually(lambda: stopped not in instance.descendants(), f"the end of the {role}", BACK_S + ROOM_S)
+    eventually(lambda: instance.predict([1]).status == 200, "service", BACK_S)
+    assert any(" hangs: no sign of life" in message for message in instance.health()["messages"])
+
+
 def test_an_abort_prints_where_a_front_is(instance: Instance) -> None:
     os.kill(child_named(instance, "front"), signal.SIGABRT)
     eventually(lambda: "Fatal Python error: Aborted" in instance.printed(), instance.printed)

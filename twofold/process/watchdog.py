@@ -9,6 +9,9 @@ the rest is arithmetic.
     explained = the growth of run_delay in /proc/PID/schedstat, which the kernel counts when a wait ends;
                 the whole step for a process that is runnable and gets no processor
 
+Before the first heartbeat, imports may take long; of that time, only what the child spent stopped (state T of
+proc(5)) counts as a hang: PATIENCE_S of it.
+
 A silent child gets SIGABRT, on which faulthandler prints its traceback, and KILL_AFTER_S later SIGKILL, which
 also ends a stopped process.
 """
@@ -35,6 +38,7 @@ class Schedule:
     runnable: bool
     ran_ns: int
     waited_ns: int
+    stopped: bool = False  # by SIGSTOP or a terminal; a process under a debugger is not
 
 
 def schedule_of(pid: int) -> Schedule | None:
@@ -45,7 +49,7 @@ def schedule_of(pid: int) -> Schedule | None:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, ValueError):
         return None
-    return Schedule(state == "R", int(ran), int(waited))
+    return Schedule(state == "R", int(ran), int(waited), state == "T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class _Watched:
     pid: int
     stamp: int = 0
     silent_s: float = 0.0
+    stopped_s: float = 0.0  # how much of that it has been stopped, without a break
     schedule: Schedule | None = None
     aborted_s: float = 0.0  # `silent_s` at SIGABRT; 0: not sent
     start_patience_s: float = START_PATIENCE_S
@@ -110,10 +115,11 @@ class Watchdog:
             return None
         before, one.schedule = one.schedule, self._read(one.pid)
         one.silent_s += step_s - _explained_s(before, one.schedule, step_s)
+        one.stopped_s = one.stopped_s + step_s if one.schedule and one.schedule.stopped else 0.0
         if one.aborted_s:
             due = one.silent_s - one.aborted_s >= KILL_AFTER_S
             return Alarm(index, one.pid, signal.SIGKILL, one.silent_s) if due else None
-        if one.silent_s < (PATIENCE_S if stamp else one.start_patience_s):
+        if one.silent_s < (PATIENCE_S if stamp else one.start_patience_s) and one.stopped_s < PATIENCE_S:
             return None
         one.aborted_s = one.silent_s
         return Alarm(index, one.pid, signal.SIGABRT, one.silent_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -82,6 +83,22 @@ def test_the_first_beat_may_take_long() -> None:
     child = Child()
     assert child.pass_time(START_PATIENCE_S - STEP_S) == []
     assert len(child.pass_time(2 * STEP_S)) == 1
+
+
+def test_a_child_that_is_stopped_before_its_first_beat_hangs() -> None:
+    child = Child()
+    child.dog.watch(1, 77, math.inf)
+    child.pass_time(START_PATIENCE_S)
+    child.schedule = Schedule(False, 0, 0, stopped=True)
+    assert not child.pass_time(PATIENCE_S - STEP_S)
+    child.schedule = SLEEPS  # continued in time
+    assert not child.pass_time(STEP_S)
+    child.schedule = Schedule(False, 0, 0, stopped=True)
+    assert not child.pass_time(PATIENCE_S - STEP_S)
+    (alarm,) = child.pass_time(STEP_S)
+    assert alarm.number == signal.SIGABRT
+    alarms = child.pass_time(KILL_AFTER_S)
+    assert [each.number for each in alarms] == [signal.SIGKILL]
 
 
 def test_a_process_without_a_processor_is_not_to_blame(child: Child) -> None:
