@@ -281,7 +281,9 @@ def test_13_clients_flood_with_bad_requests_and_never_read(tmp_path: Path) -> No
                         assert (await other.ask(post())).status == 200
                         waits.append(monotonic() - start)
                 grown = pool.lb.rss() - before
-                assert grown <= 10 << 10
+                # Of each client HIGH_WATER of answers and a read of 256 KiB are held, which is 8 MB for all,
+                # and the first requests of a proxy leave some. All the answers would be 120 MB.
+                assert grown <= 16 << 10
                 assert max(waits) < 0.5, waits
             await pool.lb.settled(10)
 
